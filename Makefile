@@ -1,0 +1,57 @@
+# Two commands: `make demo` shows the mesh at work, `make test` runs every test.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+BIN := target/debug
+CARGO := cargo
+PACKAGES := iproute2:ip nftables:nft util-linux:nsenter curl:curl postgresql-client:psql tcpdump:tcpdump nghttp2-client:h2load iputils-ping:ping libc-bin:getent
+
+# The demo takes SQLite where there is no Postgres; the tests need the real one.
+TEST_PACKAGES := postgresql:/usr/lib/postgresql/*/bin/initdb
+
+.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance bench-propagation units release
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+deps: ## Install what the demo and the tests use (Debian packages, as root), or say what is missing.
+	@./deploy/dependencies.sh $(PACKAGES)
+
+deps-test: deps
+	@./deploy/dependencies.sh '$(TEST_PACKAGES)'
+
+build: deps ## Build every program (development profile).
+	@$(CARGO) build --workspace --bins
+
+demo: build ## Two zones, an allowlist and a packet that is delivered or refused; stays up.
+	@$(BIN)/meridian demo
+
+demo-check: build ## The demo, run through once, with its expectations checked.
+	@$(BIN)/meridian demo --check
+
+test: deps-test build ## Every test: unit, component, end to end (network namespaces: root).
+	@$(CARGO) test --workspace
+
+lint: ## Formatting and clippy, warnings refused.
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+fmt: ## Format.
+	@$(CARGO) fmt --all
+
+deny: ## Licences, sources and banned crates (needs cargo-deny).
+	@$(CARGO) deny check bans licenses sources
+
+conformance: ## Compare with Kuma's cases: make conformance CASES=DIR
+	@test -n "$${CASES:-}" || { echo "usage: make conformance CASES=DIR"; exit 64; }
+	@$(CARGO) run -q -p meridian-policy --example conformance -- "$(CASES)"
+
+bench-propagation: build ## From the API's 200 to enforcement in the other zone, 200 changes.
+	@$(BIN)/meridian demo --bench-propagation
+
+units: ## Verify the systemd units.
+	@./deploy/multizone/verify-units.sh
+
+release: ## Optimised binaries in target/release.
+	@$(CARGO) build --release --workspace --bins
