@@ -1,0 +1,8 @@
+//! Compiles the .proto files with a pure-Rust compiler: no protoc is needed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let files = protox::compile(["delta.proto", "identity.proto"], ["proto"])?;
+    tonic_prost_build::configure().bytes(".meridian.delta.v1.Resource.body").compile_fds(files)?;
+    Ok(())
+}

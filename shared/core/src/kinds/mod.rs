@@ -1,0 +1,41 @@
+//! One file a kind.
+
+pub mod data_source;
+pub mod dataplane;
+mod dataplane_checks;
+pub mod external_service;
+pub mod global_secret;
+pub mod hostname_generator;
+pub mod mesh;
+pub mod mesh_external_service;
+mod mesh_observability;
+pub mod mesh_passthrough;
+pub mod mesh_service;
+pub mod mesh_traffic_permission;
+pub mod secret;
+pub mod token_key;
+pub mod token_revocation;
+pub mod trust_bundle;
+pub mod unsupported;
+pub mod zone;
+pub mod zone_egress;
+pub mod zone_ingress;
+
+/// For `skip_serializing_if`: protobuf leaves zero values out.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+/// Schema of a list of CIDRs.
+fn cidrs(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": "array", "items": { "type": "string", "format": "cidr" } })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! Kinds of Kuma that are not here, and what to use instead.
+
+/// A kind that Kuma has or had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsupported {
+    pub kind: &'static str,
+    /// In Kuma's REST paths.
+    pub plural: &'static str,
+    instead: Instead,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Instead {
+    /// This kind does it.
+    Kind(&'static str),
+    /// This kind will do it.
+    Later(&'static str),
+    /// This does it.
+    Other(&'static str),
+    /// Kuma's own kind, not executed yet.
+    NotYet,
+}
+
+use Instead::{Kind, Later, NotYet, Other};
+
+const ALL: [Unsupported; 32] = [
+    // The policies that Kuma itself has replaced.
+    unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
+    unsupported("TrafficRoute", "traffic-routes", Later("MeshHTTPRoute or MeshTCPRoute")),
+    unsupported("TrafficLog", "traffic-logs", Later("MeshAccessLog")),
+    unsupported("TrafficTrace", "traffic-traces", Later("MeshTrace")),
+    unsupported("HealthCheck", "health-checks", Later("MeshHealthCheck")),
+    unsupported("CircuitBreaker", "circuit-breakers", Later("MeshCircuitBreaker")),
+    unsupported("Retry", "retries", Later("MeshRetry")),
+    unsupported("Timeout", "timeouts", Later("MeshTimeout")),
+    unsupported("RateLimit", "rate-limits", Later("MeshRateLimit")),
+    unsupported("FaultInjection", "fault-injections", Later("MeshFaultInjection")),
+    unsupported("VirtualOutbound", "virtual-outbounds", Kind("HostnameGenerator")),
+    unsupported("ProxyTemplate", "proxytemplates", Later("MeshProxyPatch")),
+    // Builtin gateways.
+    unsupported(
+        "MeshGateway",
+        "meshgateways",
+        Other("a delegated gateway: a Dataplane with networking.gateway"),
+    ),
+    unsupported("MeshGatewayRoute", "meshgatewayroutes", Later("MeshHTTPRoute or MeshTCPRoute")),
+    unsupported("MeshGatewayInstance", "meshgatewayinstances", Other("a delegated gateway")),
+    unsupported("MeshGatewayConfig", "meshgatewayconfigs", Other("a delegated gateway")),
+    // Kuma's kinds that come later.
+    unsupported("MeshAccessLog", "meshaccesslogs", NotYet),
+    unsupported("MeshCircuitBreaker", "meshcircuitbreakers", NotYet),
+    unsupported("MeshFaultInjection", "meshfaultinjections", NotYet),
+    unsupported("MeshHealthCheck", "meshhealthchecks", NotYet),
+    unsupported("MeshHTTPRoute", "meshhttproutes", NotYet),
+    unsupported("MeshLoadBalancingStrategy", "meshloadbalancingstrategies", NotYet),
+    unsupported("MeshMetric", "meshmetrics", NotYet),
+    unsupported("MeshMultiZoneService", "meshmultizoneservices", NotYet),
+    unsupported("MeshProxyPatch", "meshproxypatches", NotYet),
+    unsupported("MeshRateLimit", "meshratelimits", NotYet),
+    unsupported("MeshRetry", "meshretries", NotYet),
+    unsupported("MeshTCPRoute", "meshtcproutes", NotYet),
+    unsupported("MeshTimeout", "meshtimeouts", NotYet),
+    unsupported("MeshTLS", "meshtlses", Other("the Mesh's mtls.backends[].mode")),
+    unsupported("MeshTrace", "meshtraces", NotYet),
+    unsupported("MeshIdentity", "meshidentities", Other("the Mesh's mtls")),
+];
+
+const fn unsupported(kind: &'static str, plural: &'static str, instead: Instead) -> Unsupported {
+    Unsupported { kind, plural, instead }
+}
+
+impl Unsupported {
+    /// One sentence: what to use instead.
+    pub fn advice(&self) -> String {
+        let kind = self.kind;
+        match self.instead {
+            Kind(other) => format!("{kind} is not supported: use {other}"),
+            Later(other) => {
+                format!("{kind} is not supported: {other} takes its place and is not supported yet")
+            }
+            Other(other) => format!("{kind} is not supported: use {other}"),
+            NotYet => format!("{kind} is not supported yet"),
+        }
+    }
+}
+
+pub fn by_kind(kind: &str) -> Option<&'static Unsupported> {
+    ALL.iter().find(|unsupported| unsupported.kind == kind)
+}
+
+/// By the plural of Kuma's REST paths.
+pub fn by_plural(plural: &str) -> Option<&'static Unsupported> {
+    ALL.iter().find(|unsupported| unsupported.plural == plural)
+}

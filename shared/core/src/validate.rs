@@ -1,0 +1,110 @@
+//! Checks that several kinds share, in Kuma's words.
+
+use crate::{Violations, labels, names};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Protocols that the tag `kuma.io/protocol` and `appProtocol` may name.
+pub(crate) const PROTOCOLS: [&str; 5] = ["grpc", "http", "http2", "kafka", "tcp"];
+
+/// What Kuma asks of protobuf kinds' ports.
+pub(crate) fn port(path: &str, port: u32, out: &mut Violations) {
+    if !is_port(port) {
+        out.push(path, "port must be in the range [1, 65535]");
+    }
+}
+
+pub(crate) fn is_port(port: u32) -> bool {
+    (1..=65535).contains(&port)
+}
+
+pub(crate) fn is_address(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok() || names::is_hostname(text)
+}
+
+/// `networking.address` of proxies: one that others can connect to.
+pub(crate) fn proxy_address(path: &str, address: &str, out: &mut Violations) {
+    if address.is_empty() {
+        return out.push(path, "address can't be empty");
+    }
+    if address == "0.0.0.0" || address == "::" {
+        out.push(path, "must not be 0.0.0.0 or ::");
+    }
+    if !is_address(address) {
+        out.push(path, "address has to be valid IP address or domain name");
+    }
+}
+
+/// Whether `admin` would listen where `port` of `address` does: Kuma's admin interface is on 127.0.0.1.
+pub(crate) fn clashes_on_loopback(admin: u32, address: &str, port: u32) -> bool {
+    let loopback =
+        address.parse::<IpAddr>().is_ok_and(|ip| ip == IpAddr::from([127, 0, 0, 1]) || ip.is_unspecified());
+    loopback && admin == port
+}
+
+pub(crate) fn one_of(field: &str, values: &[&str]) -> String {
+    let values: Vec<String> = values.iter().map(|value| format!("{value:?}")).collect();
+    format!("{field:?} must be one of [{}]", values.join(", "))
+}
+
+/// What is asked of a set of tags.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Tags {
+    pub(crate) require_service: bool,
+    pub(crate) require_any: bool,
+    /// The tags select; a value may be `*`.
+    pub(crate) selector: bool,
+}
+
+impl Tags {
+    pub(crate) fn check(self, path: &str, tags: &BTreeMap<String, String>, out: &mut Violations) {
+        if self.require_any && tags.is_empty() {
+            out.push(path, "must have at least one tag");
+        }
+        for (name, value) in tags {
+            if name.is_empty() {
+                out.push(path, "tag name must be non-empty");
+            }
+            let tag = format!("{path}[{name:?}]");
+            if !name.bytes().all(|b| is_tag_byte(b) || b == b'/') {
+                out.push(
+                    tag.clone(),
+                    "tag name must consist of alphanumeric characters, dots, dashes, slashes and underscores",
+                );
+            }
+            if value.is_empty() {
+                out.push(tag.clone(), "tag value must be non-empty");
+            }
+            match self.selector {
+                false if !value.bytes().all(is_tag_byte) => out.push(
+                    tag,
+                    "tag value must consist of alphanumeric characters, dots, dashes and underscores",
+                ),
+                true if value != "*" && !value.bytes().all(|b| is_tag_byte(b) || b == b'/') => out.push(
+                    tag,
+                    "tag value must consist of alphanumeric characters, dots, dashes, slashes and underscores or be \"*\"",
+                ),
+                _ => {}
+            }
+        }
+        if self.require_service && !tags.contains_key(labels::SERVICE) {
+            out.push(path, format!("mandatory tag {:?} is missing", labels::SERVICE));
+        }
+    }
+}
+
+fn is_tag_byte(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':')
+}
+
+/// The tag `kuma.io/protocol`, if it is there.
+pub(crate) fn protocol_tag(path: &str, tags: &BTreeMap<String, String>, out: &mut Violations) {
+    let name = labels::PROTOCOL;
+    if let Some(value) = tags.get(name).filter(|value| !PROTOCOLS.contains(&value.as_str())) {
+        let allowed = PROTOCOLS.join(", ");
+        out.push(
+            format!("{path}[{name:?}]"),
+            format!("tag {name:?} has an invalid value {value:?}. Allowed values: {allowed}"),
+        );
+    }
+}
