@@ -1,0 +1,232 @@
+//! The contents of a view, by name and by order of change.
+//!
+//! The order is a count of this index's own changes, not the store's revision: two changes may carry one revision, and
+//! a cursor between them must not miss the second. Only the latest value of a name has a place in the order, so the
+//! index never outgrows what it holds (and a bounded number of tombstones), however much changes.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+
+use crate::data::{Encoded, Id, Revision, StoreId};
+
+/// How an index knows that a name it has not was deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deletions {
+    /// Its contents are all that the audience should hold: what is absent was taken away.
+    Derived,
+    /// By a record of each; what is absent without one was lost.
+    Recorded,
+}
+
+/// A place in the order of an index's changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Order(u64);
+
+pub(crate) struct Index {
+    pub(crate) store: StoreId,
+    pub(crate) revision: Revision,
+    pub(crate) floor: Revision,
+    pub(crate) deletions: Deletions,
+    pub(crate) known: bool,
+    pub(crate) ready: bool,
+    slots: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Slot>>,
+    order: BTreeMap<Order, Id>,
+    last: Order,
+    /// Tombstones up to here were dropped: a cursor below can't be served any more.
+    forgotten: Order,
+    live: usize,
+    tombstones: usize,
+    max_tombstones: usize,
+}
+
+struct Slot {
+    order: Order,
+    revision: Revision,
+    value: Option<Arc<Encoded>>,
+}
+
+/// What a name became.
+pub(crate) enum Entered<'a> {
+    Present(&'a Arc<Encoded>),
+    Removed(&'a Id),
+}
+
+/// A derived view needs tombstones only for its live streams; one that lags further starts anew, which costs it a
+/// listing and nothing else. A record is also proof of a deletion and is kept as far as it is affordable (some 100
+/// bytes each).
+const MAX_TOMBSTONES: [(Deletions, usize); 2] = [(Deletions::Derived, 1024), (Deletions::Recorded, 100_000)];
+
+impl Index {
+    pub(crate) fn new(store: StoreId, floor: Revision, deletions: Deletions) -> Index {
+        let max_tombstones =
+            MAX_TOMBSTONES.iter().find(|(of, _)| *of == deletions).map_or(0, |(_, maximum)| *maximum);
+        Index {
+            store,
+            revision: floor,
+            floor,
+            deletions,
+            known: true,
+            ready: false,
+            slots: BTreeMap::new(),
+            order: BTreeMap::new(),
+            last: Order(0),
+            forgotten: Order(0),
+            live: 0,
+            tombstones: 0,
+            max_tombstones,
+        }
+    }
+
+    /// Changes whenever a stream may have something to do.
+    pub(crate) fn generation(&self) -> (Order, Revision, bool, bool) {
+        (self.last, self.revision, self.known, self.ready)
+    }
+
+    pub(crate) fn last(&self) -> Order {
+        self.last
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.live
+    }
+
+    pub(crate) fn get(&self, type_: &str, name: &str) -> Option<&Arc<Encoded>> {
+        self.slots.get(type_)?.get(name)?.value.as_ref()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Encoded>> {
+        self.slots.values().flat_map(|names| names.values()).filter_map(|slot| slot.value.as_ref())
+    }
+
+    /// Whether a stream that knows of everything up to `order` can still be told what happened since.
+    pub(crate) fn reaches(&self, order: Order) -> bool {
+        order >= self.forgotten
+    }
+
+    /// What changed after `cursor`, oldest first, each name once with its latest value.
+    pub(crate) fn after(&self, cursor: Order) -> impl Iterator<Item = (Order, Entered<'_>)> {
+        let above = (std::ops::Bound::Excluded(cursor), std::ops::Bound::Unbounded);
+        self.order.range(above).filter_map(|(order, id)| {
+            let slot = self.slots.get(&id.type_)?.get(&id.name)?;
+            Some((*order, slot.value.as_ref().map_or(Entered::Removed(id), Entered::Present)))
+        })
+    }
+
+    pub(crate) fn upsert(&mut self, revision: Revision, resource: Arc<Encoded>) {
+        let id = resource.id();
+        if self.get(&id.type_, &id.name).is_some_and(|there| there.version == resource.version) {
+            return;
+        }
+        self.enter(revision, id, Some(resource));
+    }
+
+    pub(crate) fn remove(&mut self, revision: Revision, id: &Id) {
+        if self.get(&id.type_, &id.name).is_some() {
+            self.enter(revision, id.clone(), None);
+            self.bound_tombstones();
+        }
+    }
+
+    /// Before the first contents: this name is missing for a reason.
+    pub(crate) fn record_absent(&mut self, id: Id) {
+        if self.get(&id.type_, &id.name).is_none() {
+            let revision = self.revision;
+            self.enter(revision, id, None);
+        }
+    }
+
+    pub(crate) fn replace(&mut self, revision: Revision, resources: impl IntoIterator<Item = Arc<Encoded>>) {
+        let mut gone: BTreeMap<Id, ()> = self.iter().map(|there| (there.id(), ())).collect();
+        for resource in resources {
+            gone.remove(&resource.id());
+            self.upsert(revision, resource);
+        }
+        gone.keys().for_each(|id| self.remove(revision, id));
+        self.advance(revision);
+    }
+
+    pub(crate) fn advance(&mut self, revision: Revision) {
+        self.revision = self.revision.max(revision);
+        self.ready = true;
+    }
+
+    pub(crate) fn raise_floor(&mut self, floor: Revision) {
+        self.floor = self.floor.max(floor);
+        let old: Vec<Order> = self
+            .order
+            .iter()
+            .filter(|(_, id)| {
+                self.slot(id).is_some_and(|slot| slot.value.is_none() && slot.revision <= floor)
+            })
+            .map(|(order, _)| *order)
+            .collect();
+        old.into_iter().for_each(|order| self.forget(order));
+    }
+
+    fn slot(&self, id: &Id) -> Option<&Slot> {
+        self.slots.get(&id.type_)?.get(&id.name)
+    }
+
+    fn enter(&mut self, revision: Revision, id: Id, value: Option<Arc<Encoded>>) {
+        self.last = Order(self.last.0 + 1);
+        let revision = revision.max(self.revision);
+        let present = value.is_some();
+        let slot = Slot { order: self.last, revision, value };
+        let names = self.slots.entry(id.type_.clone()).or_default();
+        let before = match names.entry(id.name.clone()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(slot);
+                None
+            }
+            Entry::Occupied(mut occupied) => Some(occupied.insert(slot)),
+        };
+        if let Some(before) = before {
+            self.order.remove(&before.order);
+            match before.value {
+                Some(_) => self.live -= 1,
+                None => self.tombstones -= 1,
+            }
+        }
+        match present {
+            true => self.live += 1,
+            false => self.tombstones += 1,
+        }
+        self.order.insert(self.last, id);
+    }
+
+    fn bound_tombstones(&mut self) {
+        // A quarter at a time: finding the oldest walks the order.
+        if self.tombstones <= self.max_tombstones {
+            return;
+        }
+        let excess = self.tombstones - self.max_tombstones / 4 * 3;
+        let oldest: Vec<(Order, Revision)> = self
+            .order
+            .iter()
+            .filter_map(|(order, id)| {
+                let slot = self.slot(id)?;
+                slot.value.is_none().then_some((*order, slot.revision))
+            })
+            .take(excess)
+            .collect();
+        for (order, revision) in oldest {
+            self.forget(order);
+            if self.deletions == Deletions::Recorded {
+                self.floor = self.floor.max(revision);
+            }
+        }
+    }
+
+    fn forget(&mut self, order: Order) {
+        let Some(id) = self.order.remove(&order) else { return };
+        if let Some(names) = self.slots.get_mut(&id.type_) {
+            names.remove(&id.name);
+            if names.is_empty() {
+                self.slots.remove(&id.type_);
+            }
+        }
+        self.tombstones -= 1;
+        self.forgotten = self.forgotten.max(order);
+    }
+}

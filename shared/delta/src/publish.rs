@@ -1,0 +1,169 @@
+//! A publisher's stream over tonic: the same for a server's `Pull` and a client's `Push`.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use futures::StreamExt;
+use meridian_proto::delta as wire;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::{Response, Status};
+
+use crate::peer::{Node, Peer, PeerStream};
+use crate::protocol::{Next, PublisherSession, TooOld};
+use crate::stream::{self, End, Inbound, Lost, Opened, Outbound, now};
+use crate::view::View;
+
+/// One end that publishes a view to one peer.
+#[derive(Clone)]
+pub struct Publisher {
+    pub view: Arc<View>,
+    /// The types it speaks for: what the peer holds of others stays. Empty: all.
+    pub types: Vec<Arc<str>>,
+    /// This process.
+    pub node: Node,
+    /// Where the peer's state is shown.
+    pub peer: Peer,
+}
+
+impl Publisher {
+    /// Answers a `Pull` that the application has let in. The stream runs in a task of its own until either end leaves or
+    /// `closing` is cancelled ([`crate::server::Connection::closing`], or a child of it).
+    pub fn answer(
+        self,
+        opened: Opened<wire::SubscriberMessage>,
+        closing: CancellationToken,
+    ) -> (Response<Outbound<wire::PublisherMessage>>, JoinHandle<End>) {
+        let (sender, receiver) = mpsc::channel(1);
+        let task =
+            tokio::spawn(async move { publish(&self, opened.inbound, sender, closing, Pace::Beat).await });
+        (Response::new(Outbound::new(receiver)), task)
+    }
+}
+
+/// When heartbeats are sent: waking costs more than sending, so as many as can be go together.
+pub(crate) enum Pace {
+    /// Together with those of the process's other streams: many subscribers are connected.
+    Beat,
+    /// Together with what the other direction of the connection does.
+    With(watch::Receiver<()>),
+}
+
+static BEAT: OnceLock<Instant> = OnceLock::new();
+
+/// Never, if there is nobody to say so.
+async fn pulsed(pulse: &mut Option<watch::Receiver<()>>) {
+    let gone = match pulse {
+        Some(pulse) => pulse.changed().await.is_err(),
+        None => true,
+    };
+    if gone {
+        *pulse = None;
+        std::future::pending().await
+    }
+}
+
+/// Runs one stream to its end.
+pub(crate) async fn publish(
+    publisher: &Publisher,
+    inbound: Inbound<wire::SubscriberMessage>,
+    outbound: mpsc::Sender<Result<wire::PublisherMessage, Status>>,
+    closing: CancellationToken,
+    pace: Pace,
+) -> End {
+    let (beat, pulse) = match pace {
+        Pace::Beat => (Some(*BEAT.get_or_init(now)), None),
+        Pace::With(pulse) => (None, Some(pulse)),
+    };
+    let session = PublisherSession::new(&publisher.types, publisher.node.clone(), beat, now());
+    let changed = publisher.view.watch();
+    let peer = publisher.peer.begin();
+    let mut stream = Stream {
+        view: &publisher.view,
+        peer,
+        session,
+        inbound,
+        outbound,
+        closing,
+        changed,
+        pulse,
+        idle: false,
+    };
+    let end = stream.run().await;
+    stream.show();
+    stream.peer.end(&end, None);
+    end
+}
+
+struct Stream<'a> {
+    view: &'a View,
+    peer: PeerStream,
+    session: PublisherSession,
+    inbound: Inbound<wire::SubscriberMessage>,
+    outbound: mpsc::Sender<Result<wire::PublisherMessage, Status>>,
+    closing: CancellationToken,
+    changed: watch::Receiver<u64>,
+    pulse: Option<watch::Receiver<()>>,
+    /// The session had nothing to send, and nothing happened since.
+    idle: bool,
+}
+
+impl Stream<'_> {
+    async fn run(&mut self) -> End {
+        loop {
+            self.show();
+            let end = match self.turn().await {
+                Ok(()) if self.session.is_closed() => End::Closed,
+                Ok(()) => match self.session.peer_left() {
+                    Some(reason) => End::Goodbye(reason),
+                    None => continue,
+                },
+                Err(lost) => End::Lost(lost),
+            };
+            stream::finish(&end, &self.outbound, &mut self.inbound).await;
+            return end;
+        }
+    }
+
+    /// One event. Whatever it was, the session is asked again what to send.
+    async fn turn(&mut self) -> Result<(), Lost> {
+        let busy = !std::mem::take(&mut self.idle);
+        // While the transport takes nothing, what is due to be sent can only wait.
+        let wake = match busy {
+            true => self.session.dead_at(),
+            false => self.view.read(|index| self.session.wake_at(index)),
+        };
+        tokio::select! {
+            biased;
+            () = self.closing.cancelled(), if !self.session.is_closing() => self.session.close("closing"),
+            message = self.inbound.next() => {
+                let message = message.ok_or(Lost::Ended)?.map_err(|status| Lost::Status(Box::new(status)))?;
+                self.session.on_message(message, now())?;
+            }
+            permit = self.outbound.reserve(), if busy => {
+                let permit = permit.map_err(|_| Lost::Ended)?;
+                match self.view.read(|index| self.session.poll(index, now())) {
+                    Ok(Next::Send(message)) => permit.send(Ok(message)),
+                    Ok(Next::Again) => {}
+                    Ok(Next::Idle) => self.idle = true,
+                    Err(TooOld) => return Err(Lost::TooOld),
+                }
+            }
+            _ = self.changed.changed() => {}
+            () = pulsed(&mut self.pulse) => self.session.nudge(now()),
+            () = tokio::time::sleep_until(wake.into()) => {
+                if self.session.is_dead(now()) {
+                    return Err(Lost::Silent);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn show(&mut self) {
+        if self.session.has_news() {
+            self.peer.update(|state| self.session.show(state));
+        }
+    }
+}

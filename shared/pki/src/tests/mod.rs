@@ -1,0 +1,8 @@
+//! Attacks and the ordinary way, on the real parts: certificates made here, verified here, in real handshakes.
+
+mod chains;
+mod forge;
+mod issuing;
+mod links;
+mod sessions;
+mod world;
