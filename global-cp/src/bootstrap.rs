@@ -1,0 +1,150 @@
+//! What a new store begins with. One transaction: of several replicas that start at once, one writes it and the others find
+//! it; what an operator deletes later does not come back.
+
+use crate::{tokens, trust, vault};
+use anyhow::Context;
+use meridian_core::kinds::{
+    hostname_generator::HostnameGenerator,
+    mesh::{self, Mesh},
+    token_key::TokenPurpose,
+};
+use meridian_core::{Key, Resource, labels};
+use meridian_store::{Author, Change, Expect, Store, WriteError};
+use std::path::{Path, PathBuf};
+use time::OffsetDateTime;
+
+/// The private value that says that it was done.
+const DEFAULTS: &str = "defaults";
+
+/// Writes the defaults if this store never had them. True: this replica did it.
+pub(crate) async fn run(store: &Store) -> anyhow::Result<bool> {
+    if store.private_get(vault::ONCE, DEFAULTS).await?.is_some() {
+        return Ok(false);
+    }
+    let done = Change::SwapPrivate {
+        bucket: vault::ONCE.to_owned(),
+        key: DEFAULTS.to_owned(),
+        from: None,
+        to: b"1".to_vec(),
+    };
+    let mut changes = vec![done];
+    changes.extend(tokens::new_key(TokenPurpose::User, None, "1")?);
+    changes.extend(tokens::new_key(TokenPurpose::Zone, None, "1")?);
+    changes.extend(hostname_generators().into_iter().map(of_global));
+    let default = of_global(mesh::mesh_default());
+    changes.push(default);
+    changes.extend(of_mesh(&mesh::mesh_default().key.name)?);
+    changes.extend(trust::first_root(&mesh::mesh_default().key.name, OffsetDateTime::now_utc())?);
+    match store.write(&Author::system(), changes).await {
+        Ok(_) => Ok(true),
+        // Somebody else did it meanwhile.
+        Err(WriteError::PrivateConflict { .. } | WriteError::Conflict { .. }) => Ok(false),
+        Err(error) => Err(error).context("could not write the first resources"),
+    }
+}
+
+/// What every new mesh brings along: a key for its dataplane tokens.
+pub(crate) fn of_mesh(mesh: &str) -> anyhow::Result<Vec<Change>> {
+    Ok(tokens::new_key(TokenPurpose::Dataplane, Some(mesh), "1")?.into())
+}
+
+/// Kuma's templates, under Kuma's names (`pkg/defaults/hostname_generator.go`); those that Kuma makes in each zone are
+/// written here once.
+fn hostname_generators() -> Vec<Resource> {
+    let table = [
+        // name, template, field of the selector, labels
+        ("local-universal-mesh-service", "{{ .DisplayName }}.svc.mesh.local", "meshService", "zone", true),
+        (
+            "local-mesh-external-service",
+            "{{ .DisplayName }}.extsvc.mesh.local",
+            "meshExternalService",
+            "zone",
+            false,
+        ),
+        (
+            "synced-universal-mesh-service",
+            "{{ .DisplayName }}.svc.{{ .Zone }}.mesh.local",
+            "meshService",
+            "global",
+            true,
+        ),
+        (
+            "synced-mesh-external-service",
+            "{{ .DisplayName }}.extsvc.mesh.local",
+            "meshExternalService",
+            "global",
+            false,
+        ),
+    ];
+    let resource = |(name, template, field, origin, universal): (&str, &str, &str, &str, bool)| {
+        let mut matched = std::collections::BTreeMap::from([(labels::ORIGIN, origin)]);
+        if universal {
+            matched.insert(labels::ENV, "universal");
+        }
+        Resource {
+            key: Key::global(HostnameGenerator::KIND, "", name),
+            labels: std::collections::BTreeMap::new(),
+            spec: serde_json::json!({"selector": {field: {"matchLabels": matched}}, "template": template}),
+            status: None,
+        }
+    };
+    table.into_iter().map(resource).collect()
+}
+
+/// Whether the spec is of a mesh that needs a root now.
+pub(crate) fn wants_root(resource: &Resource) -> bool {
+    resource.parse::<Mesh>().is_ok_and(|mesh| trust::wants_root(&mesh))
+}
+
+fn of_global(mut resource: Resource) -> Change {
+    resource.labels = labels::computed(&resource.key, "", &resource.labels);
+    Change::Put { resource, expect: Expect::Absent }
+}
+
+/// Leaves the first admin token beside the data. Its path is logged, not the token. A store that is shared has one such file
+/// at each replica's data directory.
+pub(crate) async fn admin_token_file(store: &Store, data_dir: &Path) -> anyhow::Result<PathBuf> {
+    let path = data_dir.join("admin-token");
+    if !path.exists() {
+        let token = tokens::admin(store).await?;
+        write_private(&path, token.as_bytes())
+            .with_context(|| format!("could not write {}", path.display()))?;
+        tracing::info!(path = %path.display(), "an admin token was written");
+    }
+    Ok(path)
+}
+
+/// A file that only its owner reads. Whole or not at all.
+pub(crate) fn write_private(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let partial = path.with_extension("partial");
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    file.write_all(contents)?;
+    file.sync_all()?;
+    std::fs::rename(&partial, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_first_resources_are_valid() {
+        for resource in hostname_generators().into_iter().chain([mesh::mesh_default()]) {
+            let checked = meridian_core::document::check_resource(&resource);
+            assert_eq!(checked.map(|checked| checked.spec), Ok(resource.spec.clone()), "{}", resource.key);
+        }
+    }
+
+    #[test]
+    fn what_is_private_is_the_owners_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin-token");
+        write_private(&path, b"secret").unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read(&path).unwrap(), b"secret");
+    }
+}

@@ -1,0 +1,234 @@
+//! What the global control plane adds to the API: what a mesh or zone brings along and takes with it, tokens, operators'
+//! commands.
+
+use crate::state::Global;
+use crate::trust::{self, rfc3339, zone_key};
+use crate::zone_status::ZoneStatus;
+use crate::{bootstrap, rotate, status, tokens, vault};
+use futures::future::BoxFuture;
+use meridian_api::access::User;
+use meridian_api::report::ZoneReport;
+use meridian_api::{Effects, Hooks, Problem, RotateCa, Source, TokenRequest, Write};
+use meridian_auth::{UserClaims, Verified};
+use meridian_core::kinds::{dataplane::Dataplane, mesh::Mesh, token_revocation::TokenRevocation, zone::Zone};
+use meridian_core::{Key, Resource};
+use meridian_store::{Author, Change, Expect, Query, Stored};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use time::OffsetDateTime;
+
+/// The hooks of one replica.
+pub(crate) struct GlobalHooks(pub(crate) Arc<Global>);
+
+impl Hooks for GlobalHooks {
+    fn authenticate(&self, token: &str) -> Result<User, String> {
+        let verified: Verified<UserClaims> = self
+            .0
+            .tokens
+            .verifier()
+            .verify(token, OffsetDateTime::now_utc())
+            .map_err(|error| error.to_string())?;
+        Ok(User::authenticated(verified.claims.name, verified.claims.groups))
+    }
+
+    fn before_put<'a>(&'a self, write: Write<'a>) -> BoxFuture<'a, Result<Effects, Problem>> {
+        Box::pin(async move {
+            let kind = write.resource.key.kind;
+            let changes = if kind == Mesh::KIND {
+                self.put_mesh(&write).await?
+            } else if let Some(list) = tokens::revocations(&write.resource.key) {
+                vec![revocations(&list, tokens::revoked_ids(write.resource))]
+            } else {
+                Vec::new()
+            };
+            Ok(Effects { changes, warnings: Vec::new() })
+        })
+    }
+
+    fn before_delete<'a>(
+        &'a self,
+        _user: &'a User,
+        stored: &'a Stored,
+    ) -> BoxFuture<'a, Result<Effects, Problem>> {
+        Box::pin(async move {
+            let key = &stored.resource.key;
+            let changes = if key.kind == Mesh::KIND {
+                self.delete_mesh(&key.name).await?
+            } else if key.kind == Zone::KIND {
+                self.delete_zone(&key.name).await?
+            } else if let Some((purpose, mesh)) = tokens::revocations(key) {
+                let key = tokens::revocation_key(purpose, mesh.as_deref());
+                vec![Change::Delete { key, expect: Expect::Any }]
+            } else {
+                Vec::new()
+            };
+            Ok(Effects { changes, warnings: Vec::new() })
+        })
+    }
+
+    fn reports(&self) -> BoxFuture<'_, Result<Vec<ZoneReport>, Problem>> {
+        Box::pin(async { status::reports(&self.0).await.map_err(|error| Problem::unavailable(&error)) })
+    }
+
+    fn issue_token<'a>(&'a self, request: &'a TokenRequest) -> BoxFuture<'a, Result<String, Problem>> {
+        Box::pin(tokens::issue(&self.0.store, request))
+    }
+
+    fn rotate_ca<'a>(
+        &'a self,
+        user: &'a User,
+        mesh: &'a str,
+        what: RotateCa,
+    ) -> BoxFuture<'a, Result<Value, Problem>> {
+        Box::pin(rotate::command(&self.0, &user.name, mesh, what))
+    }
+
+    fn revoke_zone<'a>(&'a self, user: &'a User, zone: &'a str) -> BoxFuture<'a, Result<Value, Problem>> {
+        Box::pin(self.revoke(user, zone))
+    }
+
+    fn config(&self) -> Value {
+        let settings = &self.0.settings;
+        let scheme = settings.store_url.split(':').next().unwrap_or_default();
+        json!({
+            "mode": "global",
+            "environment": "universal",
+            "dataDir": settings.data_dir,
+            // The rest of the URL may hold a password.
+            "store": {"type": if scheme.starts_with("postgres") { "postgres" } else { scheme }},
+            "apiServer": {
+                "http": {"address": settings.api_http.to_string()},
+                "https": {"address": settings.api_https.to_string()},
+                "authn": {"localhostIsAdmin": settings.access.local_is_admin},
+            },
+            "access": {"type": "static", "static": settings.access},
+            "multizone": {"global": {"sync": {"address": settings.sync_listen.to_string()}}},
+            "diagnostics": {"address": settings.diagnostics.to_string()},
+            "tls": {"given": settings.tls_files.is_some(), "san": settings.tls_san},
+        })
+    }
+}
+
+impl GlobalHooks {
+    /// A new mesh gets its signing key; one that turns builtin mTLS on, its first root.
+    async fn put_mesh(&self, write: &Write<'_>) -> Result<Vec<Change>, Problem> {
+        let mesh = &write.resource.key.name;
+        let mut changes = Vec::new();
+        if write.before.is_none() {
+            changes = bootstrap::of_mesh(mesh).map_err(|error| Problem::internal(&format!("{error:#}")))?;
+        }
+        if bootstrap::wants_root(write.resource) {
+            let held =
+                trust::read(&self.0.store, mesh).await.map_err(|error| Problem::unavailable(&error))?;
+            if held.is_none() {
+                let root = trust::first_root(mesh, OffsetDateTime::now_utc());
+                changes
+                    .extend(root.map_err(|error| Problem::invalid(Source::Body, "name", error.to_string()))?);
+            }
+        }
+        Ok(changes)
+    }
+
+    /// A mesh goes with all that was written for it; not while proxies are in it.
+    async fn delete_mesh(&self, mesh: &str) -> Result<Vec<Change>, Problem> {
+        let query = Query { mesh: Some(mesh.to_owned()), size: 1, ..Query::all(Dataplane::KIND) };
+        let proxies = self.list(&query).await?.total;
+        if proxies > 0 {
+            let mut problem = Problem::bad_request("Could not delete a resource", "Resource is not valid");
+            problem.invalid.push(meridian_api::InvalidParameter {
+                field: "mesh".to_owned(),
+                reason: format!("unable to delete mesh, there are still {proxies} dataplanes attached"),
+                source: Source::Path,
+            });
+            return Err(problem);
+        }
+        let tokens = tokens::of_mesh(&self.0.world(), mesh);
+        let mut deleted: BTreeSet<Key> = tokens
+            .iter()
+            .filter_map(|change| match change {
+                Change::Delete { key, .. } => Some(key.clone()),
+                _ => None,
+            })
+            .collect();
+        let mut changes = tokens;
+        for info in meridian_core::kinds().iter().filter(|info| info.scope == meridian_core::Scope::Mesh) {
+            let query = Query { mesh: Some(mesh.to_owned()), ..Query::all(info.kind) };
+            for stored in self.list(&query).await?.items {
+                let key = stored.resource.key;
+                if deleted.insert(key.clone()) {
+                    changes.push(Change::Delete { key, expect: Expect::Any });
+                }
+            }
+        }
+        let prefix = format!("{mesh}/");
+        for bucket in [vault::ROOTS, vault::INTERMEDIATES] {
+            let private =
+                self.0.store.private_list(bucket).await.map_err(|error| Problem::unavailable(&error))?;
+            let of_mesh = private.iter().filter(|(place, _)| place.starts_with(&prefix));
+            changes.extend(of_mesh.map(|(place, _)| vault::delete(bucket, place)));
+        }
+        Ok(changes)
+    }
+
+    /// A zone goes with all that it sent, and what it was given counts no longer.
+    async fn delete_zone(&self, zone: &str) -> Result<Vec<Change>, Problem> {
+        let mut changes = self.shut_out(zone).await?;
+        changes.push(vault::delete(vault::CURSORS, zone));
+        for info in meridian_core::kinds() {
+            let query = Query { zone: Some(zone.to_owned()), ..Query::all(info.kind) };
+            let sent = self.list(&query).await?.items;
+            changes.extend(
+                sent.into_iter()
+                    .map(|stored| Change::Delete { key: stored.resource.key, expect: Expect::Any }),
+            );
+        }
+        Ok(changes)
+    }
+
+    async fn revoke(&self, user: &User, zone: &str) -> Result<Value, Problem> {
+        let unavailable = |error: &dyn std::fmt::Display| Problem::unavailable(error);
+        let stored = self.0.store.get(&zone_key(zone)).await.map_err(|error| unavailable(&error))?;
+        let stored = stored.ok_or_else(|| Problem::resource_not_found("Zone", "", zone))?;
+        let now = OffsetDateTime::now_utc();
+        let mut changes = self.shut_out(zone).await?;
+        let mut resource: Resource = stored.resource;
+        let state = ZoneStatus { session: None, revoked_at: Some(rfc3339(now)) };
+        resource.status = Some(json!(state));
+        changes.push(Change::Put { resource, expect: Expect::Revision(stored.revision) });
+        self.0.store.write(&Author::new(user.name.clone(), "api"), changes).await.map_err(
+            |error| match error {
+                meridian_store::WriteError::Conflict { .. } => {
+                    Problem::conflict("The zone or its trust changed meanwhile; try again")
+                }
+                error => unavailable(&error),
+            },
+        )?;
+        Ok(json!({
+            "zone": zone,
+            "revokedAt": rfc3339(now),
+            "next": "the zone needs a new zone token to come back",
+        }))
+    }
+
+    async fn shut_out(&self, zone: &str) -> Result<Vec<Change>, Problem> {
+        let meshes = trust::meshes(&self.0.world());
+        trust::revoke(&self.0.store, &meshes, zone, OffsetDateTime::now_utc())
+            .await
+            .map_err(|error| Problem::unavailable(&format!("{error:#}")))
+    }
+
+    async fn list(&self, query: &Query) -> Result<meridian_store::Page, Problem> {
+        self.0.store.list(query).await.map_err(|error| Problem::unavailable(&error))
+    }
+}
+
+/// Kuma's list of revoked tokens as the resource that every verifier reads.
+fn revocations(
+    (purpose, mesh): &(meridian_core::kinds::token_key::TokenPurpose, Option<String>),
+    ids: Vec<String>,
+) -> Change {
+    let spec = TokenRevocation { purpose: *purpose, mesh: mesh.clone(), ids };
+    let key = tokens::revocation_key(*purpose, mesh.as_deref());
+    Change::Put { resource: Resource::of(key, tokens::origin(), &spec), expect: Expect::Any }
+}

@@ -1,0 +1,15 @@
+//! The API over a real server and a real SQLite store: each endpoint, and each documented error.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
+
+mod bounds;
+mod harness;
+mod operate;
+mod overviews;
+mod read_write;
+mod who_may;

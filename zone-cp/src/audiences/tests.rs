@@ -1,0 +1,338 @@
+//! Following changes gives what compiling from nothing gives, and costs nothing where nothing is touched.
+
+use super::*;
+use crate::compile::fixture::*;
+use crate::compile::touched::touched_by_facts;
+use crate::generate::{Action, generate};
+use crate::picture::Facts;
+use meridian_core::Resource;
+use proptest::prelude::*;
+use serde_json::json;
+use time::OffsetDateTime;
+
+/// Follows one change, and writes what the generator then says, as the engine does.
+fn settle(world: &mut World) {
+    for _ in 0..10 {
+        let Some(mesh) = world.picture.meshes.get("default").cloned() else { return };
+        let own = mesh.services.keys().filter(|key| world.picture.is_local(key)).map(|key| key.name.clone());
+        let names: BTreeSet<String> = mesh.by_service.keys().cloned().chain(own).collect();
+        let mut quiet = true;
+        for name in names {
+            match generate(&world.picture, "default", &name, None, OffsetDateTime::UNIX_EPOCH).action {
+                Action::Put(resource) => world.put(*resource),
+                Action::Delete(key) => world.remove(&key),
+                Action::Nothing => continue,
+            }
+            quiet = false;
+        }
+        if quiet {
+            return;
+        }
+    }
+    panic!("the generator never comes to rest");
+}
+
+fn set_facts(world: &mut World, key: &Key, facts: Option<Facts>) {
+    let before = touched_by_facts(&world.picture, key);
+    world.picture.set_facts(key, facts);
+    let mut touched = touched_by_facts(&world.picture, key);
+    touched.extend(before);
+    world.update(touched);
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Put(Box<Resource>),
+    Remove(Key),
+    Facts(Key, Option<Facts>),
+}
+
+fn a_dataplane() -> impl Strategy<Value = Resource> {
+    (0..4u32, 0..3usize, 0..4usize, prop::bool::ANY).prop_map(|(n, service, shape, http)| {
+        let service = ["web", "backend", "Bad_Name"][service];
+        let protocol = if http { "http" } else { "tcp" };
+        let mut resource =
+            dataplane("east", &format!("dp-{n}"), service, &format!("10.1.0.{n}"), 8000 + n % 2, protocol);
+        let networking = resource.spec["networking"].as_object_mut().unwrap();
+        match shape {
+            1 => networking["transparentProxying"]["reachableBackends"] =
+                json!({"refs": [{"kind": "MeshService", "name": "backend"}]}),
+            2 => drop(networking.insert("outbound".into(), json!([
+                {"port": 20001, "tags": {"kuma.io/service": "backend"}},
+                {"port": 20002, "backendRef": {"kind": "MeshExternalService", "name": "mes-0", "port": 80}},
+                {"port": 20003, "tags": {"kuma.io/service": "outside"}},
+            ]))),
+            3 => networking["transparentProxying"]["reachableServices"] = json!(["outside"]),
+            _ => {}
+        }
+        resource
+    })
+}
+
+fn a_mesh() -> impl Strategy<Value = Resource> {
+    (prop::bool::ANY, prop::bool::ANY, prop::bool::ANY, prop::bool::ANY, 0..3usize).prop_map(
+        |(mtls, permissive, zone_egress, passthrough, mode)| {
+            let mut spec = strict();
+            if !mtls {
+                spec.as_object_mut().unwrap().remove("mtls");
+            } else if permissive {
+                spec["mtls"]["backends"][0]["mode"] = json!("PERMISSIVE");
+            }
+            spec["routing"]["zoneEgress"] = json!(zone_egress && mtls);
+            spec["networking"]["outbound"]["passthrough"] = json!(passthrough);
+            let mode = ["Disabled", "Everywhere", "Exclusive"][mode];
+            spec["meshServices"] = json!({"mode": mode});
+            mesh(spec)
+        },
+    )
+}
+
+fn a_destination() -> impl Strategy<Value = Resource> {
+    (0..3u32, 0..3usize, prop::bool::ANY).prop_map(|(n, pin, secret)| {
+        let mut tags = json!({"kuma.io/service": if n == 2 { "backend" } else { "outside" }});
+        if pin > 0 {
+            let zone = ["east", "west"][pin - 1];
+            tags["kuma.io/zone"] = json!(zone);
+        }
+        let mut networking = json!({"address": format!("host{}.example:{}", n % 2, 80 + n)});
+        if secret {
+            networking["tls"] = json!({"enabled": true, "caCert": {"secret": "ca"}});
+        }
+        global(
+            "ExternalService",
+            "default",
+            &format!("es-{n}"),
+            json!({"tags": tags, "networking": networking}),
+        )
+    })
+}
+
+fn a_policy() -> impl Strategy<Value = Resource> {
+    (0..2u32, 0..3usize, prop::bool::ANY).prop_map(|(n, target, deny)| {
+        let target = [
+            json!({"kind": "Mesh"}),
+            json!({"kind": "MeshService", "name": "backend"}),
+            json!({"kind": "MeshSubset", "tags": {"kuma.io/service": "web"}}),
+        ][target]
+            .clone();
+        let action = if deny { "Deny" } else { "Allow" };
+        let from = json!([{"targetRef": {"kind": "Mesh"}, "default": {"action": action}}]);
+        global(
+            "MeshTrafficPermission",
+            "default",
+            &format!("mtp-{n}"),
+            json!({"targetRef": target, "from": from}),
+        )
+    })
+}
+
+fn a_passthrough() -> impl Strategy<Value = Resource> {
+    (0..2u32, prop::bool::ANY, 0..3usize).prop_map(|(n, all, mode)| {
+        let target = if all {
+            json!({"kind": "Mesh"})
+        } else {
+            json!({"kind": "MeshSubset", "tags": {"kuma.io/service": "web"}})
+        };
+        let matches =
+            json!([{"type": "Domain", "value": format!("host{n}.example"), "port": 443, "protocol": "tls"}]);
+        let default = match mode {
+            0 => json!({"passthroughMode": "Matched", "appendMatch": matches}),
+            1 => json!({"passthroughMode": "All"}),
+            _ => json!({"passthroughMode": "None"}),
+        };
+        global(
+            "MeshPassthrough",
+            "default",
+            &format!("mp-{n}"),
+            json!({"targetRef": target, "default": default}),
+        )
+    })
+}
+
+fn from_west() -> impl Strategy<Value = Resource> {
+    (0..3u32, 0..3usize, prop::bool::ANY).prop_map(|(healthy, service, http)| {
+        let service = ["backend", "web", "far"][service];
+        let spec = json!({
+            "selector": {"dataplaneTags": {"kuma.io/service": service}},
+            "ports": [{"port": 9000, "appProtocol": if http { "http" } else { "tcp" }}],
+            "identities": [{"type": "ServiceTag", "value": service}],
+            "state": if healthy > 0 { "Available" } else { "Unavailable" },
+        });
+        let mut resource = local("west", "MeshService", "default", service, spec);
+        resource.status = Some(json!({"dataplaneProxies": {"connected": 3, "healthy": healthy, "total": 3}}));
+        abroad("west", resource)
+    })
+}
+
+fn another() -> impl Strategy<Value = Resource> {
+    let user_service = local(
+        "east",
+        "MeshService",
+        "default",
+        "mine",
+        json!({
+            "selector": {"dataplaneTags": {"kuma.io/service": "web"}},
+            "ports": [{"port": 80, "targetPort": 8000, "appProtocol": "http"}], "state": "Unavailable",
+        }),
+    );
+    let by_name = local(
+        "east",
+        "MeshService",
+        "default",
+        "one",
+        json!({
+            "selector": {"dataplaneRef": {"name": "dp-1"}}, "ports": [{"port": 8001}], "state": "Unavailable",
+        }),
+    );
+    let [ingress, egress] = gateways("east", "10.1.0");
+    let [far, _] = gateways("west", "10.2.0");
+    let generator = json!({"selector": {"meshService": {}}, "template": "{{ .DisplayName }}.x.mesh.local"});
+    let billing = json!({
+        "match": {"type": "HostnameGenerator", "port": 80, "protocol": "http"},
+        "endpoints": [{"address": "b.example", "port": 443}],
+    });
+    prop::sample::select(vec![
+        user_service,
+        by_name,
+        ingress,
+        egress,
+        abroad("west", far),
+        global("HostnameGenerator", "", "hg", generator),
+        global("MeshExternalService", "default", "mes-0", billing),
+        global("Secret", "default", "ca", json!({"data": "Q0E="})),
+        global("TrustBundle", "default", "default", json!({"roots": ["a", "b"], "revoked": []})),
+    ])
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let resource = || {
+        prop_oneof![
+            4 => a_dataplane(),
+            1 => a_mesh(),
+            2 => a_destination(),
+            2 => a_policy(),
+            2 => a_passthrough(),
+            3 => from_west(),
+            4 => another(),
+        ]
+    };
+    let facts = (0..4u32, 0..3usize).prop_map(|(n, what)| {
+        let ready = BTreeSet::from(["8000".to_owned(), "8001".to_owned()]);
+        let certified = BTreeSet::from(["default".to_owned()]);
+        let facts = [
+            None,
+            Some(Facts { ready: ready.clone(), certified: BTreeSet::new() }),
+            Some(Facts { ready, certified }),
+        ][what]
+            .clone();
+        Op::Facts(sidecar("east", &format!("dp-{n}")), facts)
+    });
+    prop_oneof![
+        5 => resource().prop_map(|resource| Op::Put(Box::new(resource))),
+        2 => resource().prop_map(|resource| Op::Remove(resource.key)),
+        2 => facts,
+    ]
+}
+
+fn everything_shown(world: &World) -> BTreeMap<Key, BTreeMap<String, BTreeMap<String, serde_json::Value>>> {
+    world.audiences.proxies().map(|key| (key.clone(), world.shown(key))).collect()
+}
+
+proptest! {
+
+    #[test]
+    fn following_changes_is_compiling_from_nothing(first in a_mesh(), ops in prop::collection::vec(op(), 1..25)) {
+        let mut picture = Picture::new("east", crate::picture::Options::default());
+        picture.put(first).unwrap();
+        let mut world = World::new(picture);
+        for op in ops {
+            match op {
+                Op::Put(resource) => world.put(*resource),
+                Op::Remove(key) => world.remove(&key),
+                Op::Facts(key, facts) => set_facts(&mut world, &key, facts),
+            }
+            settle(&mut world);
+        }
+        let fresh = World::with(world.picture.clone(), world.vips.clone());
+        prop_assert_eq!(everything_shown(&world), everything_shown(&fresh));
+        prop_assert_eq!(world.audiences.problems(), fresh.audiences.problems());
+        // Nobody keeps an address that nothing names.
+        let mut after = world.vips.clone();
+        after.retain(|owner| fresh.audiences.uses_address(owner), 1);
+        prop_assert_eq!(after.drain().len(), world.vips.drain().len());
+    }
+}
+
+fn cost(world: &mut World, change: impl FnOnce(&mut World)) -> Counters {
+    let before = world.audiences.counters();
+    change(world);
+    let after = world.audiences.counters();
+    Counters {
+        units: after.units - before.units,
+        views: after.views - before.views,
+        memberships: after.memberships - before.memberships,
+    }
+}
+
+/// Fifty sidecars that call backend, and some of another mesh.
+fn crowd() -> World {
+    let (mut east, _) = world();
+    for n in 0..50 {
+        let name = format!("client-{n}");
+        let resource = dataplane("east", &name, "client", &format!("10.1.1.{n}"), 8080, "http");
+        east.set_facts(&resource.key, Some(healthy(&resource)));
+        east.put(resource).unwrap();
+    }
+    generate_all(&mut east);
+    World::new(east)
+}
+
+#[test]
+fn a_status_that_changes_nothing_costs_no_proxy_anything() {
+    let mut world = crowd();
+    let service =
+        world.picture.meshes["default"].services.values().find(|it| it.resource.key.zone == "west").unwrap();
+    let mut resource = service.resource.clone();
+    resource.status.as_mut().unwrap()["dataplaneProxies"]["total"] = json!(9);
+    let cost = cost(&mut world, |world| world.put(resource));
+    assert_eq!((cost.views, cost.memberships), (0, 0));
+    assert!(cost.units <= 3, "{cost:?}");
+}
+
+#[test]
+fn one_endpoint_is_compiled_once_for_all_who_subscribe() {
+    let mut world = crowd();
+    let key = sidecar("east", "web-1");
+    let facts = Facts { ready: BTreeSet::new(), certified: BTreeSet::from(["default".to_owned()]) };
+    let cost = cost(&mut world, |world| set_facts(world, &key, Some(facts)));
+    // web's endpoints and what refers to them; every sidecar and the ingress are given the one changed set.
+    assert!(cost.units <= 4, "{cost:?}");
+    assert_eq!((cost.views, cost.memberships), (52, 0));
+}
+
+#[test]
+fn a_permission_is_compiled_for_those_it_selects() {
+    let mut world = crowd();
+    let spec = json!({
+        "targetRef": {"kind": "MeshService", "name": "web"},
+        "from": [{"targetRef": {"kind": "Mesh"}, "default": {"action": "Allow"}}],
+    });
+    let cost =
+        cost(&mut world, |world| world.put(global("MeshTrafficPermission", "default", "all-to-web", spec)));
+    assert_eq!((cost.views, cost.memberships), (1, 0), "web-1 alone");
+    assert!(cost.units <= 4, "web-1, and the entries that a permission may be about: {cost:?}");
+}
+
+#[test]
+fn another_mesh_is_not_touched() {
+    let mut world = crowd();
+    world.put(global("Mesh", "", "other", strict()));
+    let mut foreign = dataplane("east", "foreign-1", "web", "10.1.2.1", 8080, "http");
+    foreign.key.mesh = "other".into();
+    world.put(foreign.clone());
+    let cost = cost(&mut world, |world| {
+        foreign.spec["networking"]["inbound"][0]["tags"]["version"] = json!("2");
+        world.put(foreign);
+    });
+    assert!(cost.units <= 3 && cost.views <= 1, "{cost:?}");
+}

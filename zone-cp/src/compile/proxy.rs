@@ -1,0 +1,428 @@
+//! What is one proxy's own: its settings, inbounds, explicit outbounds, and what MeshPassthrough lets it reach.
+
+use super::external::{NO_EGRESS, passthrough_sni, through_egress};
+use super::routes::EGRESSES;
+use super::services::{destination_name, host_owner, legacy_name, legacy_services};
+use super::{Compiled, Inputs, normal_name, port, protocol};
+use crate::picture::{MeshPicture, Picture, display_name, subject};
+use crate::vip::Owner;
+use ipnet::IpNet;
+use meridian_core::duration::ProtoDuration;
+use meridian_core::kinds::dataplane::{self, Dataplane, InboundState, IpFamilyMode};
+use meridian_core::kinds::mesh::MtlsMode;
+use meridian_core::kinds::mesh_external_service::MeshExternalService;
+use meridian_core::kinds::mesh_passthrough::{MatchType, Protocol as PassthroughProtocol};
+use meridian_core::kinds::mesh_service::MeshService;
+use meridian_core::kinds::zone_ingress::ZoneIngress;
+use meridian_core::{Key, labels};
+use meridian_policy::{Parsed, Passthrough, PassthroughEntry, inbound_permission, passthrough};
+use meridian_proxy_config::{
+    AddressPolicy, Caller, CallerMode, Capture, DnsSettings, Entry, EntryKind, External, HostMatch, Inbound,
+    InboundTls, Outbound, Permission, Probe, Protocol, Proxy, Role, Target, Unlisted, Via, types,
+};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// An unknown captured connection is read for so long before it counts as TCP.
+const DETECT_TIMEOUT_MILLIS: u64 = 300;
+/// Where captured DNS is answered.
+const DNS_PORT: u16 = 15053;
+
+pub(crate) fn owners(picture: &Picture, key: &Key) -> BTreeSet<Owner> {
+    let entries = passthrough_of(picture, key).map(|(_, it)| it.entries).unwrap_or_default();
+    let domains = entries.into_iter().filter(|entry| entry.match_.type_ == MatchType::Domain);
+    domains.map(|entry| host_owner(&key.mesh, &normal_name(&entry.match_.value))).collect()
+}
+
+fn passthrough_of<'a>(picture: &'a Picture, key: &Key) -> Option<(&'a Parsed<Dataplane>, Passthrough)> {
+    let mesh = picture.mesh(&key.mesh)?;
+    let dataplane = mesh.dataplane(key)?;
+    Some((dataplane, passthrough(mesh.spec()?, &subject(dataplane), &mesh.passthroughs)))
+}
+
+/// A sidecar's own resources.
+pub(crate) fn dataplane(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
+    let picture = inputs.picture;
+    let Some(mesh) = picture.mesh(&key.mesh) else { return };
+    let Some((dataplane, passthrough)) = passthrough_of(picture, key) else { return };
+    let Some(networking) = &dataplane.spec.networking else { return };
+    out.push(key, types::PROXY, "self", &sidecar(picture, mesh, dataplane, &passthrough));
+    let mut names = BTreeSet::new();
+    for inbound in networking.inbound.iter().filter(|inbound| inbound.state != InboundState::Ignored) {
+        let compiled = compile_inbound(mesh, dataplane, networking, inbound);
+        if names.insert(compiled.name.clone()) {
+            out.push(key, types::INBOUND, &compiled.name.clone(), &compiled);
+        } else {
+            out.problem(key, format!("two inbounds are named {}: only the first is used", compiled.name));
+        }
+    }
+    for explicit in &networking.outbound {
+        match explicit_target(picture, mesh, explicit) {
+            Ok(target) => {
+                let address = explicit.address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+                let bind = SocketAddr::new(address, port(explicit.port));
+                let outbound =
+                    Outbound { bind: Some(bind), vips: vec![], port: bind.port(), hostnames: vec![], target };
+                out.push(key, types::OUTBOUND, &format!("explicit/{bind}"), &outbound);
+            }
+            Err(reason) => out.problem(key, format!("outbound on port {}: {reason}", explicit.port)),
+        }
+    }
+    passthrough_externals(inputs, mesh, key, &passthrough, out);
+}
+
+fn sidecar(
+    picture: &Picture,
+    mesh: &MeshPicture,
+    dataplane: &Parsed<Dataplane>,
+    passthrough: &Passthrough,
+) -> Proxy {
+    let key = &dataplane.resource.key;
+    let networking = dataplane.spec.networking.as_ref();
+    let service = networking.and_then(|it| it.inbound.first()).and_then(|inbound| inbound.service());
+    let gateway =
+        networking.and_then(|it| it.gateway.as_ref()?.tags.get(labels::SERVICE)).map(String::as_str);
+    let transparent = networking.and_then(|it| it.transparent_proxying.as_ref());
+    let capture = transparent.filter(|it| it.redirect_port_outbound != 0).map(|it| Capture {
+        outbound_port: port(it.redirect_port_outbound),
+        inbound_port: port(it.redirect_port_inbound),
+    });
+    let unlisted = unlisted(picture, mesh, key, passthrough.mode);
+    Proxy {
+        role: Role::Sidecar,
+        mesh: key.mesh.clone(),
+        name: key.name.clone(),
+        zone: picture.zone.clone(),
+        service: service.or(gateway).unwrap_or_default().to_owned(),
+        listen: None,
+        identities: mesh.mtls().then(|| key.mesh.clone()).into_iter().collect(),
+        dns: DnsSettings {
+            listen_port: capture.is_some().then_some(DNS_PORT),
+            forward_zones: picture.options.dns_forward_zones.clone(),
+            forward_all: unlisted != Unlisted::Refuse,
+            ipv6: transparent.is_none_or(|it| it.ip_family_mode != IpFamilyMode::IPv4),
+        },
+        capture,
+        unlisted,
+        detect_timeout_millis: DETECT_TIMEOUT_MILLIS,
+        max_config_age_seconds: None,
+        // Only a sidecar that dials outwards itself has to know them.
+        protected: if mesh.egress_enforced() { Vec::new() } else { protected(picture) },
+    }
+}
+
+fn unlisted(picture: &Picture, mesh: &MeshPicture, key: &Key, mode: CallerMode) -> Unlisted {
+    match mode {
+        CallerMode::None | CallerMode::Matched => Unlisted::Refuse,
+        CallerMode::All if !mesh.egress_enforced() => Unlisted::Direct,
+        CallerMode::All if !picture.has_egress() => Unlisted::Refuse,
+        CallerMode::All => Unlisted::Egress {
+            endpoints: EGRESSES.to_owned(),
+            sni: passthrough_sni(&key.mesh, &picture.zone),
+        },
+    }
+}
+
+/// Addresses of the zone's proxies and control planes.
+fn protected(picture: &Picture) -> Vec<IpAddr> {
+    let dataplanes = picture.meshes.values().flat_map(|mesh| mesh.dataplanes.values());
+    let sidecars = dataplanes.filter_map(|it| it.spec.networking.as_ref()).flat_map(|networking| {
+        let inbounds = networking.inbound.iter().map(|inbound| inbound.address.as_str());
+        inbounds.chain([networking.address.as_str(), networking.advertised_address.as_str()])
+    });
+    let local = picture.ingresses.values().filter(|it| picture.is_local(&it.resource.key));
+    let ingresses =
+        local.filter_map(|it| it.spec.networking.as_ref().map(|networking| networking.address.as_str()));
+    let egresses =
+        picture.egresses.values().filter_map(|it| Some(it.spec.networking.as_ref()?.address.as_str()));
+    let proxies = sidecars.chain(ingresses).chain(egresses).filter_map(|text| text.parse().ok());
+    let all: BTreeSet<IpAddr> = proxies.chain(picture.options.protected.iter().copied()).collect();
+    all.into_iter().collect()
+}
+
+fn compile_inbound(
+    mesh: &MeshPicture,
+    dataplane: &Parsed<Dataplane>,
+    networking: &dataplane::Networking,
+    inbound: &dataplane::Inbound,
+) -> Inbound {
+    let name = &dataplane.resource.key.mesh;
+    let address = if inbound.address.is_empty() { &networking.address } else { &inbound.address };
+    // A name can't be bound: its host knows which of its addresses that is.
+    let address: IpAddr = address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let application = inbound.service_address.parse().unwrap_or(address);
+    let application =
+        if application.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { application };
+    let service_port = if inbound.service_port == 0 { inbound.port } else { inbound.service_port };
+    let mode = mesh.spec().and_then(|spec| spec.mtls_backend()).map(|backend| backend.mode);
+    Inbound {
+        name: inbound.section_name(),
+        listen: SocketAddr::new(address, port(inbound.port)),
+        application: SocketAddr::new(application, port(service_port)),
+        protocol: protocol(inbound.declared_protocol()),
+        service: inbound.service().unwrap_or_default().to_owned(),
+        tls: match mode {
+            None => InboundTls::Off,
+            Some(MtlsMode::Permissive) => InboundTls::Permissive,
+            Some(MtlsMode::Strict) => InboundTls::Strict,
+        },
+        mesh: name.clone(),
+        permission: inbound_permission(name, &subject(dataplane), inbound, &mesh.permissions),
+        probe: inbound.service_probe.as_ref().filter(|probe| probe.tcp.is_some()).map(probe),
+    }
+}
+
+fn probe(declared: &dataplane::ServiceProbe) -> Probe {
+    let millis = |set: Option<ProtoDuration>, default: u64| {
+        u64::try_from(set.map_or(Duration::from_millis(default), |it| it.0).as_millis())
+            .unwrap_or(default)
+            .max(1)
+    };
+    Probe {
+        interval_millis: millis(declared.interval, 1_000),
+        timeout_millis: millis(declared.timeout, 2_000),
+        unhealthy_threshold: declared.unhealthy_threshold.unwrap_or(1).max(1),
+        healthy_threshold: declared.healthy_threshold.unwrap_or(1).max(1),
+    }
+}
+
+fn explicit_target(
+    picture: &Picture,
+    mesh: &MeshPicture,
+    outbound: &dataplane::Outbound,
+) -> Result<Target, String> {
+    if let Some(reference) = &outbound.backend_ref {
+        return referenced_target(picture, mesh, reference);
+    }
+    let service = outbound.tags.get(labels::SERVICE).ok_or("it names no kuma.io/service")?;
+    let ignored = [labels::SERVICE, labels::PROTOCOL, labels::MESH];
+    if let Some(tag) = outbound.tags.keys().find(|tag| !ignored.contains(&tag.as_str())) {
+        return Err(format!("instances can't be selected by the tag {tag}"));
+    }
+    let external = mesh.external_services.iter().find(|(_, it)| it.spec.service() == Some(service));
+    if let Some((key, _)) = external {
+        return Ok(Target::External(super::external::entry_key(key)));
+    }
+    let ports = legacy_services(mesh, service).flat_map(|it| it.spec.ports.iter().map(|port| port.port));
+    let lowest = ports.min().ok_or_else(|| format!("there is no service {service}"))?;
+    let mesh_name = mesh.mesh.as_ref().map_or("", |mesh| mesh.resource.key.name.as_str());
+    Ok(Target::Destination(legacy_name(mesh_name, service, lowest)))
+}
+
+fn referenced_target(
+    picture: &Picture,
+    mesh: &MeshPicture,
+    reference: &dataplane::BackendRef,
+) -> Result<Target, String> {
+    let missing =
+        || format!("there is no {} {} with port {}", reference.kind, reference.name, reference.port);
+    match meridian_core::Kind::named(&reference.kind) {
+        Some(kind) if kind == MeshService::KIND => {
+            let service = referenced_service(picture, mesh, reference).ok_or_else(missing)?;
+            let has_port = service.spec.ports.iter().any(|port| port.port == reference.port);
+            let name = has_port.then(|| destination_name(service, reference.port));
+            name.map(Target::Destination).ok_or_else(missing)
+        }
+        Some(kind) if kind == MeshExternalService::KIND => {
+            let found = referenced_external(mesh, reference).ok_or_else(missing)?;
+            Ok(Target::External(super::external::entry_key(found)))
+        }
+        _ => Err(format!("backendRef.kind {} is not supported", reference.kind)),
+    }
+}
+
+/// By name the zone's own before others', by labels the first that matches.
+pub(crate) fn referenced_service<'a>(
+    picture: &Picture,
+    mesh: &'a MeshPicture,
+    reference: &dataplane::BackendRef,
+) -> Option<&'a Parsed<MeshService>> {
+    let matching =
+        mesh.services.values().filter(|it| refers(&it.resource, &reference.name, &reference.labels));
+    matching
+        .min_by_key(|it| (!picture.is_local(&it.resource.key), it.resource.key.clone()))
+        .map(AsRef::as_ref)
+}
+
+pub(crate) fn referenced_external<'a>(
+    mesh: &'a MeshPicture,
+    reference: &dataplane::BackendRef,
+) -> Option<&'a Key> {
+    let mut all = mesh.mesh_external_services.iter();
+    all.find(|(_, it)| refers(&it.resource, &reference.name, &reference.labels)).map(|(key, _)| key)
+}
+
+/// Whether a reference by name (at home, or here) or by labels means a resource.
+pub(crate) fn refers(
+    resource: &meridian_core::Resource,
+    name: &str,
+    wanted: &std::collections::BTreeMap<String, String>,
+) -> bool {
+    if !name.is_empty() {
+        return resource.key.name == name || display_name(resource) == name;
+    }
+    let has = |(key, value): (&String, &String)| match key.as_str() {
+        labels::DISPLAY_NAME => display_name(resource) == value,
+        labels::ZONE => resource.key.zone == *value,
+        _ => resource.labels.get(key) == Some(value),
+    };
+    !wanted.is_empty() && wanted.iter().all(has)
+}
+
+fn passthrough_externals(
+    inputs: Inputs<'_>,
+    mesh: &MeshPicture,
+    key: &Key,
+    passthrough: &Passthrough,
+    out: &mut Compiled,
+) {
+    for matched in &passthrough.entries {
+        let Some(entry) = passthrough_entry(&key.mesh, matched) else {
+            out.problem(
+                key,
+                format!("MeshPassthrough {}: {} is not supported", matched.policy, matched.match_.value),
+            );
+            continue;
+        };
+        let via = if !mesh.egress_enforced() {
+            Via::Sidecar(Box::new(entry.clone()))
+        } else if inputs.picture.has_egress() {
+            through_egress(&key.mesh, &inputs.picture.zone, passthrough_sni(&key.mesh, &inputs.picture.zone))
+        } else {
+            Via::Refused(NO_EGRESS.to_owned())
+        };
+        let external = External {
+            entry: entry.key.clone(),
+            kind: EntryKind::MeshPassthrough,
+            protocol: entry.protocol,
+            hosts: entry.hosts.clone(),
+            ports: entry.ports.clone(),
+            originates_tls: false,
+            via,
+        };
+        out.push(key, types::EXTERNAL, &entry.key, &external);
+        if let Some(HostMatch::Exact(hostname)) = entry.hosts.first()
+            && let Some(vip) = inputs.vips.address(&host_owner(&key.mesh, hostname))
+        {
+            let outbound = Outbound {
+                bind: None,
+                vips: vec![IpAddr::V4(vip)],
+                // Without a port the external's own rule decides: every port.
+                port: entry.ports.first().copied().unwrap_or(0),
+                hostnames: vec![hostname.clone()],
+                target: Target::External(entry.key.clone()),
+            };
+            out.push(key, types::OUTBOUND, &entry.key, &outbound);
+        }
+    }
+}
+
+/// None for what only a later version enforces (CIDRs and wildcards, which are refused where they are written).
+fn passthrough_entry(mesh: &str, matched: &PassthroughEntry) -> Option<Entry> {
+    let value = &matched.match_.value;
+    let (hosts, allowed) = match matched.match_.type_ {
+        MatchType::Domain if value.contains('*') => return None,
+        MatchType::Domain => (HostMatch::Exact(normal_name(value)), Vec::new()),
+        MatchType::Ip => {
+            let address: IpAddr = value.parse().ok()?;
+            (HostMatch::Ip(address), vec![IpNet::from(address)])
+        }
+        MatchType::Cidr | MatchType::Other(_) => return None,
+    };
+    Some(Entry {
+        key: format!("{mesh}/passthrough/{}", matched.key),
+        mesh: mesh.to_owned(),
+        kind: EntryKind::MeshPassthrough,
+        protocol: match matched.match_.protocol {
+            PassthroughProtocol::Http => Protocol::Http,
+            PassthroughProtocol::Http2 => Protocol::Http2,
+            PassthroughProtocol::Grpc => Protocol::Grpc,
+            // TLS passes through, and MySQL's server speaks first: opaque either way.
+            PassthroughProtocol::Tcp
+            | PassthroughProtocol::Tls
+            | PassthroughProtocol::Mysql
+            | PassthroughProtocol::Other(_) => Protocol::Tcp,
+        },
+        hosts: vec![hosts],
+        ports: matched.match_.port.map(port).into_iter().collect(),
+        endpoints: Vec::new(),
+        tls: None,
+        addresses: AddressPolicy { allowed },
+        // The caller's own list is the permission.
+        permission: Permission::default(),
+    })
+}
+
+/// What one Dataplane may reach by MeshPassthrough, for the egress.
+pub(crate) fn caller(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
+    let picture = inputs.picture;
+    if !picture.mesh(&key.mesh).is_some_and(MeshPicture::egress_enforced) {
+        return;
+    }
+    let Some((_, passthrough)) = passthrough_of(picture, key) else { return };
+    let entries =
+        passthrough.entries.iter().filter_map(|it| passthrough_entry(&key.mesh, it)).map(|entry| entry.key);
+    let caller = Caller {
+        mesh: key.mesh.clone(),
+        dataplane: key.name.clone(),
+        mode: passthrough.mode,
+        entries: entries.collect(),
+    };
+    out.push(key, types::CALLER, &format!("{}/{}", key.mesh, key.name), &caller);
+}
+
+/// Every MeshPassthrough destination that any Dataplane of the mesh may reach.
+pub(crate) fn passthrough_entries(inputs: Inputs<'_>, mesh_name: &str, out: &mut Compiled) {
+    let picture = inputs.picture;
+    let Some(mesh) = picture.mesh(mesh_name).filter(|mesh| mesh.egress_enforced()) else { return };
+    let mut known = BTreeSet::new();
+    for key in mesh.dataplanes.keys() {
+        let Some((_, passthrough)) = passthrough_of(picture, key) else { continue };
+        for matched in &passthrough.entries {
+            if let Some(entry) = passthrough_entry(mesh_name, matched)
+                && known.insert(entry.key.clone())
+            {
+                out.push(key, types::ENTRY, &entry.key.clone(), &entry);
+            }
+        }
+    }
+}
+
+/// An ingress's or egress's own settings.
+pub(crate) fn gateway(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
+    let picture = inputs.picture;
+    let (role, address) = if key.kind == ZoneIngress::KIND {
+        let Some(it) = picture.ingresses.get(key) else { return };
+        (
+            Role::Ingress,
+            it.spec.networking.as_ref().map(|networking| (networking.address.clone(), networking.port)),
+        )
+    } else {
+        let Some(it) = picture.egresses.get(key) else { return };
+        (
+            Role::Egress,
+            it.spec.networking.as_ref().map(|networking| (networking.address.clone(), networking.port)),
+        )
+    };
+    let listen = address.map(|(address, number)| {
+        SocketAddr::new(address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port(number))
+    });
+    let with_mtls = picture.meshes.iter().filter(|(_, mesh)| mesh.mtls()).map(|(name, _)| name.clone());
+    let proxy = Proxy {
+        role,
+        mesh: String::new(),
+        name: key.name.clone(),
+        zone: picture.zone.clone(),
+        service: String::new(),
+        listen,
+        identities: if role == Role::Egress { with_mtls.collect() } else { Vec::new() },
+        capture: None,
+        dns: DnsSettings { listen_port: None, forward_zones: Vec::new(), forward_all: false, ipv6: false },
+        unlisted: Unlisted::Refuse,
+        detect_timeout_millis: DETECT_TIMEOUT_MILLIS,
+        max_config_age_seconds: picture.options.max_config_age_seconds.filter(|_| role == Role::Egress),
+        protected: if role == Role::Egress { protected(picture) } else { Vec::new() },
+    };
+    out.push(key, types::PROXY, "self", &proxy);
+}

@@ -1,0 +1,421 @@
+//! Services inside the mesh: names, destinations, endpoints.
+
+use super::{Compiled, Inputs, host, port, protocol};
+use crate::hostnames;
+use crate::picture::{Facts, MeshPicture, Picture, display_name};
+use crate::vip::{Owner, Range};
+use meridian_core::kinds::dataplane::{Dataplane, Inbound};
+use meridian_core::kinds::mesh::{MeshServicesMode, MtlsMode};
+use meridian_core::kinds::mesh_service::{IdentityType, MeshService, Port, PortOrName, State, Status};
+use meridian_core::{Key, labels};
+use meridian_policy::Parsed;
+use meridian_proxy_config::sni::{Sni, SniKind};
+use meridian_proxy_config::{Destination, DestinationTls, Endpoint, EndpointSet, Outbound, Target, types};
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+
+/// A remote service counts as so many virtual endpoints at most.
+const MAX_REPLICAS: u32 = 32;
+/// Endpoints are some 200 bytes each and a resource may take 512 KiB: larger sets are cut, by a hash of the endpoint,
+/// so that one endpoint that comes or goes changes one part.
+const MAX_ENDPOINTS: usize = 1_000;
+/// Where `<service>.mesh` answers beside the ports of the service.
+const LEGACY_PORT: u16 = 80;
+
+/// Whose virtual address a MeshService's is; none where the mesh has no such names.
+pub(crate) fn owner(picture: &Picture, key: &Key) -> Option<Owner> {
+    let mesh = picture.mesh(&key.mesh)?;
+    mesh.service(key)?;
+    let mode = mesh.spec()?.mesh_services_mode();
+    (mode != MeshServicesMode::Disabled).then(|| service_owner(key))
+}
+
+fn service_owner(key: &Key) -> Owner {
+    Owner { range: Range::MeshService, name: format!("{}/{}/{}", key.mesh, key.zone, key.name) }
+}
+
+/// The virtual address of `<service>.mesh`; none where the mesh has no such names.
+pub(crate) fn legacy_owner(picture: &Picture, mesh: &str, service: &str) -> Option<Owner> {
+    let picture = picture.mesh(mesh)?;
+    let exists = has_legacy_names(picture)
+        && picture.services.values().any(|it| service_of(&it.spec) == Some(service));
+    exists.then(|| host_owner(mesh, &hostnames::legacy(service)))
+}
+
+/// One a host, all its ports.
+pub(crate) fn host_owner(mesh: &str, host: &str) -> Owner {
+    Owner { range: Range::Host, name: format!("{mesh}/{host}") }
+}
+
+/// `<service>.mesh` answers in every mode: `meshServices.mode` decides whether MeshServices have names beside it.
+pub(crate) fn has_legacy_names(mesh: &MeshPicture) -> bool {
+    mesh.spec().is_some()
+}
+
+/// The `kuma.io/service` of which a MeshService is a view.
+pub(crate) fn service_of(service: &MeshService) -> Option<&str> {
+    let selected = service.selector.dataplane_tags.as_ref().and_then(|tags| tags.get(labels::SERVICE));
+    let tagged =
+        || service.identities.iter().find(|id| id.type_ == IdentityType::ServiceTag).map(|id| &id.value);
+    selected.or_else(tagged).map(String::as_str)
+}
+
+/// What the zone of a service has found out about it.
+pub(crate) fn status_of(service: &Parsed<MeshService>) -> Status {
+    let status = service.resource.status.as_ref();
+    status.and_then(|status| serde_json::from_value(status.clone()).ok()).unwrap_or_default()
+}
+
+/// The name of a destination and of its endpoint set.
+pub(crate) fn destination_name(service: &Parsed<MeshService>, port: u32) -> String {
+    let key = &service.resource.key;
+    format!("{}/{}/{}/{port}", key.mesh, key.zone, display_name(&service.resource))
+}
+
+pub(crate) fn legacy_name(mesh: &str, service: &str, port: u32) -> String {
+    format!("{mesh}//{service}/{port}")
+}
+
+/// The server name by which an ingress knows one port of a service.
+pub(crate) fn sni_of(picture: &Picture, service: &Parsed<MeshService>, declared: &Port) -> String {
+    let key = &service.resource.key;
+    let zone = if key.zone.is_empty() { &picture.zone } else { &key.zone };
+    let (name, port) = (display_name(&service.resource), declared.section_name());
+    Sni { kind: SniKind::MeshService, mesh: &key.mesh, zone, namespace: None, name, port: &port }.to_string()
+}
+
+/// Names and destinations of one MeshService.
+pub(crate) fn service(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
+    let picture = inputs.picture;
+    let Some(mesh) = picture.mesh(&key.mesh) else { return };
+    let (Some(service), Some(_)) = (mesh.service(key), mesh.spec()) else { return };
+    let vip = owner(picture, key).and_then(|owner| inputs.vips.address(&owner)).map(IpAddr::V4);
+    let hostnames = hostnames::of_service(picture, service);
+    for declared in &service.spec.ports {
+        let name = destination_name(service, declared.port);
+        let destination = Destination {
+            service: display_name(&service.resource).to_owned(),
+            protocol: protocol(declared.protocol()),
+            tls: tls(picture, mesh, &[service]),
+            tiers: vec![set_names(picture, mesh, service, declared)],
+        };
+        out.push(key, types::DESTINATION, &name, &destination);
+        if let Some(vip) = vip {
+            let outbound = Outbound {
+                bind: None,
+                vips: vec![vip],
+                port: port(declared.port),
+                hostnames: hostnames.clone(),
+                target: Target::Destination(name.clone()),
+            };
+            out.push(key, types::OUTBOUND, &name, &outbound);
+        }
+    }
+}
+
+/// Destinations of a `kuma.io/service` in all zones, the own first, and its `.mesh` name.
+pub(crate) fn legacy(inputs: Inputs<'_>, mesh_name: &str, service: &str, out: &mut Compiled) {
+    let picture = inputs.picture;
+    let Some(mesh) = picture.mesh(mesh_name) else { return };
+    let services: Vec<&Parsed<MeshService>> =
+        legacy_services(mesh, service).filter(|_| mesh.spec().is_some()).collect();
+    let Some(first) = services.first() else { return };
+    let blame = first.resource.key.clone();
+    let (local, remote): (Vec<_>, Vec<_>) =
+        services.iter().copied().partition(|it| picture.is_local(&it.resource.key));
+    let ports: BTreeMap<u32, &Port> =
+        services.iter().rev().flat_map(|it| &it.spec.ports).map(|port| (port.port, port)).collect();
+    let tls = tls(picture, mesh, &services);
+    for (number, declared) in &ports {
+        let sets = |of: &[&Parsed<MeshService>]| -> Vec<String> {
+            let with_port = of.iter().flat_map(|it| it.spec.ports.iter().map(move |port| (it, port)));
+            let named = with_port.filter(|(_, port)| port.port == *number);
+            named.flat_map(|(it, port)| set_names(picture, mesh, it, port)).collect()
+        };
+        // Plaintext can't cross zones.
+        let far = if tls == DestinationTls::Off { Vec::new() } else { sets(&remote) };
+        let tiers = [sets(&local), far].into_iter().filter(|tier| !tier.is_empty()).collect();
+        let destination = Destination {
+            service: service.to_owned(),
+            protocol: protocol(declared.protocol()),
+            tls: tls.clone(),
+            tiers,
+        };
+        out.push(&blame, types::DESTINATION, &legacy_name(mesh_name, service, *number), &destination);
+    }
+    let vip = legacy_owner(picture, mesh_name, service).and_then(|owner| inputs.vips.address(&owner));
+    let Some(vip) = vip.map(IpAddr::V4) else { return };
+    let lowest = ports.keys().next().copied();
+    let default = lowest
+        .filter(|_| !ports.contains_key(&u32::from(LEGACY_PORT)))
+        .map(|to| (u32::from(LEGACY_PORT), to));
+    for (number, to) in ports.keys().map(|number| (*number, *number)).chain(default) {
+        let outbound = Outbound {
+            bind: None,
+            vips: vec![vip],
+            port: port(number),
+            hostnames: vec![hostnames::legacy(service)],
+            target: Target::Destination(legacy_name(mesh_name, service, to)),
+        };
+        out.push(&blame, types::OUTBOUND, &legacy_name(mesh_name, service, number), &outbound);
+    }
+}
+
+/// The MeshServices, of every zone, that are views of one `kuma.io/service`.
+pub(crate) fn legacy_services<'a>(
+    mesh: &'a MeshPicture,
+    service: &'a str,
+) -> impl Iterator<Item = &'a Parsed<MeshService>> {
+    mesh.services.values().map(AsRef::as_ref).filter(move |it| service_of(&it.spec) == Some(service))
+}
+
+/// How to speak to a service that is there in these forms. Under STRICT always mutual; under PERMISSIVE once all
+/// proxies of the local ones have had certificates; to other zones always mutual.
+fn tls(picture: &Picture, mesh: &MeshPicture, services: &[&Parsed<MeshService>]) -> DestinationTls {
+    let Some(backend) = mesh.spec().and_then(|spec| spec.mtls_backend()) else { return DestinationTls::Off };
+    let local_plain = services.iter().any(|it| picture.is_local(&it.resource.key) && !tls_ready(it));
+    if backend.mode == MtlsMode::Permissive && local_plain {
+        return DestinationTls::Off;
+    }
+    let name = services.first().map_or("", |it| it.resource.key.mesh.as_str());
+    let identities: BTreeSet<String> = services.iter().flat_map(|it| spiffe_ids(name, &it.spec)).collect();
+    DestinationTls::Mutual { mesh: name.to_owned(), identities: identities.into_iter().collect() }
+}
+
+fn spiffe_ids(mesh: &str, service: &MeshService) -> Vec<String> {
+    let id = |identity: &meridian_core::kinds::mesh_service::Identity| match identity.type_ {
+        IdentityType::ServiceTag => Some(meridian_pki::spiffe_id(mesh, &identity.value)),
+        IdentityType::SpiffeId => Some(identity.value.clone()),
+        IdentityType::Other(_) => None,
+    };
+    service.identities.iter().filter_map(id).collect()
+}
+
+pub(crate) fn tls_ready(service: &Parsed<MeshService>) -> bool {
+    status_of(service).tls.is_some_and(|tls| tls.status == "Ready")
+}
+
+/// One endpoint set a port, in parts where it is large.
+pub(crate) fn endpoints(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
+    let picture = inputs.picture;
+    let Some(mesh) = picture.mesh(&key.mesh).filter(|mesh| mesh.spec().is_some()) else { return };
+    let Some(service) = mesh.service(key) else { return };
+    for declared in &service.spec.ports {
+        let all = port_endpoints(picture, mesh, service, declared);
+        let names = part_names(&destination_name(service, declared.port), all.len());
+        let mut parts = vec![EndpointSet::default(); names.len()];
+        for endpoint in all {
+            let part = part_of(&endpoint, names.len());
+            if let Some(set) = parts.get_mut(part) {
+                set.endpoints.push(endpoint);
+            }
+        }
+        for (name, set) in names.iter().zip(&parts) {
+            out.push(key, types::ENDPOINTS, name, set);
+        }
+    }
+}
+
+fn set_names(
+    picture: &Picture,
+    mesh: &MeshPicture,
+    service: &Parsed<MeshService>,
+    declared: &Port,
+) -> Vec<String> {
+    part_names(
+        &destination_name(service, declared.port),
+        port_endpoints(picture, mesh, service, declared).len(),
+    )
+}
+
+/// The sets that an ingress, too, refers to.
+pub(crate) fn endpoint_set_names(picture: &Picture, key: &Key, declared: &Port) -> Vec<String> {
+    let mesh = picture.mesh(&key.mesh);
+    let service = mesh.and_then(|mesh| Some((mesh, mesh.service(key)?)));
+    service.map(|(mesh, service)| set_names(picture, mesh, service, declared)).unwrap_or_default()
+}
+
+fn part_names(name: &str, endpoints: usize) -> Vec<String> {
+    match endpoints.div_ceil(MAX_ENDPOINTS) {
+        0 | 1 => vec![name.to_owned()],
+        // Twice as many parts as needed: a hash does not fill them evenly.
+        parts => (0..parts * 2).map(|part| format!("{name}#{part}")).collect(),
+    }
+}
+
+fn part_of(endpoint: &Endpoint, parts: usize) -> usize {
+    let mut hasher = DefaultHasher::new();
+    (&endpoint.host, endpoint.port, &endpoint.name).hash(&mut hasher);
+    let parts = u64::try_from(parts.max(1)).unwrap_or(1);
+    usize::try_from(hasher.finish() % parts).unwrap_or(0)
+}
+
+fn port_endpoints(
+    picture: &Picture,
+    mesh: &MeshPicture,
+    service: &Parsed<MeshService>,
+    declared: &Port,
+) -> Vec<Endpoint> {
+    if picture.is_local(&service.resource.key) {
+        local_endpoints(picture, mesh, service, declared)
+    } else {
+        remote_endpoints(picture, mesh, service, declared)
+    }
+}
+
+fn local_endpoints(
+    picture: &Picture,
+    mesh: &MeshPicture,
+    service: &Parsed<MeshService>,
+    declared: &Port,
+) -> Vec<Endpoint> {
+    let certified = must_be_certified(mesh, service);
+    let sni = mesh.mtls().then(|| sni_of(picture, service, declared));
+    let mut out = Vec::new();
+    for dataplane in selected(mesh, &service.spec) {
+        let facts = picture.facts(&dataplane.resource.key);
+        for inbound in selected_inbounds(&service.spec, &dataplane.spec) {
+            if targets(declared, inbound)
+                && takes_traffic(inbound, facts, certified.then_some(&service.resource.key.mesh))
+            {
+                out.push(Endpoint {
+                    host: host(peer_address(&dataplane.spec, inbound)),
+                    port: port(inbound.port),
+                    zone: picture.zone.clone(),
+                    sni: sni.clone(),
+                    replicas: 1,
+                    name: dataplane.resource.key.name.clone(),
+                });
+            }
+        }
+    }
+    out
+}
+
+/// Clients of this service insist on its certificates, so that an instance without one is no endpoint yet.
+fn must_be_certified(mesh: &MeshPicture, service: &Parsed<MeshService>) -> bool {
+    let mode = mesh.spec().and_then(|spec| spec.mtls_backend()).map(|backend| backend.mode);
+    match mode {
+        None => false,
+        Some(MtlsMode::Strict) => true,
+        Some(MtlsMode::Permissive) => tls_ready(service),
+    }
+}
+
+/// An inbound takes traffic if its Dataplane says so, its probe succeeds, and (where asked) it has a certificate. Without
+/// a proxy's report nothing does.
+pub(crate) fn takes_traffic(inbound: &Inbound, facts: Option<&Facts>, certified_in: Option<&String>) -> bool {
+    let Some(facts) = facts else { return false };
+    inbound.is_ready()
+        && facts.ready.contains(&inbound.section_name())
+        && certified_in.is_none_or(|mesh| facts.certified.contains(mesh))
+}
+
+/// The zone's Dataplanes that offer a service.
+pub(crate) fn selected<'a>(
+    mesh: &'a MeshPicture,
+    service: &'a MeshService,
+) -> Box<dyn Iterator<Item = &'a Parsed<Dataplane>> + 'a> {
+    let selector = &service.selector;
+    if let Some(reference) = &selector.dataplane_ref {
+        let named = move |it: &&Parsed<Dataplane>| it.resource.key.name == reference.name;
+        return Box::new(mesh.dataplanes.values().map(AsRef::as_ref).filter(named));
+    }
+    if let Some(wanted) = &selector.dataplane_labels {
+        let labelled = move |it: &&Parsed<Dataplane>| wanted.matches(&it.resource.labels);
+        return Box::new(mesh.dataplanes.values().map(AsRef::as_ref).filter(labelled));
+    }
+    let Some(tags) = &selector.dataplane_tags else { return Box::new(std::iter::empty()) };
+    let offers = move |it: &&Parsed<Dataplane>| selected_inbounds(service, &it.spec).next().is_some();
+    match tags.get(labels::SERVICE) {
+        Some(tag) => {
+            let keys = mesh.by_service.get(tag).into_iter().flatten();
+            Box::new(keys.filter_map(|key| mesh.dataplane(key)).filter(offers))
+        }
+        None => Box::new(mesh.dataplanes.values().map(AsRef::as_ref).filter(offers)),
+    }
+}
+
+/// Inbounds that a service's selector means.
+pub(crate) fn selected_inbounds<'a>(
+    service: &'a MeshService,
+    dataplane: &'a Dataplane,
+) -> impl Iterator<Item = &'a Inbound> {
+    let inbounds = dataplane.networking.iter().flat_map(|networking| &networking.inbound);
+    inbounds.filter(move |inbound| {
+        let wanted = service.selector.dataplane_tags.iter().flatten();
+        wanted.into_iter().all(|(key, value)| inbound.tags.get(key) == Some(value))
+    })
+}
+
+fn targets(declared: &Port, inbound: &Inbound) -> bool {
+    match &declared.target_port {
+        None => inbound.port == declared.port,
+        Some(PortOrName::Port(number)) => inbound.port == *number,
+        Some(PortOrName::Name(name)) => inbound.section_name() == *name,
+    }
+}
+
+fn peer_address<'a>(dataplane: &'a Dataplane, inbound: &'a Inbound) -> &'a str {
+    let Some(networking) = &dataplane.networking else { return "" };
+    if !networking.advertised_address.is_empty() {
+        &networking.advertised_address
+    } else if inbound.address.is_empty() {
+        &networking.address
+    } else {
+        &inbound.address
+    }
+}
+
+/// Another zone's instances, behind its ingresses: through this zone's egresses where the mesh says so.
+fn remote_endpoints(
+    picture: &Picture,
+    mesh: &MeshPicture,
+    service: &Parsed<MeshService>,
+    declared: &Port,
+) -> Vec<Endpoint> {
+    let status = status_of(service);
+    let ready = status.dataplane_proxies.map_or(0, |proxies| proxies.healthy).min(MAX_REPLICAS);
+    let zone = service.resource.key.zone.as_str();
+    if ready == 0 || service.spec.state != State::Available || !mesh.mtls() {
+        return Vec::new();
+    }
+    let ways: Vec<(String, u32, String)> = if mesh.egress_enforced() {
+        picture.remote_ingresses(zone).next().map(|_| egress_addresses(picture)).unwrap_or_default()
+    } else {
+        ingress_addresses(picture, zone)
+    };
+    let count = u32::try_from(ways.len()).unwrap_or(u32::MAX).max(1);
+    let sni = sni_of(picture, service, declared);
+    let way = |(index, (address, number, name)): (usize, (String, u32, String))| {
+        let extra = u32::from(u32::try_from(index).unwrap_or(u32::MAX) < ready % count);
+        Endpoint {
+            host: host(&address),
+            port: port(number),
+            zone: zone.to_owned(),
+            sni: Some(sni.clone()),
+            replicas: (ready / count + extra).max(1),
+            name,
+        }
+    };
+    ways.into_iter().enumerate().map(way).collect()
+}
+
+/// Address, port and name of the zone's egresses.
+pub(crate) fn egress_addresses(picture: &Picture) -> Vec<(String, u32, String)> {
+    let networked = picture.egresses.values().filter_map(|it| Some((it, it.spec.networking.as_ref()?)));
+    networked.map(|(it, net)| (net.address.clone(), net.port, it.resource.key.name.clone())).collect()
+}
+
+/// Advertised address, port and name of another zone's ingresses.
+pub(crate) fn ingress_addresses(picture: &Picture, zone: &str) -> Vec<(String, u32, String)> {
+    let networked = picture.remote_ingresses(zone).filter_map(|it| Some((it, it.spec.networking.as_ref()?)));
+    let reachable =
+        networked.filter(|(_, net)| !net.advertised_address.is_empty() && net.advertised_port != 0);
+    reachable
+        .map(|(it, net)| {
+            (net.advertised_address.clone(), net.advertised_port, display_name(&it.resource).to_owned())
+        })
+        .collect()
+}

@@ -1,0 +1,354 @@
+//! The zone's whole picture: every resource it compiles from, parsed once. A clone shares what did not change.
+//!
+//! Compiling reads nothing else, so that what a proxy gets is a function of (picture, virtual addresses).
+
+use meridian_core::kinds::dataplane::Dataplane;
+use meridian_core::kinds::external_service::ExternalService;
+use meridian_core::kinds::hostname_generator::HostnameGenerator;
+use meridian_core::kinds::mesh::Mesh;
+use meridian_core::kinds::mesh_external_service::MeshExternalService;
+use meridian_core::kinds::mesh_passthrough::MeshPassthrough;
+use meridian_core::kinds::mesh_service::MeshService;
+use meridian_core::kinds::mesh_traffic_permission::MeshTrafficPermission;
+use meridian_core::kinds::secret::Secret;
+use meridian_core::kinds::trust_bundle::TrustBundle;
+use meridian_core::kinds::zone_egress::ZoneEgress;
+use meridian_core::kinds::zone_ingress::ZoneIngress;
+use meridian_core::{Key, Kind, ParseError, Resource, Spec, labels};
+use meridian_policy::{Parsed, Subject};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use time::OffsetDateTime;
+
+/// Resources of one kind, by key.
+pub(crate) type Table<T> = Arc<BTreeMap<Key, Arc<Parsed<T>>>>;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Picture {
+    /// This zone.
+    pub(crate) zone: String,
+    pub(crate) meshes: BTreeMap<String, Arc<MeshPicture>>,
+    /// Of all zones.
+    pub(crate) ingresses: Table<ZoneIngress>,
+    /// Of this zone.
+    pub(crate) egresses: Table<ZoneEgress>,
+    pub(crate) generators: Table<HostnameGenerator>,
+    /// What the zone knows of its Dataplanes beside their resources.
+    pub(crate) facts: Arc<BTreeMap<Key, Arc<Facts>>>,
+    /// When the zone's Dataplanes were created: of two that contradict each other, the older wins.
+    pub(crate) created: Arc<BTreeMap<Key, OffsetDateTime>>,
+    /// By mesh: the root (hash of its key) that the zone's present intermediate chains to.
+    pub(crate) issuers: Arc<BTreeMap<String, String>>,
+    pub(crate) options: Arc<Options>,
+}
+
+/// Settings of the control plane that reach proxies.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// Addresses of the zone's control plane, which nobody may be led to.
+    pub(crate) protected: Vec<std::net::IpAddr>,
+    pub(crate) max_config_age_seconds: Option<u64>,
+    pub(crate) dns_forward_zones: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MeshPicture {
+    /// None while only its resources have arrived.
+    pub(crate) mesh: Option<Arc<Parsed<Mesh>>>,
+    pub(crate) bundle: Option<Arc<Parsed<TrustBundle>>>,
+    /// Of this zone.
+    pub(crate) dataplanes: Table<Dataplane>,
+    /// Of all zones.
+    pub(crate) services: Table<MeshService>,
+    pub(crate) external_services: Table<ExternalService>,
+    pub(crate) mesh_external_services: Table<MeshExternalService>,
+    /// Slices, because policies are always read all at once.
+    pub(crate) passthroughs: Arc<Vec<Parsed<MeshPassthrough>>>,
+    pub(crate) permissions: Arc<Vec<Parsed<MeshTrafficPermission>>>,
+    pub(crate) secrets: Table<Secret>,
+    /// Dataplanes by the `kuma.io/service` of their inbounds.
+    pub(crate) by_service: Arc<BTreeMap<String, BTreeSet<Key>>>,
+}
+
+/// What a proxy's reports have told, stored so that a restart forgets nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(crate) struct Facts {
+    /// Sections of inbounds whose probe succeeds.
+    pub(crate) ready: BTreeSet<String>,
+    /// Meshes in which it serves with a certificate.
+    pub(crate) certified: BTreeSet<String>,
+}
+
+impl Picture {
+    pub(crate) fn new(zone: &str, options: Options) -> Self {
+        Self { zone: zone.to_owned(), options: Arc::new(options), ..Self::default() }
+    }
+
+    pub(crate) fn mesh(&self, name: &str) -> Option<&MeshPicture> {
+        self.meshes.get(name).map(Arc::as_ref)
+    }
+
+    /// Whether the resource is this zone's own.
+    pub(crate) fn is_local(&self, key: &Key) -> bool {
+        key.zone == self.zone
+    }
+
+    pub(crate) fn facts(&self, dataplane: &Key) -> Option<&Facts> {
+        self.facts.get(dataplane).map(Arc::as_ref)
+    }
+
+    /// Other zones' ingresses that others can reach, and the zone each belongs to.
+    pub(crate) fn remote_ingresses<'a>(
+        &'a self,
+        zone: &'a str,
+    ) -> impl Iterator<Item = &'a Parsed<ZoneIngress>> {
+        self.ingresses
+            .iter()
+            .filter(move |(key, _)| key.zone == zone && key.zone != self.zone)
+            .map(|(_, it)| it.as_ref())
+    }
+
+    /// Other zones with an ingress.
+    pub(crate) fn remote_zones(&self) -> BTreeSet<String> {
+        let remote = self.ingresses.keys().filter(|key| !self.is_local(key));
+        remote.map(|key| key.zone.clone()).filter(|zone| !zone.is_empty()).collect()
+    }
+
+    pub(crate) fn has_egress(&self) -> bool {
+        !self.egresses.is_empty()
+    }
+
+    /// Takes a resource in. An error leaves the picture as it was: the last good value goes on.
+    pub(crate) fn put(&mut self, resource: Resource) -> Result<(), ParseError> {
+        let key = resource.key.clone();
+        match key.kind {
+            ZoneIngress::KIND => insert(&mut self.ingresses, resource),
+            ZoneEgress::KIND if key.zone != self.zone => Ok(()),
+            ZoneEgress::KIND => insert(&mut self.egresses, resource),
+            HostnameGenerator::KIND => insert(&mut self.generators, resource),
+            Mesh::KIND => {
+                let mesh = Arc::new(Parsed::new(resource)?);
+                self.mesh_mut(&key.name).mesh = Some(mesh);
+                Ok(())
+            }
+            Dataplane::KIND if key.zone != self.zone => Ok(()),
+            _ if key.mesh.is_empty() => Ok(()),
+            _ => self.mesh_mut(&key.mesh).put(resource),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, key: &Key) {
+        if self.created.contains_key(key) {
+            Arc::make_mut(&mut self.created).remove(key);
+        }
+        match key.kind {
+            ZoneIngress::KIND => remove(&mut self.ingresses, key),
+            ZoneEgress::KIND => remove(&mut self.egresses, key),
+            HostnameGenerator::KIND => remove(&mut self.generators, key),
+            Mesh::KIND => {
+                if let Some(mesh) = self.meshes.get_mut(&key.name) {
+                    Arc::make_mut(mesh).mesh = None;
+                }
+                self.prune(&key.name);
+            }
+            _ => {
+                if let Some(mesh) = self.meshes.get_mut(&key.mesh) {
+                    Arc::make_mut(mesh).remove(key);
+                    self.prune(&key.mesh);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn set_facts(&mut self, key: &Key, facts: Option<Facts>) {
+        let all = Arc::make_mut(&mut self.facts);
+        match facts {
+            Some(facts) => drop(all.insert(key.clone(), Arc::new(facts))),
+            None => drop(all.remove(key)),
+        }
+    }
+
+    pub(crate) fn set_issuer(&mut self, mesh: &str, root: Option<String>) {
+        let all = Arc::make_mut(&mut self.issuers);
+        match root {
+            Some(root) => drop(all.insert(mesh.to_owned(), root)),
+            None => drop(all.remove(mesh)),
+        }
+    }
+
+    /// Remembers when a Dataplane was created, unless that is known.
+    pub(crate) fn set_created(&mut self, key: &Key, at: OffsetDateTime) {
+        if key.kind == Dataplane::KIND && self.is_local(key) && !self.created.contains_key(key) {
+            Arc::make_mut(&mut self.created).insert(key.clone(), at);
+        }
+    }
+
+    fn mesh_mut(&mut self, name: &str) -> &mut MeshPicture {
+        Arc::make_mut(self.meshes.entry(name.to_owned()).or_default())
+    }
+
+    fn prune(&mut self, name: &str) {
+        if self.meshes.get(name).is_some_and(|mesh| mesh.is_empty()) {
+            self.meshes.remove(name);
+        }
+    }
+}
+
+impl MeshPicture {
+    /// The typed Mesh; none while it is not there: nothing is compiled for its proxies then.
+    pub(crate) fn spec(&self) -> Option<&Mesh> {
+        self.mesh.as_ref().map(|mesh| &mesh.spec)
+    }
+
+    pub(crate) fn mtls(&self) -> bool {
+        self.spec().is_some_and(|mesh| mesh.mtls_backend().is_some())
+    }
+
+    /// External traffic goes through the zone's egress, and nowhere else.
+    pub(crate) fn egress_enforced(&self) -> bool {
+        self.mtls() && self.spec().is_some_and(Mesh::zone_egress)
+    }
+
+    pub(crate) fn dataplane(&self, key: &Key) -> Option<&Parsed<Dataplane>> {
+        self.dataplanes.get(key).map(Arc::as_ref)
+    }
+
+    pub(crate) fn service(&self, key: &Key) -> Option<&Parsed<MeshService>> {
+        self.services.get(key).map(Arc::as_ref)
+    }
+
+    fn put(&mut self, resource: Resource) -> Result<(), ParseError> {
+        match resource.key.kind {
+            TrustBundle::KIND => {
+                self.bundle = Some(Arc::new(Parsed::new(resource)?));
+                Ok(())
+            }
+            Dataplane::KIND => {
+                let key = resource.key.clone();
+                let parsed = Arc::new(Parsed::<Dataplane>::new(resource)?);
+                self.unindex(&key);
+                let index = Arc::make_mut(&mut self.by_service);
+                for service in service_tags(&parsed.spec) {
+                    index.entry(service.to_owned()).or_default().insert(key.clone());
+                }
+                Arc::make_mut(&mut self.dataplanes).insert(key, parsed);
+                Ok(())
+            }
+            MeshService::KIND => insert(&mut self.services, resource),
+            ExternalService::KIND => insert(&mut self.external_services, resource),
+            MeshExternalService::KIND => insert(&mut self.mesh_external_services, resource),
+            Secret::KIND => insert(&mut self.secrets, resource),
+            MeshPassthrough::KIND => insert_policy(&mut self.passthroughs, resource),
+            MeshTrafficPermission::KIND => insert_policy(&mut self.permissions, resource),
+            _ => Ok(()),
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        match key.kind {
+            TrustBundle::KIND => self.bundle = None,
+            Dataplane::KIND => {
+                self.unindex(key);
+                remove(&mut self.dataplanes, key);
+            }
+            MeshService::KIND => remove(&mut self.services, key),
+            ExternalService::KIND => remove(&mut self.external_services, key),
+            MeshExternalService::KIND => remove(&mut self.mesh_external_services, key),
+            Secret::KIND => remove(&mut self.secrets, key),
+            MeshPassthrough::KIND => {
+                Arc::make_mut(&mut self.passthroughs).retain(|it| it.resource.key != *key)
+            }
+            MeshTrafficPermission::KIND => {
+                Arc::make_mut(&mut self.permissions).retain(|it| it.resource.key != *key);
+            }
+            _ => {}
+        }
+    }
+
+    fn unindex(&mut self, key: &Key) {
+        let Some(old) = self.dataplanes.get(key) else { return };
+        let index = Arc::make_mut(&mut self.by_service);
+        for service in service_tags(&old.spec) {
+            if let Some(keys) = index.get_mut(service) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    index.remove(service);
+                }
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.mesh.is_none()
+            && self.bundle.is_none()
+            && self.dataplanes.is_empty()
+            && self.services.is_empty()
+            && self.external_services.is_empty()
+            && self.mesh_external_services.is_empty()
+            && self.passthroughs.is_empty()
+            && self.permissions.is_empty()
+            && self.secrets.is_empty()
+    }
+}
+
+/// A Dataplane as policies see it.
+pub(crate) fn subject(dataplane: &Parsed<Dataplane>) -> Subject<'_> {
+    Subject { key: &dataplane.resource.key, labels: &dataplane.resource.labels, spec: &dataplane.spec }
+}
+
+/// The name under which a resource was written at home.
+pub(crate) fn display_name(resource: &Resource) -> &str {
+    resource.labels.get(labels::DISPLAY_NAME).map_or(resource.key.name.as_str(), String::as_str)
+}
+
+/// Every `kuma.io/service` that a Dataplane offers.
+pub(crate) fn service_tags(dataplane: &Dataplane) -> BTreeSet<&str> {
+    let inbounds = dataplane.networking.iter().flat_map(|networking| &networking.inbound);
+    inbounds.filter_map(|inbound| inbound.service()).collect()
+}
+
+fn insert<T: Spec>(table: &mut Table<T>, resource: Resource) -> Result<(), ParseError> {
+    let parsed = Arc::new(Parsed::new(resource)?);
+    Arc::make_mut(table).insert(parsed.resource.key.clone(), parsed);
+    Ok(())
+}
+
+fn insert_policy<T: Spec + Clone>(
+    policies: &mut Arc<Vec<Parsed<T>>>,
+    resource: Resource,
+) -> Result<(), ParseError> {
+    let parsed = Parsed::<T>::new(resource)?;
+    let policies = Arc::make_mut(policies);
+    match policies.iter_mut().find(|there| there.resource.key == parsed.resource.key) {
+        Some(there) => *there = parsed,
+        None => policies.push(parsed),
+    }
+    Ok(())
+}
+
+fn remove<T>(table: &mut Table<T>, key: &Key) {
+    if table.contains_key(key) {
+        Arc::make_mut(table).remove(key);
+    }
+}
+
+/// Kinds whose resources the picture holds.
+pub(crate) fn is_compiled(kind: Kind) -> bool {
+    [
+        ZoneIngress::KIND,
+        ZoneEgress::KIND,
+        HostnameGenerator::KIND,
+        Mesh::KIND,
+        TrustBundle::KIND,
+        Dataplane::KIND,
+        MeshService::KIND,
+        ExternalService::KIND,
+        MeshExternalService::KIND,
+        Secret::KIND,
+        MeshPassthrough::KIND,
+        MeshTrafficPermission::KIND,
+    ]
+    .contains(&kind)
+}
