@@ -1,0 +1,19 @@
+//! HTTP below the decisions: bodies, headers, connections. The codec is hyper's, at connection level.
+
+mod body;
+mod forward;
+mod head;
+mod serve;
+mod upgrade;
+
+pub use body::{Body, BodyError, Counted, Gate};
+pub use forward::{ForwardError, How, send};
+pub use head::{
+    Malformed, authority, denied, expects_continue, is_upgrade, plain, prepare, strip_response,
+    upgrades_out_of_http,
+};
+pub use serve::{Codec, LocalExecutor, client_h1, client_h2, detect, serve};
+pub use upgrade::upgrade;
+
+/// Request and response heads larger than this are refused.
+pub const MAX_HEAD: usize = 64 << 10;

@@ -1,0 +1,175 @@
+//! Connections that speak HTTP: serving one to its end, and opening one.
+
+use super::{Body, MAX_HEAD};
+use crate::{
+    io::{Reset, Rewind, Stream},
+    timer::Timer,
+    worker::{Ending, Tracked},
+};
+use bytes::BytesMut;
+use http::{Request, Response};
+use hyper::{body::Incoming, client, server, service::Service};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{convert::Infallible, future::Future, io, pin::pin, time::Duration};
+use tokio::io::AsyncReadExt;
+
+/// Windows: a stream's, and a connection's. The connection's is four times as large, so that one stream whose reader
+/// has stopped can't hold up the others.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const FRAME: u32 = 32 << 10;
+/// Bytes of one stream that wait to be sent: back-pressure bounds memory.
+const SEND_BUFFER: usize = 256 << 10;
+/// Streams that a peer may have open on one connection.
+const MAX_STREAMS: u32 = 1_000;
+/// With streams open, a silent peer is asked so often and given up after so long.
+const PING: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a new connection may take to show which HTTP it speaks.
+const DETECT: Duration = Duration::from_secs(60);
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codec {
+    Http1,
+    Http2,
+}
+
+/// Runs hyper's tasks on this thread.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor
+where
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        drop(tokio::task::spawn_local(future));
+    }
+}
+
+/// Reads as little as shows which HTTP a client speaks; nothing is lost. `None`: the client left.
+pub async fn detect<S: Stream>(mut stream: S, timer: &Timer) -> io::Result<Option<(Codec, Rewind<S>)>> {
+    let mut ahead = BytesMut::with_capacity(1024);
+    loop {
+        let read = timer.timeout(DETECT, stream.read_buf(&mut ahead)).await;
+        if read.ok_or(io::ErrorKind::TimedOut)?? == 0 {
+            return Ok(None);
+        }
+        let seen = ahead.len().min(PREFACE.len());
+        let same = ahead.get(..seen) == PREFACE.get(..seen);
+        if !same || seen == PREFACE.len() {
+            let codec = if same { Codec::Http2 } else { Codec::Http1 };
+            return Ok(Some((codec, Rewind::new(ahead.freeze(), stream))));
+        }
+    }
+}
+
+/// Serves a connection until it ends, is drained, or must be reset.
+pub async fn serve<S, H>(codec: Codec, stream: S, reset: Reset, tracked: &Tracked, handler: H)
+where
+    S: Stream + Send,
+    H: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + 'static,
+    H::Future: 'static,
+{
+    let io = TokioIo::new(stream);
+    let result = match codec {
+        Codec::Http1 => {
+            let connection = http1().serve_connection(io, handler).with_upgrades();
+            let mut connection = pin!(connection);
+            until(tracked, &reset, connection.as_mut(), |c| c.graceful_shutdown()).await
+        }
+        Codec::Http2 => {
+            let connection = http2().serve_connection(io, handler);
+            let mut connection = pin!(connection);
+            until(tracked, &reset, connection.as_mut(), |c| c.graceful_shutdown()).await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, source = ?std::error::Error::source(&error), "connection");
+    }
+}
+
+/// Drives a connection; a reset drops it with everything that is open on it.
+async fn until<C>(
+    tracked: &Tracked,
+    reset: &Reset,
+    mut connection: std::pin::Pin<&mut C>,
+    drain: impl Fn(std::pin::Pin<&mut C>),
+) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    tokio::select! {
+        result = connection.as_mut() => return result,
+        ending = tracked.ending() => match ending {
+            Ending::Drain => drain(connection.as_mut()),
+            Ending::Reset(_) => {
+                reset.arm();
+                return Ok(());
+            }
+        }
+    }
+    tokio::select! {
+        result = connection => result,
+        _ = tracked.reset() => {
+            reset.arm();
+            Ok(())
+        }
+    }
+}
+
+fn http1() -> server::conn::http1::Builder {
+    let mut builder = server::conn::http1::Builder::new();
+    builder.auto_date_header(false).half_close(true).max_buf_size(MAX_HEAD).header_read_timeout(None);
+    builder
+}
+
+fn http2() -> server::conn::http2::Builder<LocalExecutor> {
+    let mut builder = server::conn::http2::Builder::new(LocalExecutor);
+    builder
+        .auto_date_header(false)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(Some(64))
+        .max_concurrent_streams(MAX_STREAMS);
+    builder
+}
+
+/// Opens HTTP/1.1 over a connection.
+///
+/// # Errors
+/// hyper could not begin.
+pub async fn client_h1<S: Stream + Send>(
+    stream: S,
+) -> hyper::Result<(client::conn::http1::SendRequest<Body>, client::conn::http1::Connection<TokioIo<S>, Body>)>
+{
+    client::conn::http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await
+}
+
+/// Opens HTTP/2 over a connection.
+///
+/// # Errors
+/// hyper could not begin.
+pub async fn client_h2<S: Stream>(
+    stream: S,
+) -> hyper::Result<(
+    client::conn::http2::SendRequest<Body>,
+    client::conn::http2::Connection<TokioIo<S>, Body, LocalExecutor>,
+)> {
+    client::conn::http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .handshake(TokioIo::new(stream))
+        .await
+}

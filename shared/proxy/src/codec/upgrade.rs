@@ -1,0 +1,63 @@
+//! A connection that changes its protocol (WebSocket): the request goes over a connection of its own, and after a 101
+//! bytes go both ways until both ends have closed or a change of rules ends it.
+
+use super::{Body, client_h1, strip_response};
+use crate::{
+    copy,
+    metrics::{Open, Traffic},
+    upstream::Opened,
+    worker::{Tracked, Worker},
+};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+/// Nothing either way for so long ends an upgraded connection (Kuma's idle time-out).
+const IDLE: Duration = Duration::from_secs(3_600);
+
+/// Sends an upgrade request (already prepared for HTTP/1.1) and joins both sides if it is granted. `tracked` is the
+/// upstream connection's place in the registry.
+///
+/// # Errors
+/// The upstream side did not answer.
+pub async fn upgrade(
+    worker: &Rc<Worker>,
+    mut request: Request<Incoming>,
+    opened: Opened,
+    tracked: Tracked,
+    traffic: Arc<Traffic>,
+) -> hyper::Result<Response<Body>> {
+    let downstream = hyper::upgrade::on(&mut request);
+    let Opened { transport, active, .. } = opened;
+    let reset = transport.reset();
+    let (mut sender, connection) = client_h1(transport).await?;
+    worker.spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "connection for an upgrade");
+        }
+    });
+    let mut response = sender.send_request(request.map(Body::incoming)).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let mut response = response.map(Body::incoming);
+        strip_response(&mut response);
+        return Ok(response);
+    }
+    let upstream = hyper::upgrade::on(&mut response);
+    let index = worker.index;
+    let timer = worker.timer.clone();
+    worker.spawn(async move {
+        let _active = active;
+        let cell = traffic.cell(index);
+        let _open = Open::new(cell);
+        let (Ok(downstream), Ok(upstream)) = tokio::join!(downstream, upstream) else { return };
+        let (mut a, mut b) = (TokioIo::new(downstream), TokioIo::new(upstream));
+        tokio::select! {
+            _ = copy::bidirectional_idle(&mut a, &mut b, cell, &timer, IDLE) => {}
+            _ = tracked.reset() => reset.arm(),
+        }
+    });
+    let mut response = response.map(|_| Body::empty());
+    strip_response(&mut response);
+    Ok(response)
+}

@@ -1,0 +1,154 @@
+//! The proxy's own resource, as the control plane is to register it.
+
+use meridian_core::{Key, Resource, document, kinds};
+use meridian_delta::Encoded;
+use std::sync::Arc;
+
+/// What this proxy says it is.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    resource: Resource,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RegistrationError {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("a {found} where a {expected} is needed")]
+    Kind { found: String, expected: &'static str },
+    #[error("the variable {0} is used and not given")]
+    Variable(String),
+}
+
+impl Registration {
+    /// From a resource's text (YAML or JSON, Kuma's or Kubernetes' form) with `{{name}}` replaced by variables.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn from_text(
+        text: &str,
+        expected: &'static str,
+        variables: &[(String, String)],
+    ) -> Result<Self, RegistrationError> {
+        let text = substitute(text, variables)?;
+        let value = document::parse_text(&text)
+            .map_err(|problem| RegistrationError::Invalid(problem_text(&problem)))?;
+        let document = document::check(&value, None)
+            .map_err(|problem| RegistrationError::Invalid(problem_text(&problem)))?;
+        for warning in &document.warnings {
+            tracing::warn!(%warning, "{expected}");
+        }
+        let resource = document.resource;
+        if resource.key.kind.as_str() != expected {
+            return Err(RegistrationError::Kind { found: resource.key.kind.to_string(), expected });
+        }
+        Ok(Self { resource })
+    }
+
+    /// Another name or mesh than the text says.
+    pub fn rename(&mut self, mesh: Option<&str>, name: Option<&str>) {
+        if let Some(mesh) = mesh {
+            mesh.clone_into(&mut self.resource.key.mesh);
+        }
+        if let Some(name) = name {
+            name.clone_into(&mut self.resource.key.name);
+        }
+    }
+
+    pub fn key(&self) -> &Key {
+        &self.resource.key
+    }
+
+    /// `<mesh>/<name>`, or `<name>` of an ingress or egress.
+    pub fn node_name(&self) -> String {
+        let key = &self.resource.key;
+        if key.mesh.is_empty() { key.name.clone() } else { format!("{}/{}", key.mesh, key.name) }
+    }
+
+    pub(super) fn kind(&self) -> &'static str {
+        self.resource.key.kind.as_str()
+    }
+
+    pub(super) fn role(&self) -> meridian_proxy_config::Role {
+        use meridian_core::Spec;
+        match self.resource.key.kind {
+            kind if kind == <kinds::zone_ingress::ZoneIngress as Spec>::KIND => {
+                meridian_proxy_config::Role::Ingress
+            }
+            kind if kind == <kinds::zone_egress::ZoneEgress as Spec>::KIND => {
+                meridian_proxy_config::Role::Egress
+            }
+            _ => meridian_proxy_config::Role::Sidecar,
+        }
+    }
+
+    pub(super) fn encoded(&self) -> Result<Arc<Encoded>, meridian_delta::TooLarge> {
+        Encoded::new(self.kind(), self.node_name(), self.resource.canonical())
+    }
+}
+
+fn problem_text(problem: &document::Problem) -> String {
+    let mut text = format!("{}: {}", problem.title, problem.detail);
+    for violation in &problem.violations {
+        text.push_str(&format!("\n  {}: {}", violation.field, violation.reason));
+    }
+    text
+}
+
+/// Replaces `{{ name }}` (as kuma-dp's templates) by its variable.
+fn substitute(text: &str, variables: &[(String, String)]) -> Result<String, RegistrationError> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let Some((name, tail)) = after.split_once("}}") else { break };
+        let name = name.trim();
+        let value = variables.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+        out.push_str(before);
+        out.push_str(value.ok_or_else(|| RegistrationError::Variable(name.to_owned()))?);
+        rest = tail;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DATAPLANE: &str = "
+type: Dataplane
+mesh: default
+name: {{ name }}
+networking:
+  address: {{address}}
+  inbound:
+    - port: 8080
+      tags:
+        kuma.io/service: web
+";
+
+    fn variables() -> Vec<(String, String)> {
+        [("name", "web-1"), ("address", "10.0.0.1")].map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec()
+    }
+
+    #[test]
+    fn variables_are_replaced() {
+        let registration = Registration::from_text(DATAPLANE, "Dataplane", &variables()).unwrap();
+        assert_eq!(registration.node_name(), "default/web-1");
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_said() {
+        let missing = Registration::from_text(DATAPLANE, "Dataplane", &[]).unwrap_err();
+        assert_eq!(missing.to_string(), "the variable name is used and not given");
+        let kind = Registration::from_text(DATAPLANE, "ZoneIngress", &variables()).unwrap_err();
+        assert_eq!(kind.to_string(), "a Dataplane where a ZoneIngress is needed");
+        let unknown = DATAPLANE.replace("networking:", "networkin:");
+        assert!(
+            Registration::from_text(&unknown, "Dataplane", &variables())
+                .unwrap_err()
+                .to_string()
+                .contains("networkin")
+        );
+    }
+}

@@ -1,0 +1,163 @@
+//! The two directions of the stream to the zone's control plane.
+
+use super::{Control, Registration};
+use futures::FutureExt;
+use meridian_delta::{
+    Batch, Behind, Control as Operator, Encoded, Peer, Position, Publisher, Rejected, Resume, Revision, Sink,
+    SinkError, StoreId, Subscriber, Version, View, ViewChange,
+};
+use meridian_proxy_config::{report_types, types};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// What is known of the stream, and what this proxy says over it.
+pub(super) struct Stream {
+    pub(super) pulled: Peer,
+    pub(super) pushed: Peer,
+    /// What this proxy publishes.
+    pub(super) view: Arc<View>,
+    position: Mutex<Option<Position>>,
+    changes: watch::Sender<u64>,
+    /// When the last batch came, or the configuration on disk was written; milliseconds since 1970.
+    applied_at: Mutex<u64>,
+}
+
+impl Stream {
+    pub(super) fn new(registration: &Registration) -> Self {
+        // A store that is always the same for one proxy, and revisions that only grow: the time.
+        let Version(store) = Version::of(registration.node_name().as_bytes());
+        Self {
+            pulled: Peer::new(),
+            pushed: Peer::new(),
+            view: View::new(StoreId(store), Revision(0)),
+            position: Mutex::default(),
+            changes: watch::Sender::new(0),
+            applied_at: Mutex::default(),
+        }
+    }
+
+    pub(super) fn position(&self) -> Option<Position> {
+        *self.position.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(super) fn restored(&self, position: Option<Position>, at: u64) {
+        *self.position.lock().unwrap_or_else(PoisonError::into_inner) = position;
+        *self.applied_at.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    /// When the configuration last came.
+    pub(super) fn applied_at(&self) -> u64 {
+        *self.applied_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn applied(&self, position: Option<Position>) {
+        if position.is_some() {
+            *self.position.lock().unwrap_or_else(PoisonError::into_inner) = position;
+        }
+        *self.applied_at.lock().unwrap_or_else(PoisonError::into_inner) = now_millis();
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Publishes a resource of this proxy's own.
+    pub(super) fn publish(&self, resource: Arc<Encoded>) {
+        self.view.apply(Revision(now_millis()), [ViewChange::Upsert(resource)]);
+    }
+}
+
+pub(super) fn now_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+struct Applying(Arc<Control>);
+
+impl Sink for Applying {
+    async fn resume(&mut self) -> Result<Resume, SinkError> {
+        Ok(Resume { position: self.0.stream.position(), have: self.0.engine.have() })
+    }
+
+    async fn apply(&mut self, batch: Batch) -> Result<Vec<Rejected>, SinkError> {
+        let rejected = self.0.engine.apply(&batch.upserts, &batch.removals);
+        self.0.stream.applied(batch.position);
+        tracing::debug!(
+            revision = %batch.revision,
+            upserts = batch.upserts.len(),
+            removals = batch.removals.len(),
+            rejected = rejected.len(),
+            "configuration"
+        );
+        Ok(rejected)
+    }
+}
+
+/// Follows the control plane until told to stop.
+pub(super) async fn pull(control: Arc<Control>, closing: CancellationToken) {
+    let mut subscriber = Subscriber {
+        types: types::ALL.iter().map(|name| (*name).into()).collect(),
+        node: control.node.clone(),
+        peer: control.stream.pulled.clone(),
+        control: Operator::new(),
+        sink: Applying(control.clone()),
+    };
+    control.settings.link.connector.pull(&mut subscriber, closing).boxed().await;
+}
+
+/// Tells the workers since when what they know may be out of date.
+pub(super) async fn age(control: Arc<Control>) {
+    let mut states = control.stream.pulled.watch();
+    loop {
+        let behind = states.borrow_and_update().behind;
+        match behind {
+            Behind::Current => control.engine.shared().contact.current(),
+            Behind::Since(at) => control.engine.shared().contact.behind_since(at.into()),
+            Behind::Never => {}
+        }
+        if states.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Tells the control plane what this proxy is and sees, until told to stop.
+pub(super) async fn push(control: Arc<Control>, closing: CancellationToken) {
+    match control.registration.encoded() {
+        Ok(resource) => control.stream.publish(resource),
+        Err(error) => return tracing::error!(%error, "this proxy can't be registered"),
+    }
+    let own = control.registration.kind();
+    let publisher = Publisher {
+        view: control.stream.view.clone(),
+        types: [own, report_types::STATUS, report_types::DENIALS].map(Into::into).to_vec(),
+        node: control.node.clone(),
+        peer: control.stream.pushed.clone(),
+    };
+    let complaints = print_rejections(control.stream.pushed.clone());
+    tokio::select! {
+        () = control.settings.link.connector.push(&publisher, closing).boxed() => {}
+        () = complaints => {}
+    }
+}
+
+/// What the control plane does not accept of this proxy, its own resource above all, is for its operator to read.
+async fn print_rejections(peer: Peer) {
+    let mut states = peer.watch();
+    let mut shown = Vec::new();
+    loop {
+        let rejected = states.borrow_and_update().rejected.clone();
+        for one in rejected.iter().filter(|one| !shown.contains(*one)) {
+            tracing::error!(resource = %one.id, reason = %one.reason, "the control plane refuses");
+        }
+        shown = rejected;
+        if states.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! HTTP requests of peers, one by one, to the application over HTTP/1.1 or HTTP/2 as it declares.
+
+use super::{Arrival, Caller};
+use crate::{
+    codec::{self as plumbing, Body, Codec, Counted, ForwardError, How, Malformed, detect},
+    denial::Reason,
+    io::Stream,
+    snapshot::Inbound,
+    upstream::{DialError, Far, open_application},
+    worker::{ConnectionInfo, Direction, Worker},
+};
+use http::{Request, Response, StatusCode, uri::Authority};
+use hyper::{body::Incoming, service::service_fn};
+use meridian_proxy_config::alpn;
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
+
+/// What the requests of one connection share.
+struct Context {
+    worker: Rc<Worker>,
+    caller: Caller,
+    inbound: RefCell<Arc<Inbound>>,
+    /// The generation that the present decision was made by.
+    decided: Cell<u64>,
+    /// Why the caller is refused, if it is: the rule.
+    refusal: RefCell<Option<String>>,
+}
+
+pub(super) async fn serve<S: Stream + Send>(arrival: Arrival, stream: S, caller: Caller) {
+    let tracked = arrival.track(&caller);
+    let worker = arrival.worker.clone();
+    let context = Rc::new(Context {
+        worker: worker.clone(),
+        caller: caller.clone(),
+        inbound: RefCell::new(arrival.inbound.clone()),
+        decided: Cell::new(u64::MAX),
+        refusal: RefCell::default(),
+    });
+    let handler = service_fn(move |request| handle(context.clone(), request));
+    let reset = arrival.reset.clone();
+    match caller.peer.as_ref().map(|peer| peer.alpn.as_slice()) {
+        Some(alpn::HTTP2) => plumbing::serve(Codec::Http2, stream, reset, &tracked, handler).await,
+        Some(_) => plumbing::serve(Codec::Http1, stream, reset, &tracked, handler).await,
+        None => {
+            let detected = tokio::select! {
+                detected = detect(stream, &worker.timer) => detected,
+                _ = tracked.ending() => return,
+            };
+            if let Ok(Some((codec, stream))) = detected {
+                plumbing::serve(codec, stream, reset, &tracked, handler).await;
+            }
+        }
+    }
+}
+
+async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let start = Instant::now();
+    if let Err(rule) = context.permitted() {
+        let inbound = context.inbound.borrow().clone();
+        context.caller.refused(&context.worker, &inbound, &rule);
+        inbound.traffic.cell(context.worker.index).request(403, start.elapsed());
+        return Ok(plumbing::denied(&Reason::NO_PERMISSION));
+    }
+    let inbound = context.inbound.borrow().clone();
+    let response = forward(&context, &inbound, request).await;
+    inbound.traffic.cell(context.worker.index).request(response.status().as_u16(), start.elapsed());
+    Ok(response)
+}
+
+impl Context {
+    /// The decision for this connection; made anew when the configuration has changed.
+    fn permitted(&self) -> Result<(), String> {
+        let generation = self.worker.shared.snapshots.generation();
+        if self.decided.get() != generation {
+            let snapshot = self.worker.snapshot();
+            let verdict = match snapshot.inbounds.get(&self.caller.inbound) {
+                Some(inbound) => {
+                    *self.inbound.borrow_mut() = inbound.clone();
+                    self.caller.decide(&self.worker, inbound)
+                }
+                None => Err("the inbound is gone".to_owned()),
+            };
+            *self.refusal.borrow_mut() = verdict.err();
+            self.decided.set(snapshot.generation);
+        }
+        self.refusal.borrow().clone().map_or(Ok(()), Err)
+    }
+}
+
+async fn forward(context: &Context, inbound: &Arc<Inbound>, request: Request<Incoming>) -> Response<Body> {
+    let authority = match plumbing::authority(&request) {
+        Ok(Some(authority)) => authority,
+        Ok(None) => Authority::try_from(inbound.config.service.as_str())
+            .unwrap_or_else(|_| Authority::from_static("unknown.mesh")),
+        Err(Malformed::Connect) => {
+            return plumbing::plain(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported\n");
+        }
+        Err(error) => return plumbing::plain(StatusCode::BAD_REQUEST, &format!("{error}\n")),
+    };
+    let http2 = inbound.config.protocol.is_http2();
+    if plumbing::is_upgrade(&request) && !http2 {
+        return Box::pin(upgrade(context, inbound, &authority, request)).await;
+    }
+    let how = match (http2, plumbing::expects_continue(&request)) {
+        (true, _) => How::Multiplexed { alpn: &[] },
+        (false, true) => How::Continue { alpn: &[] },
+        (false, false) => How::Exclusive { alpn: &[] },
+    };
+    let worker = &context.worker;
+    let counted = |response| Counted { traffic: inbound.traffic.clone(), worker: worker.index, response };
+    let mut request = request.map(|body| Body::incoming(body).counted(counted(false)));
+    plumbing::prepare(&mut request, &authority, http2, false);
+    let address = inbound.config.application;
+    let pool = worker.upstreams.application(address);
+    let far = Far::Application(address);
+    match plumbing::send(worker, &pool, &far, how, request, counted(true)).await {
+        Ok(response) => response,
+        Err(ForwardError::Dial(error, _)) => unreachable(context, inbound, &error),
+        Err(ForwardError::Lost(error)) => {
+            tracing::debug!(inbound = %inbound.config.name, %error, source = ?std::error::Error::source(&error), "request lost");
+            plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the application closed the connection\n")
+        }
+    }
+}
+
+fn unreachable(context: &Context, inbound: &Inbound, error: &DialError) -> Response<Body> {
+    inbound.traffic.cell(context.worker.index).connect_failures.inc();
+    tracing::warn!(inbound = %inbound.config.name, %error, "the application can't be reached");
+    plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the application can't be reached\n")
+}
+
+async fn upgrade(
+    context: &Context,
+    inbound: &Arc<Inbound>,
+    authority: &Authority,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
+    let worker = &context.worker;
+    plumbing::prepare(&mut request, authority, false, true);
+    let opened = match open_application(worker, inbound.config.application).await {
+        Ok(opened) => opened,
+        Err(error) => return unreachable(context, inbound, &error),
+    };
+    let caller = &context.caller;
+    let info = ConnectionInfo {
+        direction: Direction::Inbound,
+        name: caller.inbound.clone(),
+        peer: caller.name().to_owned(),
+    };
+    // Its own memory of the decision: the connection it came over may have noticed a change before.
+    let own = Caller { allowed: Rc::new(Cell::new(true)), ..caller.clone() };
+    let tracked = match &caller.peer {
+        Some(peer) => worker.track_session(info, peer.clone(), own.check()),
+        None => worker.track(info, own.check()),
+    };
+    match plumbing::upgrade(worker, request, opened, tracked, inbound.traffic.clone()).await {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::debug!(inbound = %inbound.config.name, %error, "upgrade");
+            plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the application closed the connection\n")
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! HTTP requests of the application, one by one, over shared connections to the destination's endpoints.
+
+use super::leads_to;
+use crate::{
+    codec::{self as plumbing, Body, Counted, ForwardError, How, Malformed, detect},
+    io::Socket,
+    listener::Accepted,
+    snapshot::{Cluster, Outbound, Target},
+    upstream::{self, Balance, DialError, Far, cluster_check},
+    worker::{ConnectionInfo, Direction, Worker},
+};
+use http::{Request, Response, StatusCode, uri::Authority};
+use http_body::Body as _;
+use hyper::{body::Incoming, service::service_fn};
+use meridian_proxy_config::{Protocol, alpn};
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How long a server may take to begin its answer to a request without a body; not for gRPC, whose streams may be
+/// silent (Kuma's default).
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Endpoints tried for one request, as long as nothing was sent.
+const MAX_TRIES: usize = 5;
+
+/// What the requests of one connection share.
+struct Context {
+    worker: Rc<Worker>,
+    name: String,
+    cached: RefCell<(u64, Option<Arc<Cluster>>)>,
+}
+
+pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Accepted) {
+    let Target::Cluster(cluster) = &outbound.target else { return };
+    let peer = accepted.peer.to_string();
+    let socket = Socket::new(accepted.stream);
+    let reset = socket.reset();
+    let info = ConnectionInfo { direction: Direction::Outbound, name: outbound.name.clone(), peer };
+    let tracked = worker.track(info, leads_to(outbound, cluster));
+    let detected = tokio::select! {
+        detected = detect(socket, &worker.timer) => detected,
+        _ = tracked.ending() => return,
+    };
+    let Ok(Some((codec, stream))) = detected else { return };
+    let context = Rc::new(Context {
+        worker: worker.clone(),
+        name: outbound.name.clone(),
+        cached: RefCell::new((worker.snapshot().generation, Some(cluster.clone()))),
+    });
+    let handler = service_fn(move |request| handle(context.clone(), request));
+    plumbing::serve(codec, stream, reset, &tracked, handler).await;
+}
+
+async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let start = Instant::now();
+    let Some(cluster) = context.cluster() else {
+        return Ok(plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the destination is gone\n"));
+    };
+    let response = forward(&context.worker, &cluster, request).await;
+    cluster.traffic.cell(context.worker.index).request(response.status().as_u16(), start.elapsed());
+    Ok(response)
+}
+
+impl Context {
+    /// The destination as it is now: one comparison unless the configuration changed.
+    fn cluster(&self) -> Option<Arc<Cluster>> {
+        let generation = self.worker.shared.snapshots.generation();
+        let mut cached = self.cached.borrow_mut();
+        if cached.0 != generation {
+            let snapshot = self.worker.snapshot();
+            let target = snapshot.outbounds.get(&self.name).map(|outbound| &outbound.target);
+            let cluster = match target {
+                Some(Target::Cluster(cluster)) => Some(cluster.clone()),
+                _ => None,
+            };
+            *cached = (snapshot.generation, cluster);
+        }
+        cached.1.clone()
+    }
+}
+
+async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<Incoming>) -> Response<Body> {
+    let authority = match plumbing::authority(&request) {
+        Ok(Some(authority)) => authority,
+        Ok(None) => Authority::try_from(cluster.service.as_str())
+            .unwrap_or_else(|_| Authority::from_static("unknown.mesh")),
+        Err(Malformed::Connect) => {
+            return plumbing::plain(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported\n");
+        }
+        Err(error) => return plumbing::plain(StatusCode::BAD_REQUEST, &format!("{error}\n")),
+    };
+    if plumbing::is_upgrade(&request) {
+        return Box::pin(upgrade(worker, cluster, &authority, request)).await;
+    }
+    let how = how(cluster, &request);
+    let http2 = matches!(how, How::Multiplexed { .. });
+    let index = worker.index;
+    let counted = |response| Counted { traffic: cluster.traffic.clone(), worker: index, response };
+    let mut request = request.map(|body| Body::incoming(body).counted(counted(false)));
+    plumbing::prepare(&mut request, &authority, http2, false);
+    let timed = cluster.protocol != Protocol::Grpc && request.body().is_end_stream();
+    let answer = answer(worker, cluster, how, request);
+    if !timed {
+        return answer.await;
+    }
+    worker.timer.timeout(REQUEST_TIMEOUT, answer).await.unwrap_or_else(|| {
+        plumbing::plain(StatusCode::GATEWAY_TIMEOUT, &format!("{} did not answer in time\n", cluster.service))
+    })
+}
+
+/// Between sidecars everything is multiplexed, except a body that waits for the server's word: HTTP/1.1 can carry that
+/// word. Without mTLS the endpoint is spoken to as its application would be.
+fn how(cluster: &Cluster, request: &Request<Incoming>) -> How {
+    let waits = plumbing::expects_continue(request);
+    match (&cluster.tls, cluster.protocol.is_http2()) {
+        (Some(_), _) if waits => How::Continue { alpn: alpn::HTTP1 },
+        (Some(_), _) => How::Multiplexed { alpn: alpn::HTTP2 },
+        (None, true) => How::Multiplexed { alpn: &[] },
+        (None, false) if waits => How::Continue { alpn: &[] },
+        (None, false) => How::Exclusive { alpn: &[] },
+    }
+}
+
+/// Sends to one endpoint after the other until one can be reached.
+async fn answer(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    how: How,
+    mut request: Request<Body>,
+) -> Response<Body> {
+    let upstream = worker.upstreams.of(cluster);
+    let mut tried = Vec::new();
+    let mut last = DialError::NoEndpoints(cluster.service.clone());
+    while tried.len() < MAX_TRIES {
+        let Some(state) = upstream.pick(worker.timer.now(), Balance::RoundRobin, &tried) else { break };
+        let far = Far::Endpoint { cluster: cluster.clone(), state: state.clone() };
+        let counted = Counted { traffic: cluster.traffic.clone(), worker: worker.index, response: true };
+        match plumbing::send(worker, &state.pool, &far, how, request, counted).await {
+            Ok(response) => {
+                state.succeeded();
+                return response;
+            }
+            Err(ForwardError::Dial(error, unsent)) => {
+                state.failed(worker.timer.now());
+                tried.push(state);
+                request = *unsent;
+                last = error;
+            }
+            Err(ForwardError::Lost(error)) => {
+                tracing::debug!(service = %cluster.service, %error, source = ?std::error::Error::source(&error), "request lost");
+                return plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n");
+            }
+        }
+    }
+    unreachable(cluster, &last)
+}
+
+fn unreachable(cluster: &Cluster, error: &DialError) -> Response<Body> {
+    tracing::warn!(service = %cluster.service, %error, source = ?error, "no connection");
+    plumbing::plain(
+        StatusCode::SERVICE_UNAVAILABLE,
+        &format!("no connection to {}: {error}\n", cluster.service),
+    )
+}
+
+async fn upgrade(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    authority: &Authority,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
+    plumbing::prepare(&mut request, authority, false, true);
+    let (opened, endpoint) = match upstream::open(worker, cluster, Balance::RoundRobin, alpn::HTTP1).await {
+        Ok(opened) => opened,
+        Err(error) => return unreachable(cluster, &error),
+    };
+    let peer = opened.peer.clone();
+    let name = peer.as_ref().map_or(endpoint.name.as_str(), |peer| peer.name()).to_owned();
+    let info = ConnectionInfo { direction: Direction::Outbound, name: cluster.service.clone(), peer: name };
+    let check = cluster_check(cluster, peer.as_ref());
+    let tracked = match peer {
+        Some(peer) => worker.track_session(info, peer, check),
+        None => worker.track(info, check),
+    };
+    match plumbing::upgrade(worker, request, opened, tracked, cluster.traffic.clone()).await {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::debug!(service = %cluster.service, %error, "upgrade");
+            plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n")
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The configuration as the workers read it: compiled, immutable, swapped whole.
+//!
+//! Compiling is incremental by sharing: a part whose sources did not change is the same `Arc` in the next snapshot,
+//! so that what hangs on it (pools, balancers, metric handles) stays, and one changed endpoint rebuilds one cluster.
+
+use crate::{egress::Originator, metrics::Traffic};
+use arc_swap::ArcSwap;
+use meridian_proxy_config::{self as config, Host, HostMatch, Protocol, Proxy};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::sync::watch;
+
+mod compile;
+mod resources;
+pub use compile::compile;
+pub use resources::Resources;
+
+/// Everything a worker needs to know. Parts are looked up by the names that the control plane gave them.
+#[derive(Default)]
+pub struct Snapshot {
+    pub generation: u64,
+    /// `None` until the first configuration has come.
+    pub proxy: Option<Arc<Proxy>>,
+    pub inbounds: BTreeMap<String, Arc<Inbound>>,
+    pub outbounds: BTreeMap<String, Arc<Outbound>>,
+    pub externals: BTreeMap<String, Arc<External>>,
+    /// Egress: by key.
+    pub entries: BTreeMap<String, Arc<Entry>>,
+    /// Egress: by `(mesh, dataplane)`.
+    pub callers: HashMap<(String, String), Arc<config::Caller>>,
+    pub routes: SniRoutes,
+    /// Meshes that have a bundle. Their contents are in [`crate::tls::Tls`].
+    pub meshes: Vec<String>,
+    /// All clusters, by name: what stays the same is taken over into the next snapshot.
+    pub clusters: BTreeMap<String, Arc<Cluster>>,
+    /// Where captured traffic to no known destination goes under passthrough through the egress.
+    pub unlisted_egress: Option<Arc<Cluster>>,
+    pub(crate) vips: HashMap<(IpAddr, u16), Arc<Outbound>>,
+    pub(crate) names: HashMap<String, Arc<[IpAddr]>>,
+    pub(crate) external_hosts: HashMap<HostMatch, Vec<Arc<External>>>,
+}
+
+/// One port on which a sidecar takes traffic for its application.
+pub struct Inbound {
+    pub config: Arc<config::Inbound>,
+    /// Its newest configuration could not be understood: everybody is refused.
+    pub refused: bool,
+    pub traffic: Arc<Traffic>,
+}
+
+/// A place where the application's connections enter the mesh.
+pub struct Outbound {
+    pub name: String,
+    pub config: Arc<config::Outbound>,
+    pub target: Target,
+}
+
+pub enum Target {
+    Cluster(Arc<Cluster>),
+    External(Arc<External>),
+    /// What the outbound names has not come, or was rejected: refused with this reason.
+    Missing(String),
+}
+
+/// Endpoints that a connection may be made to, and what must answer there.
+pub struct Cluster {
+    pub name: String,
+    /// For metrics and logs.
+    pub service: String,
+    pub protocol: Protocol,
+    /// `None`: plaintext, or (for SNI routes) bytes passed on as they are.
+    pub tls: Option<PeerRule>,
+    /// The next tier is used when no endpoint of the one before is usable. An endpoint with `replicas` stands as
+    /// often in its tier.
+    pub tiers: Vec<Vec<Arc<Endpoint>>>,
+    pub traffic: Arc<Traffic>,
+    source: compile::Source,
+}
+
+/// Who must answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerRule {
+    pub mesh: String,
+    /// Accepted SPIFFE IDs; an empty list refuses everyone.
+    pub identities: Vec<String>,
+}
+
+/// One virtual endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    pub host: Host,
+    pub port: u16,
+    pub zone: String,
+    pub sni: Option<String>,
+    /// 0.. of the `replicas` that share the address.
+    pub replica: u32,
+    pub name: String,
+    /// Lies behind another zone's ingress.
+    pub remote: bool,
+}
+
+/// A destination outside the mesh, as a sidecar sees it.
+pub struct External {
+    pub config: Arc<config::External>,
+    /// With `Via::Egress`: the local egresses.
+    pub egress: Option<Arc<Cluster>>,
+    /// With `Via::Sidecar`.
+    pub entry: Option<Arc<Entry>>,
+    pub traffic: Arc<Traffic>,
+}
+
+/// An allowlist entry, as the proxy that leaves the mesh enforces it.
+pub struct Entry {
+    pub config: Arc<config::Entry>,
+    pub originator: Option<Arc<Originator>>,
+    pub traffic: Arc<Traffic>,
+}
+
+/// How an ingress or egress passes sessions on.
+#[derive(Default)]
+pub struct SniRoutes {
+    pub exact: HashMap<String, Arc<Cluster>>,
+    pub zones: HashMap<String, Arc<Cluster>>,
+}
+
+impl SniRoutes {
+    /// The exact name first, then the name's zone. `sni` is lower case.
+    pub fn find(&self, sni: &str) -> Option<&Arc<Cluster>> {
+        self.exact.get(sni).or_else(|| self.zones.get(config::sni::parse(sni)?.zone))
+    }
+}
+
+impl Snapshot {
+    /// The outbound behind a virtual address.
+    pub fn vip(&self, address: SocketAddr) -> Option<&Arc<Outbound>> {
+        self.vips.get(&(address.ip().to_canonical(), address.port()))
+    }
+
+    /// The inbound at whose address a captured connection arrived.
+    pub fn inbound_at(&self, address: SocketAddr) -> Option<&Arc<Inbound>> {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        self.inbounds.values().find(|inbound| {
+            let listen = inbound.config.listen;
+            listen.port() == address.port() && (listen.ip() == address.ip() || listen.ip().is_unspecified())
+        })
+    }
+
+    /// Whether an address is virtual, whatever the port.
+    pub fn is_vip(&self, address: IpAddr) -> bool {
+        is_vip(address.to_canonical())
+    }
+
+    /// What the resolver answers for a name of the mesh (lower case, no trailing dot).
+    pub fn addresses_of(&self, name: &str) -> Option<&Arc<[IpAddr]>> {
+        self.names.get(name)
+    }
+
+    /// Entries that list a host, in no order; the caller checks ports and protocol.
+    pub fn externals_for(&self, host: &HostMatch) -> &[Arc<External>] {
+        self.external_hosts.get(host).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The allowlist of one caller, at an egress.
+    pub fn caller(&self, mesh: &str, dataplane: &str) -> Option<&Arc<config::Caller>> {
+        self.callers.get(&(mesh.to_owned(), dataplane.to_owned()))
+    }
+}
+
+/// 240/8 to 243/8: virtual addresses (`.mesh` and ExternalService, MeshService, MeshExternalService, MeshMultiZoneService).
+fn is_vip(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(v4) if (240..=243).contains(&v4.octets()[0]))
+}
+
+/// The current snapshot, for all threads.
+pub struct Snapshots {
+    current: ArcSwap<Snapshot>,
+    generation: AtomicU64,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Self {
+            current: ArcSwap::from_pointee(Snapshot::default()),
+            generation: AtomicU64::new(0),
+            changed: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Snapshots {
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// One atomic load: what workers compare before they look further.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Wakes at each publication.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Swaps in a snapshot under the next generation.
+    pub fn publish(&self, mut snapshot: Snapshot) {
+        let generation = self.generation() + 1;
+        snapshot.generation = generation;
+        self.current.store(Arc::new(snapshot));
+        self.generation.store(generation, Ordering::Release);
+        self.changed.send_replace(generation);
+    }
+}

@@ -1,0 +1,323 @@
+//! From resources to a snapshot: pure, and sharing what did not change.
+
+use super::{
+    Cluster, Endpoint, Entry, External, Inbound, Outbound, PeerRule, Resources, Snapshot, SniRoutes, Target,
+    resources::EntryParts,
+};
+use crate::metrics::{Metrics, Traffic};
+use meridian_proxy_config::{
+    self as config, DestinationTls, EGRESS_SERVICE, EndpointSet, HostMatch, Protocol, SniMatch, Unlisted, Via,
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+/// What a cluster was made from: equal sources give the same cluster again.
+#[derive(Clone, Default)]
+pub(super) struct Source {
+    service: String,
+    protocol: Option<Protocol>,
+    tls: Option<PeerRule>,
+    tiers: Vec<Vec<Option<Arc<EndpointSet>>>>,
+    /// Instead of the endpoints' own: server name and zone.
+    instead: Option<(String, String)>,
+    zone: String,
+}
+
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        let same_sets = |a: &Vec<Option<Arc<EndpointSet>>>, b: &Vec<Option<Arc<EndpointSet>>>| {
+            a.len() == b.len()
+                && a.iter().zip(b).all(|(a, b)| match (a, b) {
+                    (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                    (None, None) => true,
+                    _ => false,
+                })
+        };
+        self.service == other.service
+            && self.protocol == other.protocol
+            && self.tls == other.tls
+            && self.instead == other.instead
+            && self.zone == other.zone
+            && self.tiers.len() == other.tiers.len()
+            && self.tiers.iter().zip(&other.tiers).all(|(a, b)| same_sets(a, b))
+    }
+}
+
+struct Compiler<'a> {
+    resources: &'a Resources,
+    previous: &'a Snapshot,
+    metrics: &'a Metrics,
+    next: Snapshot,
+}
+
+/// The snapshot that the resources mean; parts that did not change are those of `previous`.
+pub fn compile(resources: &Resources, previous: &Snapshot, metrics: &Metrics) -> Snapshot {
+    let next = Snapshot {
+        proxy: resources.proxy.clone(),
+        meshes: resources.meshes.values().cloned().collect(),
+        ..Snapshot::default()
+    };
+    let mut compiler = Compiler { resources, previous, metrics, next };
+    compiler.inbounds();
+    compiler.externals();
+    compiler.outbounds();
+    compiler.egress();
+    compiler.routes();
+    compiler.unlisted();
+    compiler.next
+}
+
+impl Compiler<'_> {
+    fn zone(&self) -> &str {
+        self.next.proxy.as_ref().map_or("", |proxy| proxy.zone.as_str())
+    }
+
+    fn inbounds(&mut self) {
+        let accepted = self.resources.inbounds.iter().map(|(name, config)| (name, config, false));
+        let refused = self.resources.refused_inbounds.iter().map(|(name, config)| (name, config, true));
+        for (name, config, refused) in accepted.chain(refused) {
+            let kept = self.previous.inbounds.get(name);
+            let kept = kept.filter(|old| Arc::ptr_eq(&old.config, config) && old.refused == refused);
+            let inbound = kept.cloned().unwrap_or_else(|| {
+                let traffic = self.metrics.traffic("inbound", &config.service);
+                Arc::new(Inbound { config: config.clone(), refused, traffic })
+            });
+            self.next.inbounds.insert(name.clone(), inbound);
+        }
+    }
+
+    fn externals(&mut self) {
+        for (name, (config, parts)) in &self.resources.externals {
+            let egress = match &config.via {
+                Via::Egress { mesh, zone, sni, endpoints } => {
+                    let instead = Some((sni.clone(), zone.clone()));
+                    let source = self.egress_source(&config.entry, mesh, endpoints, instead);
+                    Some(self.cluster(format!("egress/{name}"), "external", source))
+                }
+                Via::Sidecar(_) | Via::Refused(_) => None,
+            };
+            let same_egress = |old: &External| match (&old.egress, &egress) {
+                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                (None, None) => true,
+                _ => false,
+            };
+            let kept = self.previous.externals.get(name);
+            let kept = kept.filter(|old| Arc::ptr_eq(&old.config, config) && same_egress(old));
+            let external = kept.cloned().unwrap_or_else(|| {
+                let traffic = self.metrics.traffic("external", &config.entry);
+                let entry = parts.as_ref().map(|parts| self.entry(parts));
+                Arc::new(External { config: config.clone(), egress: egress.clone(), entry, traffic })
+            });
+            for host in &config.hosts {
+                self.next.external_hosts.entry(canonical(host)).or_default().push(external.clone());
+            }
+            self.next.externals.insert(name.clone(), external);
+        }
+    }
+
+    fn outbounds(&mut self) {
+        let mut names: HashMap<String, Vec<IpAddr>> = HashMap::new();
+        for (name, config) in &self.resources.outbounds {
+            let target = self.target(&config.target);
+            let kept = self.previous.outbounds.get(name);
+            let kept =
+                kept.filter(|old| Arc::ptr_eq(&old.config, config) && same_target(&old.target, &target));
+            let outbound = kept
+                .cloned()
+                .unwrap_or_else(|| Arc::new(Outbound { name: name.clone(), config: config.clone(), target }));
+            for vip in &config.vips {
+                let key = (vip.to_canonical(), config.port);
+                self.next.vips.entry(key).or_insert_with(|| outbound.clone());
+            }
+            for hostname in &config.hostnames {
+                let addresses = names.entry(hostname.clone()).or_default();
+                let new = config.vips.iter().filter(|vip| !addresses.contains(vip)).copied();
+                let new: Vec<_> = new.collect();
+                addresses.extend(new);
+            }
+            self.next.outbounds.insert(name.clone(), outbound);
+        }
+        self.next.names = names.into_iter().map(|(name, addresses)| (name, addresses.into())).collect();
+    }
+
+    fn target(&mut self, target: &config::Target) -> Target {
+        match target {
+            config::Target::External(name) => match self.next.externals.get(name) {
+                Some(external) => Target::External(external.clone()),
+                None => Target::Missing(format!("external {name}")),
+            },
+            config::Target::Destination(name) => {
+                let key = format!("destination/{name}");
+                if let Some(cluster) = self.next.clusters.get(&key) {
+                    return Target::Cluster(cluster.clone());
+                }
+                let Some(destination) = self.resources.destinations.get(name) else {
+                    return Target::Missing(format!("destination {name}"));
+                };
+                let tls = match &destination.tls {
+                    DestinationTls::Off => None,
+                    DestinationTls::Mutual { mesh, identities } => {
+                        Some(PeerRule { mesh: mesh.clone(), identities: identities.clone() })
+                    }
+                };
+                let source = Source {
+                    service: destination.service.clone(),
+                    protocol: Some(destination.protocol),
+                    tls,
+                    tiers: destination.tiers.iter().map(|tier| self.sets(tier)).collect(),
+                    instead: None,
+                    zone: self.zone().to_owned(),
+                };
+                Target::Cluster(self.cluster(key, "outbound", source))
+            }
+        }
+    }
+
+    fn egress(&mut self) {
+        for (name, parts) in &self.resources.entries {
+            let kept = self.previous.entries.get(&parts.config.key);
+            let kept = kept.filter(|old| Arc::ptr_eq(&old.config, &parts.config)).cloned();
+            let entry = kept.unwrap_or_else(|| self.entry(parts));
+            if self.next.entries.insert(parts.config.key.clone(), entry).is_some() {
+                tracing::error!(%name, key = %parts.config.key, "two entries have one key");
+            }
+        }
+        let callers = self.resources.callers.values();
+        self.next.callers =
+            callers.map(|caller| ((caller.mesh.clone(), caller.dataplane.clone()), caller.clone())).collect();
+    }
+
+    fn routes(&mut self) {
+        let mut routes = SniRoutes::default();
+        for (name, route) in &self.resources.routes {
+            let (table, service) = match &route.matches {
+                SniMatch::Exact(sni) => (&mut routes.exact, sni.clone()),
+                SniMatch::Zone(zone) => (&mut routes.zones, zone.clone()),
+            };
+            let key = match &route.matches {
+                SniMatch::Exact(sni) => sni.clone(),
+                SniMatch::Zone(zone) => config::sni::label(zone),
+            };
+            let source = Source {
+                service,
+                protocol: Some(Protocol::Tcp),
+                tls: None,
+                tiers: vec![self.sets(&route.endpoints)],
+                instead: None,
+                zone: self.next.proxy.as_ref().map(|proxy| proxy.zone.clone()).unwrap_or_default(),
+            };
+            let cluster = self.cluster(format!("route/{name}"), "through", source);
+            table.insert(key, cluster);
+        }
+        self.next.routes = routes;
+    }
+
+    fn unlisted(&mut self) {
+        let Some(proxy) = self.next.proxy.clone() else { return };
+        if let Unlisted::Egress { endpoints, sni } = &proxy.unlisted {
+            let instead = Some((sni.clone(), proxy.zone.clone()));
+            let source = self.egress_source("*", &proxy.mesh, endpoints, instead);
+            self.next.unlisted_egress = Some(self.cluster("unlisted".to_owned(), "external", source));
+        }
+    }
+
+    fn entry(&self, parts: &EntryParts) -> Arc<Entry> {
+        let traffic = self.metrics.traffic("egress", &parts.config.key);
+        Arc::new(Entry { config: parts.config.clone(), originator: parts.originator.clone(), traffic })
+    }
+
+    fn egress_source(
+        &self,
+        service: &str,
+        mesh: &str,
+        endpoints: &str,
+        instead: Option<(String, String)>,
+    ) -> Source {
+        let identities = vec![meridian_pki::spiffe_id(mesh, EGRESS_SERVICE)];
+        Source {
+            service: service.to_owned(),
+            protocol: Some(Protocol::Tcp),
+            tls: Some(PeerRule { mesh: mesh.to_owned(), identities }),
+            tiers: vec![self.sets(std::slice::from_ref(&endpoints.to_owned()))],
+            instead,
+            zone: self.zone().to_owned(),
+        }
+    }
+
+    fn sets(&self, names: &[String]) -> Vec<Option<Arc<EndpointSet>>> {
+        names.iter().map(|name| self.resources.endpoints.get(name).cloned()).collect()
+    }
+
+    fn cluster(&mut self, name: String, direction: &'static str, source: Source) -> Arc<Cluster> {
+        let kept = self.previous.clusters.get(&name).filter(|old| old.source == source).cloned();
+        let cluster = kept.unwrap_or_else(|| {
+            let traffic = self.metrics.traffic(direction, &source.service);
+            Arc::new(build(name.clone(), traffic, source))
+        });
+        self.next.clusters.insert(name, cluster.clone());
+        cluster
+    }
+}
+
+fn build(name: String, traffic: Arc<Traffic>, source: Source) -> Cluster {
+    Cluster {
+        name,
+        service: source.service.clone(),
+        protocol: source.protocol.unwrap_or(Protocol::Tcp),
+        tls: source.tls.clone(),
+        tiers: source.tiers.iter().map(|sets| tier(&source, sets)).collect(),
+        traffic,
+        source,
+    }
+}
+
+/// The virtual endpoints of a tier. Replicas of one address are spread out, so that taking turns does not send bursts
+/// through one ingress.
+fn tier(source: &Source, sets: &[Option<Arc<EndpointSet>>]) -> Vec<Arc<Endpoint>> {
+    let endpoints: Vec<_> = sets.iter().flatten().flat_map(|set| &set.endpoints).collect();
+    let most = endpoints.iter().map(|endpoint| endpoint.replicas.clamp(1, 32)).max().unwrap_or_default();
+    let mut seen = BTreeMap::new();
+    let mut tier = Vec::new();
+    for replica in 0..most {
+        for endpoint in endpoints.iter().filter(|endpoint| replica < endpoint.replicas.clamp(1, 32)) {
+            let (sni, zone) = match &source.instead {
+                Some((sni, zone)) => (Some(sni.clone()), zone.clone()),
+                None => (endpoint.sni.clone(), endpoint.zone.clone()),
+            };
+            let remote = endpoint.zone != source.zone;
+            let made = Endpoint {
+                host: endpoint.host.clone(),
+                port: endpoint.port,
+                zone,
+                sni,
+                replica,
+                name: endpoint.name.clone(),
+                remote,
+            };
+            let key = (made.host.clone(), made.port, made.sni.clone(), replica);
+            if seen.insert(key, ()).is_none() {
+                tier.push(Arc::new(made));
+            }
+        }
+    }
+    tier
+}
+
+fn same_target(a: &Target, b: &Target) -> bool {
+    match (a, b) {
+        (Target::Cluster(a), Target::Cluster(b)) => Arc::ptr_eq(a, b),
+        (Target::External(a), Target::External(b)) => Arc::ptr_eq(a, b),
+        (Target::Missing(a), Target::Missing(b)) => a == b,
+        _ => false,
+    }
+}
+
+fn canonical(host: &HostMatch) -> HostMatch {
+    match host {
+        HostMatch::Exact(name) => HostMatch::Exact(name.trim_end_matches('.').to_ascii_lowercase()),
+        HostMatch::Ip(address) => HostMatch::Ip(address.to_canonical()),
+    }
+}

@@ -1,0 +1,170 @@
+//! The resources as they came, parsed; and what becomes of those that can't be understood.
+//!
+//! A resource that guards something and can't be understood must not leave its older, perhaps wider form in force:
+//! an inbound then refuses everybody, an entry or destination is gone, unlisted traffic is refused. Only a bundle
+//! keeps its last readable form, since without one nobody could be believed at all.
+
+use crate::{egress::Originator, tls::Tls};
+use meridian_delta::{Encoded, Id, Version};
+use meridian_proxy_config::{self as config, types};
+use serde::de::DeserializeOwned;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Type and name.
+type ResourceKey = (Arc<str>, Arc<str>);
+
+/// What a control plane has sent.
+#[derive(Default)]
+pub struct Resources {
+    accepted: BTreeMap<ResourceKey, Arc<Encoded>>,
+    refused: BTreeMap<ResourceKey, (Arc<Encoded>, String)>,
+    pub(super) proxy: Option<Arc<config::Proxy>>,
+    pub(super) inbounds: BTreeMap<String, Arc<config::Inbound>>,
+    pub(super) refused_inbounds: BTreeMap<String, Arc<config::Inbound>>,
+    pub(super) outbounds: BTreeMap<String, Arc<config::Outbound>>,
+    pub(super) destinations: BTreeMap<String, Arc<config::Destination>>,
+    pub(super) endpoints: BTreeMap<String, Arc<config::EndpointSet>>,
+    pub(super) externals: BTreeMap<String, (Arc<config::External>, Option<EntryParts>)>,
+    pub(super) entries: BTreeMap<String, EntryParts>,
+    pub(super) callers: BTreeMap<String, Arc<config::Caller>>,
+    pub(super) routes: BTreeMap<String, Arc<config::SniRoute>>,
+    pub(super) meshes: BTreeMap<String, String>,
+}
+
+#[derive(Clone)]
+pub(super) struct EntryParts {
+    pub(super) config: Arc<config::Entry>,
+    pub(super) originator: Option<Arc<Originator>>,
+}
+
+impl Resources {
+    /// Takes a resource in.
+    ///
+    /// # Errors
+    /// Why it was not accepted; what it guards is then refused.
+    pub fn upsert(&mut self, tls: &Tls, resource: &Arc<Encoded>) -> Result<(), String> {
+        let key = (resource.type_.clone(), resource.name.clone());
+        let result = self.parse(tls, resource);
+        match &result {
+            Ok(()) => {
+                self.refused.remove(&key);
+                self.accepted.insert(key, resource.clone());
+            }
+            Err(reason) => {
+                tracing::error!(kind = %resource.type_, name = %resource.name, %reason, "configuration refused");
+                self.guard(&resource.type_, &resource.name);
+                self.accepted.remove(&key);
+                self.refused.insert(key, (resource.clone(), reason.clone()));
+            }
+        }
+        result
+    }
+
+    pub fn remove(&mut self, tls: &Tls, id: &Id) {
+        let key = (id.type_.clone(), id.name.clone());
+        self.accepted.remove(&key);
+        self.refused.remove(&key);
+        let name = &*id.name;
+        self.refused_inbounds.remove(name);
+        self.forget(&id.type_, name);
+        if &*id.type_ == types::BUNDLE
+            && let Some(mesh) = self.meshes.remove(name)
+        {
+            tls.bundles.remove(&mesh);
+        }
+    }
+
+    /// What is held and with which version: what was refused is not held.
+    pub fn have(&self) -> Vec<(Id, Version)> {
+        self.accepted.values().map(|resource| (resource.id(), resource.version)).collect()
+    }
+
+    /// Everything that came, refused or not: what a restart needs to be where this process is.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Encoded>> {
+        self.accepted.values().chain(self.refused.values().map(|(resource, _)| resource))
+    }
+
+    /// What was not accepted, with the reason.
+    pub fn refused(&self) -> impl Iterator<Item = (&Arc<Encoded>, &str)> {
+        self.refused.values().map(|(resource, reason)| (resource, reason.as_str()))
+    }
+
+    /// Meshes in which this proxy needs a certificate.
+    pub fn identities(&self) -> Vec<String> {
+        self.proxy.as_ref().map(|proxy| proxy.identities.clone()).unwrap_or_default()
+    }
+
+    fn parse(&mut self, tls: &Tls, resource: &Encoded) -> Result<(), String> {
+        let (name, body) = (resource.name.to_string(), &resource.body);
+        match &*resource.type_ {
+            types::PROXY => self.proxy = Some(read(body)?),
+            types::INBOUND => {
+                self.inbounds.insert(name.clone(), read(body)?);
+                self.refused_inbounds.remove(&name);
+            }
+            types::OUTBOUND => drop(self.outbounds.insert(name, read(body)?)),
+            types::DESTINATION => drop(self.destinations.insert(name, read(body)?)),
+            types::ENDPOINTS => drop(self.endpoints.insert(name, read(body)?)),
+            types::EXTERNAL => {
+                let external: Arc<config::External> = read(body)?;
+                let entry = match &external.via {
+                    config::Via::Sidecar(entry) => Some(entry_parts(Arc::new((**entry).clone()))?),
+                    config::Via::Egress { .. } | config::Via::Refused(_) => None,
+                };
+                self.externals.insert(name, (external, entry));
+            }
+            types::ENTRY => drop(self.entries.insert(name, entry_parts(read(body)?)?)),
+            types::CALLER => drop(self.callers.insert(name, read(body)?)),
+            types::SNI_ROUTE => drop(self.routes.insert(name, read(body)?)),
+            types::BUNDLE => {
+                let bundle: Arc<config::Bundle> = read(body)?;
+                tls.set_bundle(&bundle).map_err(|error| error.to_string())?;
+                self.meshes.insert(name, bundle.mesh.clone());
+            }
+            other => return Err(format!("unknown type {other}")),
+        }
+        Ok(())
+    }
+
+    /// After a refusal: nothing that the resource guards stays open.
+    fn guard(&mut self, kind: &str, name: &str) {
+        match kind {
+            types::PROXY => {
+                if let Some(proxy) = &mut self.proxy {
+                    Arc::make_mut(proxy).unlisted = config::Unlisted::Refuse;
+                }
+            }
+            types::INBOUND => {
+                if let Some(inbound) = self.inbounds.remove(name) {
+                    self.refused_inbounds.insert(name.to_owned(), inbound);
+                }
+            }
+            types::BUNDLE => {}
+            other => self.forget(other, name),
+        }
+    }
+
+    fn forget(&mut self, kind: &str, name: &str) {
+        match kind {
+            types::PROXY => self.proxy = None,
+            types::INBOUND => drop(self.inbounds.remove(name)),
+            types::OUTBOUND => drop(self.outbounds.remove(name)),
+            types::DESTINATION => drop(self.destinations.remove(name)),
+            types::ENDPOINTS => drop(self.endpoints.remove(name)),
+            types::EXTERNAL => drop(self.externals.remove(name)),
+            types::ENTRY => drop(self.entries.remove(name)),
+            types::CALLER => drop(self.callers.remove(name)),
+            types::SNI_ROUTE => drop(self.routes.remove(name)),
+            _ => {}
+        }
+    }
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {
+    serde_json::from_slice(body).map(Arc::new).map_err(|error| error.to_string())
+}
+
+fn entry_parts(config: Arc<config::Entry>) -> Result<EntryParts, String> {
+    let originator = config.tls.as_ref().map(Originator::compile).transpose()?.map(Arc::new);
+    Ok(EntryParts { config, originator })
+}

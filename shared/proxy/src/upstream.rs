@@ -1,0 +1,410 @@
+//! Connections to endpoints: choosing one, dialling it, trying the next.
+//!
+//! A connection that could not be made is tried at another endpoint, as nothing was sent; an endpoint that failed is
+//! left out for a while (1 s, doubling to 30 s), so that the next tier takes over when a whole tier is down.
+
+use crate::{
+    capture,
+    denial::Reason,
+    io::{Socket, Transport, tune},
+    snapshot::{Cluster, Endpoint, Snapshot},
+    tls::{Peer, TlsError},
+    worker::Worker,
+};
+use meridian_proxy_config::Host;
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::client::TlsStream;
+
+mod pool;
+pub use pool::{Exclusive, Far, Multiplexed, Opened, Pool, SendError, Sending, cluster_check};
+
+/// How long a TCP connect may take (Kuma's default).
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Endpoints tried for one connection at most.
+const MAX_TRIES: usize = 5;
+/// How long an endpoint that failed is left out: doubled at each further failure.
+const EJECT_FIRST: Duration = Duration::from_secs(1);
+const EJECT_LONGEST: Duration = Duration::from_secs(30);
+
+/// Balancers and pools of a worker, by cluster; and pools to its applications.
+#[derive(Default)]
+pub struct Upstreams {
+    clusters: RefCell<HashMap<String, Rc<Upstream>>>,
+    applications: RefCell<HashMap<SocketAddr, Rc<Pool>>>,
+}
+
+/// How an endpoint is chosen among the usable ones of a tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    RoundRobin,
+    LeastConnections,
+}
+
+/// Why no connection came about.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DialError {
+    #[error("{0} has no endpoints")]
+    NoEndpoints(String),
+    #[error("{endpoint} could not be resolved")]
+    Resolve { endpoint: String, source: Rc<io::Error> },
+    #[error("connecting to {endpoint} failed")]
+    Connect { endpoint: String, source: Rc<io::Error> },
+    #[error("connecting to {endpoint} took longer than {CONNECT_TIMEOUT:?}")]
+    Timeout { endpoint: String },
+    #[error("mTLS with {endpoint} failed")]
+    Tls { endpoint: String, source: Rc<TlsError> },
+    #[error("{endpoint} does not speak HTTP")]
+    Http { endpoint: String, source: Rc<hyper::Error> },
+}
+
+/// A connection to an endpoint; counts as one of the endpoint's until dropped.
+pub struct Dialled<S> {
+    pub stream: S,
+    pub endpoint: Arc<Endpoint>,
+    pub active: Active,
+}
+
+/// What a worker knows of a cluster.
+pub struct Upstream {
+    cluster: RefCell<Arc<Cluster>>,
+    tiers: RefCell<Vec<Vec<Rc<EndpointState>>>>,
+    cursor: Cell<usize>,
+}
+
+/// What a worker knows of an endpoint.
+pub struct EndpointState {
+    pub endpoint: Arc<Endpoint>,
+    pub pool: Rc<Pool>,
+    active: Rc<Cell<usize>>,
+    failures: Cell<u32>,
+    down_until: Cell<u64>,
+}
+
+/// Counts a connection as the endpoint's until dropped.
+pub struct Active(Rc<Cell<usize>>);
+
+impl Active {
+    fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+impl Upstreams {
+    /// The worker's state of a cluster, brought up to the given one.
+    pub fn of(&self, cluster: &Arc<Cluster>) -> Rc<Upstream> {
+        if let Some(upstream) = self.clusters.borrow().get(&cluster.name) {
+            upstream.update(cluster);
+            return upstream.clone();
+        }
+        let upstream = Rc::new(Upstream::new(cluster));
+        self.clusters.borrow_mut().insert(cluster.name.clone(), upstream.clone());
+        upstream
+    }
+
+    /// The pool of connections to an application.
+    pub fn application(&self, address: SocketAddr) -> Rc<Pool> {
+        self.applications.borrow_mut().entry(address).or_default().clone()
+    }
+
+    /// Forgets what the snapshot no longer has: pooled connections end once they are idle.
+    pub fn refresh(&self, snapshot: &Snapshot) {
+        self.clusters.borrow_mut().retain(|name, upstream| match snapshot.clusters.get(name) {
+            Some(cluster) => {
+                upstream.update(cluster);
+                true
+            }
+            None => false,
+        });
+        let known = |address: &SocketAddr| {
+            snapshot.inbounds.values().any(|inbound| inbound.config.application == *address)
+        };
+        self.applications.borrow_mut().retain(|address, _| known(address));
+    }
+}
+
+impl Upstream {
+    fn new(cluster: &Arc<Cluster>) -> Self {
+        // A random beginning: otherwise all proxies of a fleet begin with the same endpoint.
+        let upstream = Self {
+            cluster: RefCell::new(cluster.clone()),
+            tiers: RefCell::default(),
+            cursor: Cell::new(rand::random::<u32>() as usize),
+        };
+        upstream.rebuild(cluster);
+        upstream
+    }
+
+    fn update(&self, cluster: &Arc<Cluster>) {
+        if !Arc::ptr_eq(&self.cluster.borrow(), cluster) {
+            self.rebuild(cluster);
+            *self.cluster.borrow_mut() = cluster.clone();
+        }
+    }
+
+    /// Endpoints that stay keep their connections and what is known of their health.
+    fn rebuild(&self, cluster: &Arc<Cluster>) {
+        let plain = cluster.tls.is_none();
+        let was_plain = self.cluster.borrow().tls.is_none();
+        let mut old: HashMap<_, _> = HashMap::new();
+        if plain == was_plain {
+            let tiers = self.tiers.borrow();
+            old.extend(tiers.iter().flatten().map(|state| (state.endpoint.clone(), state.clone())));
+        }
+        let state = |endpoint: &Arc<Endpoint>| match old.get(endpoint) {
+            Some(state) => state.clone(),
+            None => Rc::new(EndpointState::new(endpoint.clone())),
+        };
+        *self.tiers.borrow_mut() =
+            cluster.tiers.iter().map(|tier| tier.iter().map(state).collect()).collect();
+    }
+
+    /// The next endpoint: in the first tier with a usable one; if none is usable anywhere, any that was not tried.
+    pub fn pick(&self, now: u64, balance: Balance, tried: &[Rc<EndpointState>]) -> Option<Rc<EndpointState>> {
+        let tiers = self.tiers.borrow();
+        let untried = |state: &&Rc<EndpointState>| !tried.iter().any(|other| Rc::ptr_eq(other, state));
+        let usable = |state: &&Rc<EndpointState>| state.down_until.get() <= now && untried(state);
+        let start = self.cursor.get();
+        self.cursor.set(start.wrapping_add(1));
+        let usable = tiers.iter().find_map(|tier| choose(tier, start, balance, usable));
+        usable.or_else(|| tiers.iter().find_map(|tier| choose(tier, start, balance, untried)))
+    }
+}
+
+fn choose(
+    tier: &[Rc<EndpointState>],
+    start: usize,
+    balance: Balance,
+    allowed: impl Fn(&&Rc<EndpointState>) -> bool,
+) -> Option<Rc<EndpointState>> {
+    let start = start.checked_rem(tier.len())?;
+    let (head, tail) = tier.split_at_checked(start)?;
+    let mut turn = tail.iter().chain(head).filter(allowed);
+    match balance {
+        Balance::RoundRobin => turn.next(),
+        Balance::LeastConnections => turn.min_by_key(|state| state.active.get()),
+    }
+    .cloned()
+}
+
+impl EndpointState {
+    fn new(endpoint: Arc<Endpoint>) -> Self {
+        Self {
+            endpoint,
+            pool: Rc::default(),
+            active: Rc::default(),
+            failures: Cell::new(0),
+            down_until: Cell::new(0),
+        }
+    }
+
+    pub fn succeeded(&self) {
+        self.failures.set(0);
+        self.down_until.set(0);
+    }
+
+    pub fn failed(&self, now: u64) {
+        let failures = self.failures.get();
+        let wait = EJECT_FIRST.saturating_mul(1 << failures.min(5)).min(EJECT_LONGEST);
+        self.failures.set(failures.saturating_add(1));
+        self.down_until.set(now + crate::timer::Timer::ticks(wait));
+    }
+
+    /// A TCP connection.
+    async fn dial(&self, worker: &Worker) -> Result<TcpStream, DialError> {
+        let endpoint = &self.endpoint;
+        let name = || label(endpoint);
+        let addresses = match &endpoint.host {
+            Host::Ip(address) => vec![*address],
+            Host::Name(host) => worker
+                .shared
+                .resolver
+                .lookup(host)
+                .await
+                .map_err(|error| DialError::Resolve { endpoint: name(), source: Rc::new(error) })?,
+        };
+        connect(worker, &addresses, endpoint.port, &name).await
+    }
+
+    /// A connection as the cluster demands: in the clear, or mTLS with a verified peer.
+    pub async fn open(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        cluster: &Cluster,
+        alpn: &[u8],
+    ) -> Result<Opened, DialError> {
+        let cell = cluster.traffic.cell(worker.index);
+        let stream = self.dial(worker).await.inspect_err(|_| cell.connect_failures.inc())?;
+        let socket = Socket::new(stream);
+        let active = Active::new(&self.active);
+        let Some(rule) = &cluster.tls else {
+            return Ok(Opened { transport: Transport::Plain(socket), peer: None, active: Some(active) });
+        };
+        let endpoint = &self.endpoint;
+        let sni = endpoint.sni.as_deref().unwrap_or_default();
+        let connecting = worker.shared.tls.connect(rule, &endpoint.zone, sni, alpn, socket);
+        let (stream, peer) = Box::pin(connecting).await.map_err(|error| {
+            cell.tls_failures.inc();
+            distrusted(worker, cluster, endpoint, &error);
+            DialError::Tls { endpoint: label(endpoint), source: Rc::new(error) }
+        })?;
+        Ok(Opened { transport: Transport::Tls(Box::new(stream)), peer: Some(peer), active: Some(active) })
+    }
+}
+
+/// Someone else answered than who should: that is a refusal of ours.
+fn distrusted(worker: &Worker, cluster: &Cluster, endpoint: &Endpoint, error: &TlsError) {
+    if let Some(trust) = error.trust() {
+        worker.refuse_own(&cluster.service, endpoint.port, &Reason::UNTRUSTED_PEER, trust.reason());
+        tracing::warn!(service = %cluster.service, endpoint = %label(endpoint), %trust, "the peer is not who it should be");
+    }
+}
+
+fn label(endpoint: &Endpoint) -> String {
+    match &endpoint.host {
+        Host::Ip(address) => SocketAddr::new(*address, endpoint.port).to_string(),
+        Host::Name(name) => format!("{name}:{}", endpoint.port),
+    }
+}
+
+/// Tries addresses in turn, within the connect time-out in all.
+async fn connect(
+    worker: &Worker,
+    addresses: &[IpAddr],
+    port: u16,
+    name: &impl Fn() -> String,
+) -> Result<TcpStream, DialError> {
+    let attempt = async {
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for address in addresses {
+            match TcpStream::connect(SocketAddr::new(*address, port)).await {
+                Ok(stream) => {
+                    tune(&stream);
+                    return Ok(stream);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(DialError::Connect { endpoint: name(), source: Rc::new(last) })
+    };
+    let result = worker.timer.timeout(CONNECT_TIMEOUT, attempt).await;
+    result.unwrap_or_else(|| Err(DialError::Timeout { endpoint: name() }))
+}
+
+/// A connection to an application.
+pub async fn open_application(worker: &Worker, address: SocketAddr) -> Result<Opened, DialError> {
+    let stream = match application_source(worker, address) {
+        Some(source) => connect_from(worker, source, address).await?,
+        None => connect(worker, &[address.ip()], address.port(), &|| address.to_string()).await?,
+    };
+    Ok(Opened { transport: Transport::Plain(Socket::new(stream)), peer: None, active: None })
+}
+
+/// Under capture, what the proxy sends to its own host's addresses comes back to it as inbound traffic, unless it
+/// comes from this address.
+fn application_source(worker: &Worker, address: SocketAddr) -> Option<IpAddr> {
+    let captured = worker.snapshot().proxy.as_ref().is_some_and(|proxy| proxy.capture.is_some());
+    let source = match address.ip().to_canonical() {
+        ip if ip.is_loopback() => return None,
+        IpAddr::V4(_) => capture::APPLICATION_SOURCE_V4,
+        IpAddr::V6(_) => capture::APPLICATION_SOURCE_V6,
+    };
+    captured.then_some(source)
+}
+
+async fn connect_from(worker: &Worker, source: IpAddr, address: SocketAddr) -> Result<TcpStream, DialError> {
+    let connecting = async {
+        let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // Without it (IPv6 and no rules installed) the connection is an ordinary one.
+        let _ = socket.bind(SocketAddr::new(source, 0));
+        socket.connect(address).await
+    };
+    let endpoint = address.to_string();
+    match worker.timer.timeout(CONNECT_TIMEOUT, connecting).await {
+        Some(Ok(stream)) => {
+            tune(&stream);
+            Ok(stream)
+        }
+        Some(Err(error)) => Err(DialError::Connect { endpoint, source: Rc::new(error) }),
+        None => Err(DialError::Timeout { endpoint }),
+    }
+}
+
+/// Tries endpoints until one gives a connection.
+///
+/// # Errors
+/// The last failure, when every try failed.
+pub async fn open(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    balance: Balance,
+    alpn: &[u8],
+) -> Result<(Opened, Arc<Endpoint>), DialError> {
+    let mut tried = Vec::new();
+    let mut last = DialError::NoEndpoints(cluster.service.clone());
+    let upstream = worker.upstreams.of(cluster);
+    while tried.len() < MAX_TRIES {
+        let Some(state) = upstream.pick(worker.timer.now(), balance, &tried) else { break };
+        match state.open(worker, cluster, alpn).await {
+            Ok(opened) => {
+                state.succeeded();
+                return Ok((opened, state.endpoint.clone()));
+            }
+            Err(error) => {
+                state.failed(worker.timer.now());
+                tried.push(state);
+                last = error;
+            }
+        }
+    }
+    Err(last)
+}
+
+/// A plain TCP connection to an endpoint of the cluster, another endpoint if one can't be reached.
+///
+/// # Errors
+/// The last failure, when every try failed.
+pub async fn dial_tcp(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    balance: Balance,
+) -> Result<Dialled<Socket>, DialError> {
+    let (opened, endpoint) = open(worker, cluster, balance, &[]).await?;
+    match (opened.transport, opened.active) {
+        (Transport::Plain(stream), Some(active)) => Ok(Dialled { stream, endpoint, active }),
+        _ => Err(DialError::NoEndpoints(cluster.service.clone())),
+    }
+}
+
+/// An mTLS session with an endpoint of the cluster, checked against its [`crate::snapshot::PeerRule`].
+///
+/// # Errors
+/// The last failure, when every try failed; a cluster without a rule has no endpoints for this.
+pub async fn dial_tls(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    alpn: &[u8],
+) -> Result<(Dialled<TlsStream<Socket>>, Peer), DialError> {
+    let (opened, endpoint) = open(worker, cluster, Balance::RoundRobin, alpn).await?;
+    match (opened.transport, opened.peer, opened.active) {
+        (Transport::Tls(stream), Some(peer), Some(active)) => {
+            Ok((Dialled { stream: *stream, endpoint, active }, peer))
+        }
+        _ => Err(DialError::NoEndpoints(cluster.service.clone())),
+    }
+}

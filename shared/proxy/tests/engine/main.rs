@@ -1,0 +1,10 @@
+//! The engine from the outside: two of them over loopback with a test CA, and real clients and servers at both ends.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod apps;
+mod control;
+mod http;
+mod rules;
+mod tcp;
+mod world;
