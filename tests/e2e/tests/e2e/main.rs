@@ -1,0 +1,15 @@
+//! Whole meshes of real processes in network namespaces: what a user of the mesh sees.
+//!
+//! Each test has a laboratory of its own. They need root and the programs of `make build`.
+
+mod across_zones;
+mod allowlist;
+mod at_rest;
+mod attack;
+mod bad_input;
+mod outages;
+mod permissions;
+mod policies;
+mod replicas;
+mod rotation;
+mod sync;
