@@ -13,6 +13,7 @@ pub use head::{
     upgrades_out_of_http,
 };
 pub use serve::{Codec, LocalExecutor, client_h1, client_h2, detect, serve};
+pub(crate) use serve::{LastAnswer, idle_ending};
 pub use upgrade::upgrade;
 
 /// Request and response heads larger than this are refused.

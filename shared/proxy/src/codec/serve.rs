@@ -7,10 +7,14 @@ use crate::{
     worker::{Ending, Tracked},
 };
 use bytes::BytesMut;
-use http::{Request, Response};
-use hyper::{body::Incoming, client, server, service::Service};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use hyper::{
+    body::Incoming,
+    client, server,
+    service::{Service, service_fn},
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, future::Future, io, pin::pin, time::Duration};
+use std::{cell::Cell, convert::Infallible, future::Future, io, pin::pin, rc::Rc, time::Duration};
 use tokio::io::AsyncReadExt;
 
 /// Windows: a stream's, and a connection's. The connection's is four times as large, so that one stream whose reader
@@ -25,6 +29,9 @@ const MAX_STREAMS: u32 = 1_000;
 /// With streams open, a silent peer is asked so often and given up after so long.
 const PING: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// An HTTP/1.1 connection that is drained has this long to bring one more request, whose answer says that it is the
+/// last. Closed at once, it would cross with a request on its way, which a client can't safely send again.
+const LAST_REQUEST: Duration = Duration::from_secs(5);
 /// How long a new connection may take to show which HTTP it speaks.
 const DETECT: Duration = Duration::from_secs(60);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -76,14 +83,19 @@ where
     let io = TokioIo::new(stream);
     let result = match codec {
         Codec::Http1 => {
+            let last = LastAnswer::default();
+            let handler = service_fn(|request: Request<Incoming>| {
+                let version = request.version();
+                last.mark(version, handler.call(request))
+            });
             let connection = http1().serve_connection(io, handler).with_upgrades();
             let mut connection = pin!(connection);
-            until(tracked, &reset, connection.as_mut(), |c| c.graceful_shutdown()).await
+            until(tracked, &reset, connection.as_mut(), Some(&last), |c| c.graceful_shutdown()).await
         }
         Codec::Http2 => {
             let connection = http2().serve_connection(io, handler);
             let mut connection = pin!(connection);
-            until(tracked, &reset, connection.as_mut(), |c| c.graceful_shutdown()).await
+            until(tracked, &reset, connection.as_mut(), None, |c| c.graceful_shutdown()).await
         }
     };
     if let Err(error) = result {
@@ -91,11 +103,55 @@ where
     }
 }
 
-/// Drives a connection; a reset drops it with everything that is open on it.
+/// Tells an HTTP/1.1 client which answer is the last one on its connection.
+#[derive(Clone, Default)]
+pub(crate) struct LastAnswer(Rc<Cell<bool>>);
+
+impl LastAnswer {
+    /// From now on every answer is the last.
+    pub(crate) fn begin(&self) {
+        self.0.set(true);
+    }
+
+    /// An answer to a request of this version. HTTP/2 has a frame for it.
+    pub(crate) fn mark<B, F>(
+        &self,
+        version: Version,
+        answer: F,
+    ) -> impl Future<Output = Result<Response<B>, Infallible>> + use<B, F>
+    where
+        F: Future<Output = Result<Response<B>, Infallible>>,
+    {
+        let last = self.0.clone();
+        async move {
+            let mut response = answer.await?;
+            let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            if last.get() && version < Version::HTTP_2 && !upgraded {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response)
+        }
+    }
+}
+
+/// Resolves when a connection that may be between two requests is to be closed: reset, or drained and without a request
+/// for [`LAST_REQUEST`] since.
+pub(crate) async fn idle_ending(tracked: &Tracked) {
+    if tracked.ending().await == Ending::Drain {
+        tokio::select! {
+            _ = tracked.reset() => {}
+            () = tokio::time::sleep(LAST_REQUEST) => {}
+        }
+    }
+}
+
+/// Drives a connection; a reset drops it with everything that is open on it. `last`: its client is told which answer is
+/// the last, before the connection is closed.
 async fn until<C>(
     tracked: &Tracked,
     reset: &Reset,
     mut connection: std::pin::Pin<&mut C>,
+    last: Option<&LastAnswer>,
     drain: impl Fn(std::pin::Pin<&mut C>),
 ) -> hyper::Result<()>
 where
@@ -104,13 +160,21 @@ where
     tokio::select! {
         result = connection.as_mut() => return result,
         ending = tracked.ending() => match ending {
-            Ending::Drain => drain(connection.as_mut()),
+            Ending::Drain => {}
             Ending::Reset(_) => {
                 reset.arm();
                 return Ok(());
             }
         }
     }
+    if let Some(last) = last {
+        last.begin();
+        tokio::select! {
+            result = connection.as_mut() => return result,
+            () = idle_ending(tracked) => {}
+        }
+    }
+    drain(connection.as_mut());
     tokio::select! {
         result = connection => result,
         _ = tracked.reset() => {

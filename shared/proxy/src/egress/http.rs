@@ -10,6 +10,7 @@ use super::{
     originate::Application,
 };
 use crate::{
+    codec::{LastAnswer, idle_ending},
     copy,
     denial::Reason,
     host::{Asked, HostError},
@@ -62,9 +63,11 @@ pub(super) async fn serve<S: Stream + Send>(
     });
     site.cell(|cell| cell.connections_opened.inc());
     let _end = ended.drop_guard();
-    let service = service_fn(|request| {
+    let last = LastAnswer::default();
+    let service = service_fn(|request: Request<Incoming>| {
         let site = site.clone();
-        async move { Ok::<_, Infallible>(site.answer(request).await) }
+        let version = request.version();
+        last.mark(version, async move { Ok::<_, Infallible>(site.answer(request).await) })
     });
     let mut builder = hyper_util::server::conn::auto::Builder::new(LocalExecutor);
     builder
@@ -89,11 +92,19 @@ pub(super) async fn serve<S: Stream + Send>(
         _ = connection.as_mut() => None,
     };
     if ending == Some(Ending::Drain) {
-        connection.as_mut().graceful_shutdown();
+        last.begin();
+        let finish = async {
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = idle_ending(&site.standing.tracked) => {}
+            }
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.as_mut().await;
+        };
         tokio::select! {
             biased;
             _ = site.standing.tracked.reset() => {}
-            _ = connection.as_mut() => {}
+            () = finish => {}
         }
     }
     if let Some(reason) = site.standing.tracked.must_reset() {

@@ -49,7 +49,7 @@ pub(super) async fn serve<S: Stream + Send>(arrival: Arrival, stream: S, caller:
         None => {
             let detected = tokio::select! {
                 detected = detect(stream, &worker.timer) => detected,
-                _ = tracked.ending() => return,
+                () = plumbing::idle_ending(&tracked) => return,
             };
             if let Ok(Some((codec, stream))) = detected {
                 plumbing::serve(codec, stream, reset, &tracked, handler).await;

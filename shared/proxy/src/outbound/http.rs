@@ -43,7 +43,7 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Acc
     let tracked = worker.track(info, leads_to(outbound, cluster));
     let detected = tokio::select! {
         detected = detect(socket, &worker.timer) => detected,
-        _ = tracked.ending() => return,
+        () = plumbing::idle_ending(&tracked) => return,
     };
     let Ok(Some((codec, stream))) = detected else { return };
     let context = Rc::new(Context {

@@ -183,23 +183,57 @@ async fn strict_after_permissive_ends_what_is_plain_and_nothing_else() {
 
 #[tokio::test]
 async fn a_drain_finishes_what_is_open_and_takes_nothing_new() {
-    let (application, _) = tcp_app(|mut stream| async move {
-        let mut request = vec![0; 1024];
-        let n = stream.read(&mut request).await.unwrap();
-        assert!(n > 0);
-        tokio::time::sleep(Duration::from_millis(400)).await;
-        drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").await);
+    let (arrived, arrival) = tokio::sync::watch::channel(false);
+    let (release, released) = tokio::sync::watch::channel(false);
+    let (application, _) = tcp_app(move |mut stream| {
+        let (arrived, mut released) = (arrived.clone(), released.clone());
+        async move {
+            let mut request = vec![0; 1024];
+            let n = stream.read(&mut request).await.unwrap();
+            assert!(n > 0);
+            arrived.send_replace(true);
+            released.wait_for(|now| *now).await.unwrap();
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").await);
+        }
     })
     .await;
     let pair = Pair::start(Protocol::Http, application).await;
     let mut client = http1(pair.outbound).await;
     let slow = tokio::spawn(async move { client.send_request(get("/")).await });
-    until("the request is there", async || (pair.backend.handshakes() == 1).then_some(())).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let drained = pair.backend.engine.drain(Duration::from_secs(5)).await;
+    until("the request is there", async || arrival.borrow().then_some(())).await;
+    let finish = async {
+        until("nothing new is taken", async || TcpStream::connect(pair.inbound).await.err()).await;
+        release.send_replace(true);
+    };
+    let (drained, ()) = tokio::join!(pair.backend.engine.drain(Duration::from_secs(5)), finish);
     assert!(drained, "the drain waited for what had finished");
     assert_eq!(whole(slow.await.unwrap().unwrap()).await.text(), "done");
-    assert!(TcpStream::connect(pair.inbound).await.is_err());
+}
+
+#[tokio::test]
+async fn a_drained_client_is_told_before_its_connection_is_closed() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let mut client = http1(pair.outbound).await;
+    let first = client.send_request(get("/headers")).await.unwrap();
+    assert!(first.headers().get("connection").is_none());
+    whole(first).await;
+    // Whenever it begins: every request is answered, and one answer says that it is the last.
+    let until_told = async {
+        loop {
+            client.ready().await.unwrap();
+            let answer = client.send_request(get("/headers")).await.unwrap();
+            let told = answer.headers().get("connection").cloned();
+            assert_eq!(whole(answer).await.status, 200);
+            if let Some(told) = told {
+                break told;
+            }
+        }
+    };
+    let drain = pair.web.engine.drain(Duration::from_secs(20));
+    let (drained, told) = tokio::join!(drain, soon("an answer that is the last", until_told));
+    assert_eq!(told, "close");
+    assert!(drained, "its last answer ended the connection");
 }
 
 #[tokio::test]
@@ -213,8 +247,9 @@ async fn an_endpoint_that_drains_under_load_fails_no_request() {
     let set = EndpointSet { endpoints: vec![endpoint(pair.inbound, "east"), endpoint(inbound, "east")] };
     pair.web.feed(types::ENDPOINTS, "backend", &set);
     let (stop, stopped) = tokio::sync::watch::channel(false);
+    let served = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
     let load = (0..8).map(|_| {
-        let (stopped, outbound) = (stopped.clone(), pair.outbound);
+        let (stopped, outbound, served) = (stopped.clone(), pair.outbound, served.clone());
         tokio::spawn(async move {
             let mut answered = 0;
             let mut client = http1(outbound).await;
@@ -223,6 +258,7 @@ async fn an_endpoint_that_drains_under_load_fails_no_request() {
                 let answer = whole(client.send_request(get("/headers")).await.unwrap()).await;
                 assert_eq!(answer.status, 200, "after {answered}: {}", answer.text());
                 answered += 1;
+                served.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             }
             answered
         })
@@ -231,7 +267,11 @@ async fn an_endpoint_that_drains_under_load_fails_no_request() {
     until("both are in use", async || (pair.backend.handshakes() * other.handshakes() > 0).then_some(()))
         .await;
     assert!(other.engine.drain(Duration::from_secs(5)).await);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let by_then = served.load(std::sync::atomic::Ordering::Relaxed);
+    until("the load to go on", async || {
+        (served.load(std::sync::atomic::Ordering::Relaxed) > by_then + 200).then_some(())
+    })
+    .await;
     stop.send(true).unwrap();
     for task in load {
         assert!(soon("the load", task).await.unwrap() > 0);
