@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 
 /// Longest answer read: the largest page of the largest resources.
 const MAX_ANSWER: usize = 1 << 30;
+/// For TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Client {

@@ -9,6 +9,8 @@ mod connection;
 mod demo;
 mod failure;
 mod output;
+#[cfg(test)]
+mod reference;
 mod roles;
 mod settings;
 #[cfg(test)]

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 const BUCKET: &str = "intermediates";
 /// After a failure; doubled up to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
+/// ...which is this.
 const RETRY_LAST: Duration = Duration::from_secs(30);
 
 /// The present intermediates. Clones are the same.

@@ -33,7 +33,9 @@ const CERTIFICATE: &str = "certificate";
 /// Digest of the token that the certificate goes back to.
 const TOKEN: &str = "token";
 
+/// Before another try at the link to global, doubled...
 const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// ...up to this.
 const RETRY_LAST: Duration = Duration::from_secs(30);
 
 /// The link. Clones are the same.

@@ -5,8 +5,9 @@ use crate::request::Asked;
 use meridian_core::Resource;
 use serde_json::{Value, json};
 
-/// Kuma's page sizes.
+/// Items on a page of a list, as in Kuma.
 const DEFAULT_SIZE: u64 = 100;
+/// The most that `size` may ask for.
 const MAX_SIZE: u64 = 1000;
 
 /// The query parameters of a list.

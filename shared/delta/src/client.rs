@@ -47,6 +47,9 @@ const BACKOFF_LAST: Duration = Duration::from_secs(30);
 /// For TCP, TLS and HTTP/2 together.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// For TCP to one address of the name, so that one that swallows packets leaves time for the others.
+const REACH: Duration = Duration::from_secs(3);
+
 /// A ping after this much time without a frame...
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// ...which must be answered within this.
@@ -323,14 +326,14 @@ fn responses<M: Send + 'static>(
         .boxed()
 }
 
-/// Tries each address of the name in turn, at most 3 s each, so that one that swallows packets leaves time for others.
+/// Tries each address of the name in turn, at most [`REACH`] each.
 async fn reach(address: &Address) -> Result<TcpStream, ConnectError> {
     let resolved = tokio::net::lookup_host((address.host.as_str(), address.port))
         .await
         .map_err(|source| ConnectError::Resolve { address: address.clone(), source })?;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for socket in resolved {
-        match tokio::time::timeout(Duration::from_secs(3), TcpStream::connect(socket)).await {
+        match tokio::time::timeout(REACH, TcpStream::connect(socket)).await {
             Ok(Ok(stream)) => {
                 // Updates are small and wait for each other's acknowledgement.
                 let _ = stream.set_nodelay(true);

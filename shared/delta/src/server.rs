@@ -57,7 +57,9 @@ const OPENING: Duration = Duration::from_secs(10);
 /// Streams have this long to say goodbye when their connection has reached its age.
 const AGED: Duration = Duration::from_secs(10);
 
+/// A ping after this much time without a frame...
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// ...which must be answered within this.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What one caller may make this end hold unread, a stream and in all.
@@ -85,7 +87,7 @@ impl Default for Limits {
         Limits {
             connections: 10_000,
             streams: 32,
-            max_age: Duration::from_secs(30 * 60),
+            max_age: Duration::from_mins(30),
             drain: Duration::from_secs(10),
         }
     }

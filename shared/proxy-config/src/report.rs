@@ -44,7 +44,7 @@ pub struct DenialReport {
 }
 
 impl DenialReport {
-    /// Rows kept a zone (rules: status).
+    /// Rows of denials kept a zone.
     pub const MAX_ROWS: usize = 1_000;
     /// Names are cut at so many bytes.
     pub const MAX_NAME: usize = 253;

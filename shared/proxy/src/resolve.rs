@@ -23,6 +23,18 @@ use tokio::time::Instant;
 /// How often the file is looked at again, at most: DHCP and VPNs rewrite it.
 const RECHECK: Duration = Duration::from_secs(5);
 
+/// For one query to one server; each server is asked twice at most.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A name that went away must stop leading anywhere soon: answers are kept no longer than this, whatever their TTL...
+const POSITIVE_TTL: Duration = Duration::from_secs(300);
+
+/// ...and that a name is not there only for this: one that came must be found soon.
+const NEGATIVE_TTL: Duration = Duration::from_secs(5);
+
+/// Answers kept.
+const CACHE: u64 = 1024;
+
 /// Most addresses used of one answer: a name with more gains nothing, and each may cost a connect timeout.
 pub const MAX_ADDRESSES: usize = 16;
 
@@ -136,13 +148,12 @@ impl Source {
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         let options = builder.options_mut();
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        options.timeout = Duration::from_secs(2);
+        options.timeout = QUERY_TIMEOUT;
         options.attempts = 2;
         options.try_tcp_on_error = true;
-        // A name that went away must stop leading anywhere soon, and one that came must be found soon.
-        options.positive_max_ttl = Some(Duration::from_secs(300));
-        options.negative_max_ttl = Some(Duration::from_secs(5));
-        options.cache_size = 1024;
+        options.positive_max_ttl = Some(POSITIVE_TTL);
+        options.negative_max_ttl = Some(NEGATIVE_TTL);
+        options.cache_size = CACHE;
         let resolver = builder.build().map_err(|error| io::Error::other(error.to_string()))?;
         Ok((resolver, servers))
     }

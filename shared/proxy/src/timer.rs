@@ -15,6 +15,7 @@ use std::{
 };
 use tokio::time::Instant;
 
+/// Resolution of the workers' time-outs.
 const TICK: Duration = Duration::from_millis(100);
 
 /// One a worker; clones share it. Must be used inside a runtime that can `spawn_local`.

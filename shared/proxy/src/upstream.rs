@@ -33,6 +33,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_TRIES: usize = 5;
 /// How long an endpoint that failed is left out: doubled at each further failure.
 const EJECT_FIRST: Duration = Duration::from_secs(1);
+/// ...up to this.
 const EJECT_LONGEST: Duration = Duration::from_secs(30);
 
 /// Balancers and pools of a worker, by cluster; and pools to its applications.

@@ -23,6 +23,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+/// An HTTP/2 connection without a frame for so long is asked for a sign of life...
+const PING: Duration = Duration::from_secs(30);
+/// ...which must come within this.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests under way at once on one HTTP/2 connection.
+const STREAMS: u32 = 64;
+/// Out of file descriptors: how long to leave them to those who have them.
+const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
+/// How long a client over the limit of connections may take to be told.
+const REFUSAL: Duration = Duration::from_millis(100);
+
 /// What one server grants its clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -87,8 +98,7 @@ pub async fn serve(
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
-                    // Out of file descriptors, say: whoever closes one first lets this go on.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tokio::time::sleep(ACCEPT_BACK_OFF).await;
                     continue;
                 }
             },
@@ -114,7 +124,7 @@ pub async fn serve(
 async fn refuse(mut stream: TcpStream, encrypted: bool) {
     if !encrypted {
         let answer = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-        let _ = tokio::time::timeout(Duration::from_millis(100), stream.write_all(answer)).await;
+        let _ = tokio::time::timeout(REFUSAL, stream.write_all(answer)).await;
     }
 }
 
@@ -165,10 +175,10 @@ async fn requests<S>(
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(64)
+        .max_concurrent_streams(STREAMS)
         .max_header_list_size(u32::try_from(bounds.head).unwrap_or(u32::MAX))
-        .keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(10));
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING_TIMEOUT);
     let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);
     let outcome = tokio::select! {

@@ -26,8 +26,9 @@ const FRAME: u32 = 32 << 10;
 const SEND_BUFFER: usize = 256 << 10;
 /// Streams that a peer may have open on one connection.
 const MAX_STREAMS: u32 = 1_000;
-/// With streams open, a silent peer is asked so often and given up after so long.
+/// With streams open, a silent peer is asked so often...
 const PING: Duration = Duration::from_secs(10);
+/// ...and given up after so long.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// An HTTP/1.1 connection that is drained has this long to bring one more request, whose answer says that it is the
 /// last. Closed at once, it would cross with a request on its way, which a client can't safely send again.

@@ -22,6 +22,7 @@ use tokio::{
     net::UnixListener,
 };
 
+/// How long a request to the admin socket or to readiness may take to arrive.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {

@@ -16,8 +16,11 @@ use std::{
 };
 use time::OffsetDateTime;
 
+/// Before another try for a certificate; doubled at each failure...
 const RETRY_FIRST: Duration = Duration::from_millis(200);
+/// ...up to this.
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
+/// How long the control plane may take to sign.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How it goes, mesh by mesh.

@@ -9,6 +9,7 @@ use serde::Serialize;
 use std::{fs, sync::Arc, time::Duration};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+/// Changes are reported at most this often.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How often what nobody announces is looked at: whether the host's capture was installed or taken away.
 const LOOK: Duration = Duration::from_secs(10);

@@ -31,6 +31,7 @@ const MAX_CONNECTIONS: usize = 128;
 const IDLE: Duration = Duration::from_secs(10);
 /// Queries are small; what is longer is no query.
 const MAX_QUERY: usize = 4096;
+/// How often an address that could not be listened on is tried again.
 const RETRY_BIND: Duration = Duration::from_secs(1);
 
 /// Serves DNS as the newest snapshot says, until dropped. Runs on the control thread.

@@ -34,8 +34,9 @@ use tokio_util::sync::CancellationToken;
 
 type Body = Either<Incoming, Full<Bytes>>;
 
-/// A request's head must be here within this, and a response's head within the next one (Kuma's request time-out).
+/// A request's head must be here within this.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// A response's head must be here within this (Kuma's request time-out).
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Request heads beyond this are answered 431.
 const MAX_HEADERS: usize = 64 * 1024;

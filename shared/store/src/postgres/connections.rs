@@ -18,6 +18,7 @@ use tokio::time::Instant;
 const MOST: usize = 8;
 /// Middleboxes forget connections that rest: after this long, one is asked for a sign of life before it is used.
 const FRESH: Duration = Duration::from_secs(30);
+/// How long that sign may take.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// And after this long it is not kept.
 const STALE: Duration = Duration::from_secs(600);
@@ -25,7 +26,9 @@ const STALE: Duration = Duration::from_secs(600);
 pub(super) const ATTEMPT: Duration = Duration::from_secs(5);
 /// How long a lost connection is tried anew before the caller hears of it: a restart of Postgres fits in.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two such tries, doubled...
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// ...up to this.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// For every session: the server ends a transaction whose client went silent while it held the row that orders writes, and

@@ -18,10 +18,13 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 pub(super) const CHANNEL: &str = "meridian";
+/// How often the connection that listens is asked whether it still hears: the one query at rest.
 const LIVENESS: Duration = Duration::from_secs(15);
 /// For the liveness query, and for all that opens a session.
 const LIMIT: Duration = Duration::from_secs(5);
+/// Before a new session, doubled...
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// ...up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 pub(super) struct Follower {

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 const TURN: Duration = Duration::from_secs(15);
 /// Waiting for other replicas' writes included.
 const APPLY: Duration = Duration::from_secs(10);
+/// For the commit itself.
 const COMMIT: Duration = Duration::from_secs(10);
 /// Everything sealed is read and written.
 const ROTATE: Duration = Duration::from_secs(120);

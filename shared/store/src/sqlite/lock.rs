@@ -10,6 +10,7 @@ use std::time::Duration;
 
 /// A process that was killed a moment ago holds its lock until the kernel has cleaned up.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two tries for the lock.
 const PAUSE: Duration = Duration::from_millis(25);
 
 /// Held until dropped, or until the process ends in whatever way.
