@@ -1,4 +1,4 @@
-use crate::Permission;
+use crate::{InboundPolicies, Permission, policies::unset};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -22,6 +22,8 @@ pub struct Inbound {
     pub permission: Permission,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,
+    #[serde(default, skip_serializing_if = "unset")]
+    pub policies: InboundPolicies,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

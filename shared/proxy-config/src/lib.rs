@@ -11,6 +11,7 @@ mod destination;
 mod external;
 mod inbound;
 mod permission;
+mod policies;
 mod proxy;
 mod report;
 mod route;
@@ -24,6 +25,7 @@ pub use external::{
 };
 pub use inbound::{Inbound, InboundTls, Probe, Protocol};
 pub use permission::{Action, CallerIdentity, CallerMatch, Permission, PermissionRule, Verdict};
+pub use policies::{ConnectionTimeouts, DestinationPolicies, InboundPolicies, StreamTimeouts};
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};
 pub use route::{SniMatch, SniRoute};

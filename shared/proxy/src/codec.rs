@@ -7,7 +7,7 @@ mod serve;
 mod upgrade;
 
 pub use body::{Body, BodyError, Counted, Gate};
-pub use forward::{ForwardError, How, send};
+pub use forward::{ForwardError, How, send, timed};
 pub use head::{
     Malformed, authority, denied, expects_continue, is_upgrade, plain, prepare, strip_response,
     upgrades_out_of_http,

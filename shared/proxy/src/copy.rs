@@ -48,7 +48,7 @@ pub async fn bidirectional<A: Stream, B: Stream>(
     Ok(moved.get())
 }
 
-/// As [`bidirectional`], and an error of kind `TimedOut` when nothing moved either way for `idle`.
+/// As [`bidirectional`], and an error of kind `TimedOut` when nothing moved either way for `idle`. `None`: for ever.
 ///
 /// # Errors
 /// The first I/O error of either side, or the time-out.
@@ -57,10 +57,13 @@ pub async fn bidirectional_idle<A: Stream, B: Stream>(
     b: &mut B,
     cell: &TrafficCell,
     timer: &Timer,
-    idle: Duration,
+    idle: Option<Duration>,
 ) -> io::Result<Copied> {
     let moved = Cell::new(Copied::default());
     let mut copying = pin!(copy(a, b, cell, &moved));
+    let Some(idle) = idle else {
+        return copying.await.map(|()| moved.get());
+    };
     loop {
         let before = moved.get();
         match timer.timeout(idle, copying.as_mut()).await {

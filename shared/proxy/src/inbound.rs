@@ -129,7 +129,7 @@ impl Arrival {
         let tracked = self.track(&caller);
         let application = self.inbound.config.application;
         let opened = tokio::select! {
-            opened = open_application(&self.worker, application) => opened,
+            opened = open_application(&self.worker, application, self.inbound.connections.connect) => opened,
             _ = tracked.reset() => return self.reset.arm(),
         };
         let cell = self.inbound.traffic.cell(self.worker.index);
@@ -144,7 +144,7 @@ impl Arrival {
         };
         let far = transport.reset();
         let _open = Open::new(cell);
-        let idle = crate::outbound::TCP_IDLE;
+        let idle = self.inbound.connections.tcp_idle;
         let copying = copy::bidirectional_idle(&mut stream, &mut transport, cell, &self.worker.timer, idle);
         let whole = tokio::select! {
             result = copying => result.is_ok(),

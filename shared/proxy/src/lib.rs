@@ -27,6 +27,7 @@ pub mod io;
 pub mod listener;
 pub mod metrics;
 pub mod outbound;
+pub mod policy;
 pub mod preface;
 pub mod refuse;
 pub mod resolve;

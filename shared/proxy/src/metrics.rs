@@ -62,6 +62,8 @@ pub struct TrafficCell {
     pub connections_closed: Counter,
     pub connect_failures: Counter,
     pub tls_failures: Counter,
+    /// Requests and answers that a limit ended.
+    pub timeouts: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     /// By the first digit of the status, 1 to 5; 0: no answer.
@@ -134,13 +136,14 @@ pub struct Metrics {
 
 type Series = (&'static str, &'static str, fn(&Traffic) -> u64);
 
-const SERIES: [Series; 6] = [
+const SERIES: [Series; 7] = [
     ("connections_opened_total", "Connections opened.", |t| t.sum(|c| &c.connections_opened)),
     ("connections_closed_total", "Connections closed.", |t| t.sum(|c| &c.connections_closed)),
     ("connect_failures_total", "Connections to the other side that failed.", |t| {
         t.sum(|c| &c.connect_failures)
     }),
     ("tls_failures_total", "TLS sessions to the other side that failed.", |t| t.sum(|c| &c.tls_failures)),
+    ("timeouts_total", "Requests ended by a time limit.", |t| t.sum(|c| &c.timeouts)),
     ("received_bytes_total", "Bytes from downstream.", |t| t.sum(|c| &c.bytes_in)),
     ("sent_bytes_total", "Bytes to downstream.", |t| t.sum(|c| &c.bytes_out)),
 ];

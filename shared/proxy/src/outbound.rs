@@ -12,12 +12,9 @@ use crate::{
     worker::{Check, ConnectionInfo, Direction, Tracked, Worker},
 };
 use meridian_proxy_config::alpn;
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc};
 
 mod http;
-
-/// Nothing either way for so long ends a TCP connection (Kuma's default).
-pub const TCP_IDLE: Duration = Duration::from_secs(3_600);
 
 /// Serves a connection of the application to a destination in the mesh. What is spoken was declared: nothing is read
 /// before the other side is dialled, so that servers may speak first.
@@ -53,7 +50,8 @@ async fn tcp(worker: Rc<Worker>, outbound: &Outbound, cluster: &Arc<Cluster>, ac
     let far = transport.reset();
     let cell = cluster.traffic.cell(worker.index);
     let _open = Open::new(cell);
-    let copying = copy::bidirectional_idle(&mut downstream, &mut transport, cell, &worker.timer, TCP_IDLE);
+    let idle = cluster.connections.tcp_idle;
+    let copying = copy::bidirectional_idle(&mut downstream, &mut transport, cell, &worker.timer, idle);
     let whole = tokio::select! {
         result = copying => result.is_ok(),
         _ = tracked.reset() => false,

@@ -3,7 +3,11 @@
 //! Compiling is incremental by sharing: a part whose sources did not change is the same `Arc` in the next snapshot,
 //! so that what hangs on it (pools, balancers, metric handles) stays, and one changed endpoint rebuilds one cluster.
 
-use crate::{egress::Originator, metrics::Traffic};
+use crate::{
+    egress::Originator,
+    metrics::Traffic,
+    policy::timeouts::{ConnectionLimits, StreamLimits},
+};
 use arc_swap::ArcSwap;
 use meridian_proxy_config::{self as config, Host, HostMatch, Protocol, Proxy};
 use std::{
@@ -51,6 +55,8 @@ pub struct Inbound {
     pub config: Arc<config::Inbound>,
     /// Its newest configuration could not be understood: everybody is refused.
     pub refused: bool,
+    pub connections: ConnectionLimits,
+    pub streams: StreamLimits,
     pub traffic: Arc<Traffic>,
 }
 
@@ -79,6 +85,8 @@ pub struct Cluster {
     /// The next tier is used when no endpoint of the one before is usable. An endpoint with `replicas` stands as
     /// often in its tier.
     pub tiers: Vec<Vec<Arc<Endpoint>>>,
+    pub connections: ConnectionLimits,
+    pub streams: StreamLimits,
     pub traffic: Arc<Traffic>,
     source: compile::Source,
 }

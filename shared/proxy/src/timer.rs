@@ -8,9 +8,9 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     future::poll_fn,
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
-    task::{Poll, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -45,18 +45,24 @@ impl Timer {
         u64::try_from(duration.as_millis().div_ceil(TICK.as_millis())).unwrap_or(u64::MAX)
     }
 
+    /// How long so many ticks are.
+    pub fn span(ticks: u64) -> Duration {
+        TICK.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
+    }
+
     /// Waits for at least `duration`, and at most two ticks (200 ms) more.
-    pub async fn sleep(&self, duration: Duration) {
-        let deadline = self.now().saturating_add(Self::ticks(duration)).saturating_add(1);
-        let entry = Waiting { timer: &self.0, key: (deadline, self.0.id()) };
-        poll_fn(|cx| {
-            if self.0.now.get() >= deadline {
-                return Poll::Ready(());
-            }
-            self.0.wait(entry.key, cx.waker());
-            Poll::Pending
-        })
-        .await;
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        self.sleep_until(self.after(duration))
+    }
+
+    /// The tick at which at least `duration` will have passed.
+    pub fn after(&self, duration: Duration) -> u64 {
+        self.now().saturating_add(Self::ticks(duration)).saturating_add(1)
+    }
+
+    /// Waits for a tick.
+    pub fn sleep_until(&self, tick: u64) -> Sleep {
+        Sleep { timer: self.0.clone(), key: (tick, self.0.id()) }
     }
 
     /// `None` when `duration` passed first.
@@ -73,12 +79,32 @@ impl Timer {
     }
 }
 
-struct Waiting<'a> {
-    timer: &'a Rc<Inner>,
+/// Ends at a tick. Costs nothing before it is polled.
+pub struct Sleep {
+    timer: Rc<Inner>,
     key: (u64, u64),
 }
 
-impl Drop for Waiting<'_> {
+impl Sleep {
+    /// The tick at which it ends.
+    pub fn deadline(&self) -> u64 {
+        self.key.0
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.timer.now.get() >= self.key.0 {
+            return Poll::Ready(());
+        }
+        self.timer.wait(self.key, cx.waker());
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
     fn drop(&mut self) {
         self.timer.waiting.borrow_mut().remove(&self.key);
     }

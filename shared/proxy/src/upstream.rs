@@ -8,6 +8,7 @@ use crate::{
     denial::Reason,
     io::{Socket, Transport, tune},
     snapshot::{Cluster, Endpoint, Snapshot},
+    timer::Timer,
     tls::{Peer, TlsError},
     worker::Worker,
 };
@@ -27,8 +28,7 @@ use tokio_rustls::client::TlsStream;
 mod pool;
 pub use pool::{Exclusive, Far, Multiplexed, Opened, Pool, SendError, Sending, cluster_check};
 
-/// How long a TCP connect may take (Kuma's default).
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub use crate::policy::timeouts::CONNECT as CONNECT_TIMEOUT;
 /// Endpoints tried for one connection at most.
 const MAX_TRIES: usize = 5;
 /// How long an endpoint that failed is left out: doubled at each further failure.
@@ -59,8 +59,8 @@ pub enum DialError {
     Resolve { endpoint: String, source: Rc<io::Error> },
     #[error("connecting to {endpoint} failed")]
     Connect { endpoint: String, source: Rc<io::Error> },
-    #[error("connecting to {endpoint} took longer than {CONNECT_TIMEOUT:?}")]
-    Timeout { endpoint: String },
+    #[error("connecting to {endpoint} took longer than {limit:?}")]
+    Timeout { endpoint: String, limit: Duration },
     #[error("mTLS with {endpoint} failed")]
     Tls { endpoint: String, source: Rc<TlsError> },
     #[error("{endpoint} does not speak HTTP")]
@@ -227,7 +227,7 @@ impl EndpointState {
     }
 
     /// A TCP connection.
-    async fn dial(&self, worker: &Worker) -> Result<TcpStream, DialError> {
+    async fn dial(&self, worker: &Worker, limit: Duration) -> Result<TcpStream, DialError> {
         let endpoint = &self.endpoint;
         let name = || label(endpoint);
         let addresses = match &endpoint.host {
@@ -239,7 +239,7 @@ impl EndpointState {
                 .await
                 .map_err(|error| DialError::Resolve { endpoint: name(), source: Rc::new(error) })?,
         };
-        connect(worker, &addresses, endpoint.port, &name).await
+        connect(worker, &addresses, endpoint.port, limit, &name).await
     }
 
     /// A connection as the cluster demands: in the clear, or mTLS with a verified peer.
@@ -250,7 +250,9 @@ impl EndpointState {
         alpn: &[u8],
     ) -> Result<Opened, DialError> {
         let cell = cluster.traffic.cell(worker.index);
-        let stream = self.dial(worker).await.inspect_err(|_| cell.connect_failures.inc())?;
+        let limit = cluster.connections.connect;
+        let begun = worker.timer.now();
+        let stream = self.dial(worker, limit).await.inspect_err(|_| cell.connect_failures.inc())?;
         let socket = Socket::new(stream);
         let active = Active::new(&self.active);
         let Some(rule) = &cluster.tls else {
@@ -259,7 +261,12 @@ impl EndpointState {
         let endpoint = &self.endpoint;
         let sni = endpoint.sni.as_deref().unwrap_or_default();
         let connecting = worker.shared.tls.connect(rule, &endpoint.zone, sni, alpn, socket);
-        let (stream, peer) = Box::pin(connecting).await.map_err(|error| {
+        let left = limit.saturating_sub(Timer::span(worker.timer.now().saturating_sub(begun)));
+        let connected = worker.timer.timeout(left, Box::pin(connecting)).await.ok_or_else(|| {
+            cell.connect_failures.inc();
+            DialError::Timeout { endpoint: label(endpoint), limit }
+        })?;
+        let (stream, peer) = connected.map_err(|error| {
             cell.tls_failures.inc();
             distrusted(worker, cluster, endpoint, &error);
             DialError::Tls { endpoint: label(endpoint), source: Rc::new(error) }
@@ -283,11 +290,12 @@ fn label(endpoint: &Endpoint) -> String {
     }
 }
 
-/// Tries addresses in turn, within the connect time-out in all.
+/// Tries addresses in turn, within the limit in all.
 async fn connect(
     worker: &Worker,
     addresses: &[IpAddr],
     port: u16,
+    limit: Duration,
     name: &impl Fn() -> String,
 ) -> Result<TcpStream, DialError> {
     let attempt = async {
@@ -303,15 +311,19 @@ async fn connect(
         }
         Err(DialError::Connect { endpoint: name(), source: Rc::new(last) })
     };
-    let result = worker.timer.timeout(CONNECT_TIMEOUT, attempt).await;
-    result.unwrap_or_else(|| Err(DialError::Timeout { endpoint: name() }))
+    let result = worker.timer.timeout(limit, attempt).await;
+    result.unwrap_or_else(|| Err(DialError::Timeout { endpoint: name(), limit }))
 }
 
 /// A connection to an application.
-pub async fn open_application(worker: &Worker, address: SocketAddr) -> Result<Opened, DialError> {
+pub async fn open_application(
+    worker: &Worker,
+    address: SocketAddr,
+    limit: Duration,
+) -> Result<Opened, DialError> {
     let stream = match application_source(worker, address) {
-        Some(source) => connect_from(worker, source, address).await?,
-        None => connect(worker, &[address.ip()], address.port(), &|| address.to_string()).await?,
+        Some(source) => connect_from(worker, source, address, limit).await?,
+        None => connect(worker, &[address.ip()], address.port(), limit, &|| address.to_string()).await?,
     };
     Ok(Opened { transport: Transport::Plain(Socket::new(stream)), peer: None, active: None })
 }
@@ -328,7 +340,12 @@ fn application_source(worker: &Worker, address: SocketAddr) -> Option<IpAddr> {
     captured.then_some(source)
 }
 
-async fn connect_from(worker: &Worker, source: IpAddr, address: SocketAddr) -> Result<TcpStream, DialError> {
+async fn connect_from(
+    worker: &Worker,
+    source: IpAddr,
+    address: SocketAddr,
+    limit: Duration,
+) -> Result<TcpStream, DialError> {
     let connecting = async {
         let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // Without it (IPv6 and no rules installed) the connection is an ordinary one.
@@ -336,13 +353,13 @@ async fn connect_from(worker: &Worker, source: IpAddr, address: SocketAddr) -> R
         socket.connect(address).await
     };
     let endpoint = address.to_string();
-    match worker.timer.timeout(CONNECT_TIMEOUT, connecting).await {
+    match worker.timer.timeout(limit, connecting).await {
         Some(Ok(stream)) => {
             tune(&stream);
             Ok(stream)
         }
         Some(Err(error)) => Err(DialError::Connect { endpoint, source: Rc::new(error) }),
-        None => Err(DialError::Timeout { endpoint }),
+        None => Err(DialError::Timeout { endpoint, limit }),
     }
 }
 

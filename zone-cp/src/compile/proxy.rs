@@ -18,7 +18,8 @@ use meridian_core::{Key, labels};
 use meridian_policy::{Parsed, Passthrough, PassthroughEntry, inbound_permission, passthrough};
 use meridian_proxy_config::{
     AddressPolicy, Caller, CallerMode, Capture, DnsSettings, Entry, EntryKind, External, HostMatch, Inbound,
-    InboundTls, Outbound, Permission, Probe, Protocol, Proxy, Role, Target, Unlisted, Via, types,
+    InboundPolicies, InboundTls, Outbound, Permission, Probe, Protocol, Proxy, Role, Target, Unlisted, Via,
+    types,
 };
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -170,6 +171,7 @@ fn compile_inbound(
         mesh: name.clone(),
         permission: inbound_permission(name, &subject(dataplane), inbound, &mesh.permissions),
         probe: inbound.service_probe.as_ref().filter(|probe| probe.tcp.is_some()).map(probe),
+        policies: InboundPolicies::default(),
     }
 }
 

@@ -1,12 +1,19 @@
 //! The one body type: what comes in goes out, and what hangs on it (a pooled connection, a counter) goes with it.
 
-use crate::{metrics::Traffic, upstream::Sending};
+use super::serve::Busy;
+use crate::{
+    metrics::Traffic,
+    policy::timeouts::{Clock, Late},
+    timer::Sleep,
+    upstream::Sending,
+};
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::{
     pin::Pin,
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,6 +27,16 @@ pub struct Body {
     counted: Option<Counted>,
     /// What ends with the body: the place in an upstream connection.
     sending: Option<Sending>,
+    timed: Timed,
+    /// Its connection is in use as long as there is a body on it.
+    _busy: Option<Busy>,
+}
+
+/// Which part of a stream with a clock a body is.
+enum Timed {
+    Not,
+    Request(Rc<Clock>),
+    Response(Rc<Clock>, Option<Sleep>),
 }
 
 enum Kind {
@@ -42,7 +59,11 @@ pub struct Counted {
 pub enum BodyError {
     #[error("the other side ended the body early")]
     Incoming(#[from] hyper::Error),
+    #[error("the stream exceeded its limit: {0:?}")]
+    Late(Late),
 }
+
+type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 
 /// Opens once; a body behind it then flows.
 #[derive(Default)]
@@ -60,15 +81,35 @@ impl Gate {
 
 impl Body {
     pub fn empty() -> Self {
-        Self { kind: Kind::Empty, counted: None, sending: None }
+        Self::of(Kind::Empty)
     }
 
     pub fn full(bytes: impl Into<Bytes>) -> Self {
-        Self { kind: Kind::Full(bytes.into()), counted: None, sending: None }
+        Self::of(Kind::Full(bytes.into()))
     }
 
     pub fn incoming(incoming: Incoming) -> Self {
-        Self { kind: Kind::Incoming(incoming), counted: None, sending: None }
+        Self::of(Kind::Incoming(incoming))
+    }
+
+    fn of(kind: Kind) -> Self {
+        Self { kind, counted: None, sending: None, timed: Timed::Not, _busy: None }
+    }
+
+    /// The request of a stream that has a clock.
+    #[must_use]
+    pub fn request(mut self, clock: Option<Rc<Clock>>) -> Self {
+        self.timed = clock.map_or(Timed::Not, Timed::Request);
+        self
+    }
+
+    /// The answer of a stream that has a clock: it ends with an error when the stream is late.
+    pub fn response(&mut self, clock: Option<Rc<Clock>>) {
+        self.timed = clock.map_or(Timed::Not, |clock| Timed::Response(clock, None));
+    }
+
+    pub(super) fn busy(&mut self, busy: Busy) {
+        self._busy = Some(busy);
     }
 
     #[must_use]
@@ -93,7 +134,25 @@ impl Body {
         self
     }
 
+    fn tick(&mut self, cx: &mut Context<'_>, polled: &Polled) -> Option<Late> {
+        let moved = matches!(polled, Poll::Ready(Some(Ok(_))));
+        match &mut self.timed {
+            Timed::Not => {}
+            Timed::Request(clock) if moved => clock.moved(),
+            Timed::Response(clock, _) if moved => clock.moved(),
+            Timed::Response(clock, alarm) if polled.is_pending() => match clock.poll_late(cx, alarm) {
+                Poll::Ready(late) => return Some(late),
+                Poll::Pending => {}
+            },
+            Timed::Request(_) | Timed::Response(..) => {}
+        }
+        None
+    }
+
     fn finished(&mut self) {
+        if let Timed::Request(clock) = &self.timed {
+            clock.sent();
+        }
         if let Some(sending) = self.sending.take() {
             sending.complete();
         }
@@ -104,10 +163,7 @@ impl HttpBody for Body {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let this = &mut *self;
         if let Kind::Held(_, gate) = &this.kind {
             gate.waker.register(cx.waker());
@@ -127,6 +183,12 @@ impl HttpBody for Body {
             },
             Kind::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
         };
+        if let Some(late) = this.tick(cx, &polled) {
+            if let Some(counted) = &this.counted {
+                counted.traffic.cell(counted.worker).timeouts.inc();
+            }
+            return Poll::Ready(Some(Err(BodyError::Late(late))));
+        }
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let (Some(data), Some(counted)) = (frame.data_ref(), &this.counted) {

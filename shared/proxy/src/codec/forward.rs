@@ -2,10 +2,11 @@
 
 use super::{Body, Counted, Gate, strip_response};
 use crate::{
+    policy::timeouts::Clock,
     upstream::{DialError, Far, Pool, SendError, Sending},
     worker::Worker,
 };
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use std::{rc::Rc, sync::Arc, time::Duration};
@@ -82,6 +83,23 @@ pub async fn send(
             }
         }
     }
+}
+
+/// Holds an answer to its clock; `Err` is the status to answer with where it is late.
+///
+/// # Errors
+/// A limit was exceeded before the answer's head.
+pub async fn timed<E>(
+    clock: Option<Rc<Clock>>,
+    answer: impl Future<Output = Result<Response<Body>, E>>,
+) -> Result<Result<Response<Body>, E>, StatusCode> {
+    let Some(clock) = clock else { return Ok(answer.await) };
+    let mut answer = clock.hold(answer).await.map_err(|_| clock.status())?;
+    if let Ok(response) = &mut answer {
+        clock.answered();
+        response.body_mut().response(Some(clock));
+    }
+    Ok(answer)
 }
 
 async fn holding(

@@ -15,7 +15,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{cell::Cell, convert::Infallible, future::Future, io, pin::pin, rc::Rc, time::Duration};
-use tokio::io::AsyncReadExt;
+use tokio::{io::AsyncReadExt, time::Instant};
 
 /// Windows: a stream's, and a connection's. The connection's is four times as large, so that one stream whose reader
 /// has stopped can't hold up the others.
@@ -74,33 +74,101 @@ pub async fn detect<S: Stream>(mut stream: S, timer: &Timer) -> io::Result<Optio
     }
 }
 
-/// Serves a connection until it ends, is drained, or must be reset.
-pub async fn serve<S, H>(codec: Codec, stream: S, reset: Reset, tracked: &Tracked, handler: H)
-where
+/// Serves a connection until it ends, is drained, must be reset, or was without a request for `idle`.
+pub async fn serve<S, H>(
+    codec: Codec,
+    stream: S,
+    reset: Reset,
+    tracked: &Tracked,
+    idle: Option<Duration>,
+    handler: H,
+) where
     S: Stream + Send,
     H: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + 'static,
     H::Future: 'static,
 {
     let io = TokioIo::new(stream);
+    let requests = Rc::new(Requests::default());
+    let unused = || unused(requests.clone(), idle);
     let result = match codec {
         Codec::Http1 => {
             let last = LastAnswer::default();
             let handler = service_fn(|request: Request<Incoming>| {
                 let version = request.version();
-                last.mark(version, handler.call(request))
+                last.mark(version, requests.count(handler.call(request)))
             });
             let connection = http1().serve_connection(io, handler).with_upgrades();
             let mut connection = pin!(connection);
-            until(tracked, &reset, connection.as_mut(), Some(&last), |c| c.graceful_shutdown()).await
+            until(tracked, &reset, unused(), connection.as_mut(), Some(&last), |c| c.graceful_shutdown())
+                .await
         }
         Codec::Http2 => {
+            let handler = service_fn(|request: Request<Incoming>| requests.count(handler.call(request)));
             let connection = http2().serve_connection(io, handler);
             let mut connection = pin!(connection);
-            until(tracked, &reset, connection.as_mut(), None, |c| c.graceful_shutdown()).await
+            until(tracked, &reset, unused(), connection.as_mut(), None, |c| c.graceful_shutdown()).await
         }
     };
     if let Err(error) = result {
         tracing::debug!(%error, source = ?std::error::Error::source(&error), "connection");
+    }
+}
+
+/// The requests of one connection that are being answered.
+struct Requests {
+    open: Cell<usize>,
+    /// Since when there is none.
+    since: Cell<Instant>,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self { open: Cell::new(0), since: Cell::new(Instant::now()) }
+    }
+}
+
+/// Counts as a request of its connection until dropped.
+pub(super) struct Busy(Rc<Requests>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let open = self.0.open.get().saturating_sub(1);
+        self.0.open.set(open);
+        if open == 0 {
+            self.0.since.set(Instant::now());
+        }
+    }
+}
+
+impl Requests {
+    /// Counts a request until its answer has gone out.
+    fn count<F>(
+        self: &Rc<Self>,
+        answer: F,
+    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<F>
+    where
+        F: Future<Output = Result<Response<Body>, Infallible>>,
+    {
+        self.open.set(self.open.get() + 1);
+        let busy = Busy(self.clone());
+        async move {
+            let mut response = answer.await?;
+            response.body_mut().busy(busy);
+            Ok(response)
+        }
+    }
+}
+
+/// Resolves when a connection had no request for so long.
+async fn unused(requests: Rc<Requests>, idle: Option<Duration>) {
+    let Some(idle) = idle else { return std::future::pending().await };
+    loop {
+        let since = if requests.open.get() == 0 { requests.since.get() } else { Instant::now() };
+        let end = since + idle;
+        if Instant::now() >= end {
+            return;
+        }
+        tokio::time::sleep_until(end).await;
     }
 }
 
@@ -151,6 +219,7 @@ pub(crate) async fn idle_ending(tracked: &Tracked) {
 async fn until<C>(
     tracked: &Tracked,
     reset: &Reset,
+    unused: impl Future<Output = ()>,
     mut connection: std::pin::Pin<&mut C>,
     last: Option<&LastAnswer>,
     drain: impl Fn(std::pin::Pin<&mut C>),
@@ -166,13 +235,15 @@ where
                 reset.arm();
                 return Ok(());
             }
-        }
+        },
+        () = unused => {}
     }
     if let Some(last) = last {
         last.begin();
         tokio::select! {
             result = connection.as_mut() => return result,
-            () = idle_ending(tracked) => {}
+            _ = tracked.reset() => {}
+            () = tokio::time::sleep(LAST_REQUEST) => {}
         }
     }
     drain(connection.as_mut());

@@ -5,6 +5,8 @@ use super::{Body, client_h1, strip_response};
 use crate::{
     copy,
     metrics::{Open, Traffic},
+    policy::timeouts::StreamLimits,
+    timer::Timer,
     upstream::Opened,
     worker::{Tracked, Worker},
 };
@@ -13,11 +15,8 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-/// Nothing either way for so long ends an upgraded connection (Kuma's idle time-out).
-const IDLE: Duration = Duration::from_secs(3_600);
-
 /// Sends an upgrade request (already prepared for HTTP/1.1) and joins both sides if it is granted. `tracked` is the
-/// upstream connection's place in the registry.
+/// upstream connection's place in the registry. `limits` are held once the protocol has changed.
 ///
 /// # Errors
 /// The upstream side did not answer.
@@ -27,6 +26,7 @@ pub async fn upgrade(
     opened: Opened,
     tracked: Tracked,
     traffic: Arc<Traffic>,
+    limits: StreamLimits,
 ) -> hyper::Result<Response<Body>> {
     let downstream = hyper::upgrade::on(&mut request);
     let Opened { transport, active, .. } = opened;
@@ -44,6 +44,7 @@ pub async fn upgrade(
         return Ok(response);
     }
     let upstream = hyper::upgrade::on(&mut response);
+    let (idle, max) = limits.tunnel();
     let index = worker.index;
     let timer = worker.timer.clone();
     worker.spawn(async move {
@@ -53,11 +54,20 @@ pub async fn upgrade(
         let (Ok(downstream), Ok(upstream)) = tokio::join!(downstream, upstream) else { return };
         let (mut a, mut b) = (TokioIo::new(downstream), TokioIo::new(upstream));
         tokio::select! {
-            _ = copy::bidirectional_idle(&mut a, &mut b, cell, &timer, IDLE) => {}
+            _ = copy::bidirectional_idle(&mut a, &mut b, cell, &timer, idle) => {}
+            () = lasting(&timer, max) => reset.arm(),
             _ = tracked.reset() => reset.arm(),
         }
     });
     let mut response = response.map(|_| Body::empty());
     strip_response(&mut response);
     Ok(response)
+}
+
+/// Ends when a stream has lasted too long.
+async fn lasting(timer: &Timer, max: Option<Duration>) {
+    match max {
+        Some(max) => timer.sleep(max).await,
+        None => std::future::pending().await,
+    }
 }

@@ -10,6 +10,7 @@ use crate::{
     worker::{ConnectionInfo, Direction, Worker},
 };
 use http::{Request, Response, StatusCode, uri::Authority};
+use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use meridian_proxy_config::alpn;
 use std::{
@@ -43,16 +44,17 @@ pub(super) async fn serve<S: Stream + Send>(arrival: Arrival, stream: S, caller:
     });
     let handler = service_fn(move |request| handle(context.clone(), request));
     let reset = arrival.reset.clone();
+    let idle = arrival.inbound.connections.http_idle;
     match caller.peer.as_ref().map(|peer| peer.alpn.as_slice()) {
-        Some(alpn::HTTP2) => plumbing::serve(Codec::Http2, stream, reset, &tracked, handler).await,
-        Some(_) => plumbing::serve(Codec::Http1, stream, reset, &tracked, handler).await,
+        Some(alpn::HTTP2) => plumbing::serve(Codec::Http2, stream, reset, &tracked, idle, handler).await,
+        Some(_) => plumbing::serve(Codec::Http1, stream, reset, &tracked, idle, handler).await,
         None => {
             let detected = tokio::select! {
                 detected = detect(stream, &worker.timer) => detected,
                 () = plumbing::idle_ending(&tracked) => return,
             };
             if let Ok(Some((codec, stream))) = detected {
-                plumbing::serve(codec, stream, reset, &tracked, handler).await;
+                plumbing::serve(codec, stream, reset, &tracked, idle, handler).await;
             }
         }
     }
@@ -113,15 +115,22 @@ async fn forward(context: &Context, inbound: &Arc<Inbound>, request: Request<Inc
     };
     let worker = &context.worker;
     let counted = |response| Counted { traffic: inbound.traffic.clone(), worker: worker.index, response };
-    let mut request = request.map(|body| Body::incoming(body).counted(counted(false)));
+    let clock = inbound.streams.begin(&worker.timer, request.body().is_end_stream());
+    let timed = clock.clone();
+    let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
     plumbing::prepare(&mut request, &authority, http2, false);
     let address = inbound.config.application;
     let pool = worker.upstreams.application(address);
-    let far = Far::Application(address);
-    match plumbing::send(worker, &pool, &far, how, request, counted(true)).await {
-        Ok(response) => response,
-        Err(ForwardError::Dial(error, _)) => unreachable(context, inbound, &error),
-        Err(ForwardError::Lost(error)) => {
+    let far = Far::Application(inbound.clone());
+    let sending = plumbing::send(worker, &pool, &far, how, request, counted(true));
+    match plumbing::timed(clock, sending).await {
+        Ok(Ok(response)) => response,
+        Err(status) => {
+            inbound.traffic.cell(worker.index).timeouts.inc();
+            plumbing::plain(status, "the application did not answer in time\n")
+        }
+        Ok(Err(ForwardError::Dial(error, _))) => unreachable(context, inbound, &error),
+        Ok(Err(ForwardError::Lost(error))) => {
             tracing::debug!(inbound = %inbound.config.name, %error, source = ?std::error::Error::source(&error), "request lost");
             plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the application closed the connection\n")
         }
@@ -142,7 +151,8 @@ async fn upgrade(
 ) -> Response<Body> {
     let worker = &context.worker;
     plumbing::prepare(&mut request, authority, false, true);
-    let opened = match open_application(worker, inbound.config.application).await {
+    let opened = match open_application(worker, inbound.config.application, inbound.connections.connect).await
+    {
         Ok(opened) => opened,
         Err(error) => return unreachable(context, inbound, &error),
     };
@@ -158,7 +168,8 @@ async fn upgrade(
         Some(peer) => worker.track_session(info, peer.clone(), own.check()),
         None => worker.track(info, own.check()),
     };
-    match plumbing::upgrade(worker, request, opened, tracked, inbound.traffic.clone()).await {
+    match plumbing::upgrade(worker, request, opened, tracked, inbound.traffic.clone(), inbound.streams).await
+    {
         Ok(response) => response,
         Err(error) => {
             tracing::debug!(inbound = %inbound.config.name, %error, "upgrade");

@@ -12,18 +12,9 @@ use crate::{
 use http::{Request, Response, StatusCode, uri::Authority};
 use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
-use meridian_proxy_config::{Protocol, alpn};
-use std::{
-    cell::RefCell,
-    convert::Infallible,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use meridian_proxy_config::alpn;
+use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc, time::Instant};
 
-/// How long a server may take to begin its answer to a request without a body; not for gRPC, whose streams may be
-/// silent (Kuma's default).
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Endpoints tried for one request, as long as nothing was sent.
 const MAX_TRIES: usize = 5;
 
@@ -52,7 +43,7 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Acc
         cached: RefCell::new((worker.snapshot().generation, Some(cluster.clone()))),
     });
     let handler = service_fn(move |request| handle(context.clone(), request));
-    plumbing::serve(codec, stream, reset, &tracked, handler).await;
+    plumbing::serve(codec, stream, reset, &tracked, cluster.connections.http_idle, handler).await;
 }
 
 async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
@@ -100,16 +91,18 @@ async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<I
     let http2 = matches!(how, How::Multiplexed { .. });
     let index = worker.index;
     let counted = |response| Counted { traffic: cluster.traffic.clone(), worker: index, response };
-    let mut request = request.map(|body| Body::incoming(body).counted(counted(false)));
+    let clock = cluster.streams.begin(&worker.timer, request.body().is_end_stream());
+    let timed = clock.clone();
+    let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
     plumbing::prepare(&mut request, &authority, http2, false);
-    let timed = cluster.protocol != Protocol::Grpc && request.body().is_end_stream();
-    let answer = answer(worker, cluster, how, request);
-    if !timed {
-        return answer.await;
+    let answer = async { Ok::<_, Infallible>(answer(worker, cluster, how, request).await) };
+    match plumbing::timed(clock, answer).await {
+        Ok(Ok(response)) => response,
+        Err(status) => {
+            cluster.traffic.cell(worker.index).timeouts.inc();
+            plumbing::plain(status, &format!("{} did not answer in time\n", cluster.service))
+        }
     }
-    worker.timer.timeout(REQUEST_TIMEOUT, answer).await.unwrap_or_else(|| {
-        plumbing::plain(StatusCode::GATEWAY_TIMEOUT, &format!("{} did not answer in time\n", cluster.service))
-    })
 }
 
 /// Between sidecars everything is multiplexed, except a body that waits for the server's word: HTTP/1.1 can carry that
@@ -186,7 +179,8 @@ async fn upgrade(
         Some(peer) => worker.track_session(info, peer, check),
         None => worker.track(info, check),
     };
-    match plumbing::upgrade(worker, request, opened, tracked, cluster.traffic.clone()).await {
+    match plumbing::upgrade(worker, request, opened, tracked, cluster.traffic.clone(), cluster.streams).await
+    {
         Ok(response) => response,
         Err(error) => {
             tracing::debug!(service = %cluster.service, %error, "upgrade");

@@ -4,9 +4,13 @@ use super::{
     Cluster, Endpoint, Entry, External, Inbound, Outbound, PeerRule, Resources, Snapshot, SniRoutes, Target,
     resources::EntryParts,
 };
-use crate::metrics::{Metrics, Traffic};
+use crate::{
+    metrics::{Metrics, Traffic},
+    policy::timeouts::{ConnectionLimits, StreamLimits},
+};
 use meridian_proxy_config::{
-    self as config, DestinationTls, EGRESS_SERVICE, EndpointSet, HostMatch, Protocol, SniMatch, Unlisted, Via,
+    self as config, DestinationPolicies, DestinationTls, EGRESS_SERVICE, EndpointSet, HostMatch, Protocol,
+    SniMatch, Unlisted, Via,
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,6 +28,7 @@ pub(super) struct Source {
     /// Instead of the endpoints' own: server name and zone.
     instead: Option<(String, String)>,
     zone: String,
+    policies: DestinationPolicies,
 }
 
 impl PartialEq for Source {
@@ -41,6 +46,7 @@ impl PartialEq for Source {
             && self.tls == other.tls
             && self.instead == other.instead
             && self.zone == other.zone
+            && self.policies == other.policies
             && self.tiers.len() == other.tiers.len()
             && self.tiers.iter().zip(&other.tiers).all(|(a, b)| same_sets(a, b))
     }
@@ -83,7 +89,14 @@ impl Compiler<'_> {
             let kept = kept.filter(|old| Arc::ptr_eq(&old.config, config) && old.refused == refused);
             let inbound = kept.cloned().unwrap_or_else(|| {
                 let traffic = self.metrics.traffic("inbound", &config.service);
-                Arc::new(Inbound { config: config.clone(), refused, traffic })
+                let policies = &config.policies;
+                Arc::new(Inbound {
+                    config: config.clone(),
+                    refused,
+                    connections: ConnectionLimits::from(&policies.connection_timeouts),
+                    streams: StreamLimits::inbound(&policies.stream_timeouts),
+                    traffic,
+                })
             });
             self.next.inbounds.insert(name.clone(), inbound);
         }
@@ -170,6 +183,7 @@ impl Compiler<'_> {
                     tiers: destination.tiers.iter().map(|tier| self.sets(tier)).collect(),
                     instead: None,
                     zone: self.zone().to_owned(),
+                    policies: destination.policies.clone(),
                 };
                 Target::Cluster(self.cluster(key, "outbound", source))
             }
@@ -208,6 +222,7 @@ impl Compiler<'_> {
                 tiers: vec![self.sets(&route.endpoints)],
                 instead: None,
                 zone: self.next.proxy.as_ref().map(|proxy| proxy.zone.clone()).unwrap_or_default(),
+                policies: DestinationPolicies::default(),
             };
             let cluster = self.cluster(format!("route/{name}"), "through", source);
             table.insert(key, cluster);
@@ -244,6 +259,7 @@ impl Compiler<'_> {
             tiers: vec![self.sets(std::slice::from_ref(&endpoints.to_owned()))],
             instead,
             zone: self.zone().to_owned(),
+            policies: DestinationPolicies::default(),
         }
     }
 
@@ -263,12 +279,16 @@ impl Compiler<'_> {
 }
 
 fn build(name: String, traffic: Arc<Traffic>, source: Source) -> Cluster {
+    let protocol = source.protocol.unwrap_or(Protocol::Tcp);
+    let policies = &source.policies;
     Cluster {
         name,
         service: source.service.clone(),
-        protocol: source.protocol.unwrap_or(Protocol::Tcp),
+        protocol,
         tls: source.tls.clone(),
         tiers: source.tiers.iter().map(|sets| tier(&source, sets)).collect(),
+        connections: ConnectionLimits::from(&policies.connection_timeouts),
+        streams: StreamLimits::outbound(&policies.stream_timeouts, protocol == Protocol::Grpc),
         traffic,
         source,
     }

@@ -9,10 +9,11 @@ use crate::{
     codec::{Body, LocalExecutor, client_h1, client_h2},
     denial::Reason,
     io::{Reset, Transport},
-    snapshot::Cluster,
+    policy::timeouts::ConnectionLimits,
+    snapshot::{Cluster, Inbound},
     timer::Timer,
     tls::Peer,
-    worker::{Check, ConnectionInfo, Direction, Ending, Worker},
+    worker::{Check, ConnectionInfo, Direction, Ending, Tracked, Worker},
 };
 use futures::{
     FutureExt,
@@ -26,7 +27,6 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use std::{
     cell::{Cell, RefCell},
-    net::SocketAddr,
     rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
@@ -54,7 +54,7 @@ pub struct Opened {
 #[derive(Clone)]
 pub enum Far {
     Endpoint { cluster: Arc<Cluster>, state: Rc<EndpointState> },
-    Application(SocketAddr),
+    Application(Arc<Inbound>),
 }
 
 /// Connections to one endpoint or application.
@@ -71,6 +71,9 @@ type Opening = Shared<LocalBoxFuture<'static, Result<(), DialError>>>;
 pub struct Multiplexed {
     sender: http2::SendRequest<Body>,
     streams: Cell<usize>,
+    /// Since which tick there is none.
+    unused: Cell<u64>,
+    timer: Timer,
     retired: Cell<bool>,
     expires: Option<u64>,
     renewed: u64,
@@ -78,7 +81,9 @@ pub struct Multiplexed {
 
 struct Idle {
     sender: http1::SendRequest<Body>,
-    since: u64,
+    expires: Option<u64>,
+    /// The tick until which it may be used.
+    until: u64,
 }
 
 /// An HTTP/1.1 connection that is ours until the answer is complete.
@@ -86,6 +91,8 @@ pub struct Exclusive {
     sender: http1::SendRequest<Body>,
     pool: Weak<Pool>,
     timer: Timer,
+    keep: Duration,
+    expires: Option<u64>,
     /// It carried a request before, so the other side may be closing it.
     pub reused: bool,
 }
@@ -118,6 +125,7 @@ impl Drop for Sending {
     fn drop(&mut self) {
         if let Some(Kind::Stream(connection)) = &self.0 {
             connection.streams.set(connection.streams.get().saturating_sub(1));
+            connection.unused.set(connection.timer.now());
         }
     }
 }
@@ -126,7 +134,7 @@ impl Far {
     fn name(&self) -> String {
         match self {
             Self::Endpoint { cluster, .. } => cluster.service.clone(),
-            Self::Application(address) => address.to_string(),
+            Self::Application(inbound) => inbound.config.application.to_string(),
         }
     }
 
@@ -137,14 +145,29 @@ impl Far {
     pub async fn open(&self, worker: &Rc<Worker>, alpn: &[u8]) -> Result<Opened, DialError> {
         match self {
             Self::Endpoint { cluster, state } => state.open(worker, cluster, alpn).await,
-            Self::Application(address) => open_application(worker, *address).await,
+            Self::Application(inbound) => {
+                open_application(worker, inbound.config.application, inbound.connections.connect).await
+            }
+        }
+    }
+
+    fn limits(&self) -> &ConnectionLimits {
+        match self {
+            Self::Endpoint { cluster, .. } => &cluster.connections,
+            Self::Application(inbound) => &inbound.connections,
         }
     }
 
     fn expires(&self, now: u64) -> Option<u64> {
         let remote = matches!(self, Self::Endpoint { state, .. } if state.endpoint.remote);
-        let age = || Duration::from_secs(rand::random_range(REMOTE_AGE_SECONDS));
-        remote.then(|| now + Timer::ticks(age()))
+        let renewal = remote.then(|| Duration::from_secs(rand::random_range(REMOTE_AGE_SECONDS)));
+        let age = renewal.into_iter().chain(self.limits().max_age).min();
+        age.map(|age| now.saturating_add(Timer::ticks(age)))
+    }
+
+    /// How long an HTTP/1.1 connection is kept without a request.
+    fn keep(&self) -> Duration {
+        self.limits().http_idle.map_or(IDLE, |limit| limit.min(IDLE))
     }
 }
 
@@ -244,6 +267,8 @@ impl Pool {
         let made = Rc::new(Multiplexed {
             sender,
             streams: Cell::new(0),
+            unused: Cell::new(worker.timer.now()),
+            timer: worker.timer.clone(),
             retired: Cell::new(false),
             expires,
             renewed,
@@ -264,13 +289,16 @@ impl Pool {
         far: &Far,
         alpn: &[u8],
     ) -> Result<Exclusive, DialError> {
-        if let Some(sender) = self.reuse() {
-            return Ok(Exclusive {
-                sender,
-                pool: Rc::downgrade(self),
-                timer: worker.timer.clone(),
-                reused: true,
-            });
+        let exclusive = |sender, expires, reused| Exclusive {
+            sender,
+            pool: Rc::downgrade(self),
+            timer: worker.timer.clone(),
+            keep: far.keep(),
+            expires,
+            reused,
+        };
+        if let Some(idle) = self.reuse(worker.timer.now()) {
+            return Ok(exclusive(idle.sender, idle.expires, true));
         }
         let Opened { transport, peer, active } = far.open(worker, alpn).await?;
         let reset = transport.reset();
@@ -279,38 +307,42 @@ impl Pool {
             .map_err(|source| DialError::Http { endpoint: far.name(), source: Rc::new(source) })?;
         let drive = Drive { far: far.clone(), peer, reset, _active: active, pool: Rc::downgrade(self) };
         worker.spawn(drive.exclusive(worker.clone(), connection));
-        Ok(Exclusive { sender, pool: Rc::downgrade(self), timer: worker.timer.clone(), reused: false })
+        Ok(exclusive(sender, far.expires(worker.timer.now()), false))
     }
 
-    fn reuse(&self) -> Option<http1::SendRequest<Body>> {
+    fn reuse(&self, now: u64) -> Option<Idle> {
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|idle| !idle.sender.is_closed());
+        idle.retain(|idle| !idle.sender.is_closed() && idle.until > now);
         let ready = idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        Some(idle.swap_remove(ready).sender)
+        Some(idle.swap_remove(ready))
     }
 
-    fn put(self: &Rc<Self>, sender: http1::SendRequest<Body>, timer: &Timer) {
+    fn put(self: &Rc<Self>, used: Exclusive) {
+        let Exclusive { sender, timer, keep, expires, .. } = used;
+        let until = timer.after(keep).min(expires.unwrap_or(u64::MAX));
         let mut idle = self.idle.borrow_mut();
-        if sender.is_closed() || idle.len() >= MAX_IDLE {
+        if sender.is_closed() || idle.len() >= MAX_IDLE || until <= timer.now() {
             return;
         }
-        idle.push(Idle { sender, since: timer.now() });
+        idle.push(Idle { sender, expires, until });
         if idle.len() == 1 {
-            drop(tokio::task::spawn_local(close_idle(Rc::downgrade(self), timer.clone())));
+            drop(tokio::task::spawn_local(close_idle(Rc::downgrade(self), timer)));
         }
     }
 }
 
 /// Closes connections that nobody used for a while; ends with the last of them.
 async fn close_idle(pool: Weak<Pool>, timer: Timer) {
+    let mut next = timer.now();
     loop {
-        timer.sleep(IDLE).await;
+        timer.sleep_until(next).await;
         let Some(pool) = pool.upgrade() else { return };
         let mut idle = pool.idle.borrow_mut();
-        let oldest = timer.now().saturating_sub(Timer::ticks(IDLE));
-        idle.retain(|idle| idle.since > oldest);
-        if idle.is_empty() {
-            return;
+        let now = timer.now();
+        idle.retain(|idle| idle.until > now);
+        match idle.iter().map(|idle| idle.until).min() {
+            Some(earliest) => next = earliest,
+            None => return,
         }
     }
 }
@@ -325,7 +357,7 @@ struct Drive {
 }
 
 impl Drive {
-    fn tracked(&self, worker: &Worker) -> Option<crate::worker::Tracked> {
+    fn tracked(&self, worker: &Worker) -> Option<Tracked> {
         let Far::Endpoint { cluster, state } = &self.far else { return None };
         let peer = self.peer.as_ref().map_or("plaintext", Peer::name).to_owned();
         let name = format!("{} {}", cluster.service, state.endpoint.name);
@@ -355,18 +387,22 @@ impl Drive {
         };
         let mut connection = std::pin::pin!(connection);
         let tracked = self.tracked(&worker);
-        if let Some(tracked) = &tracked {
-            tokio::select! {
-                result = connection.as_mut() => { ended(result); retire(); return }
-                ending = tracked.ending() => { retire(); if ending != Ending::Drain { return self.reset.arm() } }
+        let limit = self.far.limits().http_idle;
+        tokio::select! {
+            result = connection.as_mut() => { ended(result); retire(); return }
+            () = unused(&made, limit) => retire(),
+            ending = ending(tracked.as_ref()) => {
+                retire();
+                if ending != Ending::Drain { return self.reset.arm() }
             }
+        }
+        if let Some(tracked) = &tracked {
             tokio::select! {
                 result = connection => ended(result),
                 _ = tracked.reset() => self.reset.arm(),
             }
         } else {
             ended(connection.await);
-            retire();
         }
     }
 
@@ -388,6 +424,31 @@ impl Drive {
             }
             Far::Application(_) => None,
         }
+    }
+}
+
+async fn ending(tracked: Option<&Tracked>) -> Ending {
+    match tracked {
+        Some(tracked) => tracked.ending().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when a connection had no stream for so long.
+async fn unused(connection: &Weak<Multiplexed>, limit: Option<Duration>) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    let ticks = Timer::ticks(limit);
+    let mut wait = limit;
+    loop {
+        // The runtime's own timer: it wakes nobody while it runs, and these are few.
+        tokio::time::sleep(wait).await;
+        let Some(connection) = connection.upgrade() else { return };
+        let passed = connection.timer.now().saturating_sub(connection.unused.get());
+        wait = match connection.streams.get() {
+            0 if passed >= ticks => return,
+            0 => Timer::span(ticks.saturating_sub(passed)),
+            _ => limit,
+        };
     }
 }
 
@@ -435,7 +496,7 @@ impl Exclusive {
 
     fn give_back(self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.put(self.sender, &self.timer);
+            pool.put(self);
         }
     }
 }

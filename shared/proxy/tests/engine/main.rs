@@ -7,4 +7,5 @@ mod control;
 mod http;
 mod rules;
 mod tcp;
+mod timeouts;
 mod world;

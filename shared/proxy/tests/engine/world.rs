@@ -2,11 +2,11 @@
 
 use meridian_delta::{Encoded, Id};
 use meridian_pki::{Identity, Intermediate, Issued, LeafSpec, PrivateKey, RootCa};
-use meridian_proxy::{engine::Engine, resolve::Resolver};
+use meridian_proxy::{engine::Engine, metrics::TrafficCell, resolve::Resolver};
 use meridian_proxy_config::{
-    Action, Bundle, CallerMatch, Destination, DestinationTls, DnsSettings, Endpoint, EndpointSet, Host,
-    Inbound, InboundTls, Outbound, Permission, PermissionRule, Protocol, Proxy, Role, Target, Unlisted,
-    types,
+    Action, Bundle, CallerMatch, Destination, DestinationPolicies, DestinationTls, DnsSettings, Endpoint,
+    EndpointSet, Host, Inbound, InboundPolicies, InboundTls, Outbound, Permission, PermissionRule, Protocol,
+    Proxy, Role, Target, Unlisted, types,
 };
 use serde::Serialize;
 use std::{
@@ -175,6 +175,7 @@ impl Sidecar {
             mesh: MESH.into(),
             permission: allow(&["web"]),
             probe: None,
+            policies: InboundPolicies::default(),
         }
     }
 }
@@ -212,6 +213,7 @@ pub(crate) fn destination(protocol: Protocol, identities: &[&str]) -> Destinatio
             identities: identities.iter().map(|service| format!("spiffe://{MESH}/{service}")).collect(),
         },
         tiers: vec![vec!["backend".into()]],
+        policies: DestinationPolicies::default(),
     }
 }
 
@@ -258,6 +260,25 @@ impl Pair {
         let mut inbound = self.backend.inbound(self.protocol, self.inbound, self.application);
         inbound.permission = allow(services);
         self.backend.feed(types::INBOUND, "main", &inbound);
+    }
+
+    /// What web's sidecar has counted of requests to `backend`.
+    pub(crate) fn counted(&self, read: impl Fn(&TrafficCell) -> u64) -> u64 {
+        read(self.web.engine.shared().metrics.traffic("outbound", "backend").cell(0))
+    }
+
+    /// Changes what policies say of requests to `backend`, and waits until it holds.
+    pub(crate) async fn policies(&self, change: impl FnOnce(&mut DestinationPolicies)) {
+        let mut destination = destination(self.protocol, &["backend"]);
+        change(&mut destination.policies);
+        self.web.feed(types::DESTINATION, "backend", &destination);
+        self.settled().await;
+    }
+
+    /// Changes what policies say of requests to `backend`'s application, and waits until it holds.
+    pub(crate) async fn inbound_policies(&self, change: impl FnOnce(&mut InboundPolicies)) {
+        self.change_inbound(|inbound| change(&mut inbound.policies));
+        self.settled().await;
     }
 
     pub(crate) fn change_inbound(&self, change: impl FnOnce(&mut Inbound)) {

@@ -1,0 +1,59 @@
+//! What the mesh's traffic policies say of one destination or inbound, compiled: merged, durations in milliseconds,
+//! defaults of a policy filled in. What no policy says is left out, and then the proxy does as it does without one.
+
+use serde::{Deserialize, Serialize};
+
+mod timeouts;
+
+pub use timeouts::{ConnectionTimeouts, StreamTimeouts};
+
+/// For connections and requests to a destination.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct DestinationPolicies {
+    #[serde(skip_serializing_if = "unset")]
+    pub connection_timeouts: ConnectionTimeouts,
+    #[serde(skip_serializing_if = "unset")]
+    pub stream_timeouts: StreamTimeouts,
+}
+
+/// For connections and requests from peers to the application.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct InboundPolicies {
+    #[serde(skip_serializing_if = "unset")]
+    pub connection_timeouts: ConnectionTimeouts,
+    #[serde(skip_serializing_if = "unset")]
+    pub stream_timeouts: StreamTimeouts,
+}
+
+/// Whether nothing is said: it then need not be sent, and a body without it stays the body that it was.
+pub(crate) fn unset<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_is_not_sent() {
+        assert_eq!(serde_json::to_string(&DestinationPolicies::default()).unwrap(), "{}");
+        assert_eq!(serde_json::to_string(&InboundPolicies::default()).unwrap(), "{}");
+        assert_eq!(
+            serde_json::from_str::<DestinationPolicies>("{}").unwrap(),
+            DestinationPolicies::default()
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        for body in [
+            r#"{"timeout": {}}"#,
+            r#"{"streamTimeouts": {"requestSeconds": 1}}"#,
+            r#"{"connectionTimeouts": {"connectMillis": 0}}"#,
+        ] {
+            assert!(serde_json::from_str::<DestinationPolicies>(body).is_err(), "{body}");
+        }
+    }
+}
