@@ -35,7 +35,11 @@ Every process reads, beside the variables of its flags:
 const FILES: &str = "\
 `meridian global-cp` and `meridian zone-cp` read a YAML file (`--config`) with the same settings: the key of a flag is its
 name in camelCase (`--store-url` is `storeUrl`), lists are YAML lists, and an unknown key is refused. `deploy/multizone/config`
-has examples. `GET /config` shows what a control plane runs with, without secrets.
+has examples.
+
+`GET /config` shows what a control plane runs with, by Kuma's names where it has them, to whom `controlPlaneMetadata` names: `mode`,
+`dataDir`, `store.type` (not its address, which may hold a password), `apiServer`, `access`, `multizone`, `diagnostics`, `tls`, and at a zone
+`dpServer` and `dnsServer`.
 
 `access` is only in the file: who may do what over REST, by user name and group. A request without credentials is of the
 group `mesh-system:unauthenticated`, one with a valid user token also of `mesh-system:authenticated`; nobody gets these two
@@ -50,7 +54,7 @@ const ACCESS: &[(&str, &str)] = &[
     ("controlPlaneMetadata", "`GET /config`"),
     ("read", "reading everything but secrets"),
     ("write", "creating, changing and deleting resources, secrets too"),
-    ("operate", "`zone revoke`, `zone accept-global`, `mesh rotate-ca`"),
+    ("operate", "`zone revoke`, `zone accept-global`, `zone confirm-deletions`, `mesh rotate-ca`"),
     ("localIsAdmin", "whoever connects from a loopback address without credentials is an administrator"),
 ];
 

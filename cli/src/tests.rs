@@ -84,6 +84,8 @@ fn lines_of_the_documents_parse() {
         "generate public-key --signing-key-file k.pem",
         "zone revoke east",
         "zone accept-global",
+        "zone confirm-deletions east",
+        "apply -f a.yaml -v NAME=web-1 --var ADDRESS=192.0.2.1",
         "mesh rotate-ca default",
         "mesh rotate-ca default --abort",
         "mesh rotate-ca default --status -o json",

@@ -178,6 +178,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_good() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/multizone/config/global-cp.yaml");
+        let settings = Config { config: Some(path), ..Config::default() }.resolve().unwrap();
+        assert_eq!(settings.tls_san, ["global.example"]);
+        assert!(settings.store_url.starts_with("postgres://"));
+    }
+
+    #[test]
     fn an_unknown_key_in_the_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("global.yaml");

@@ -7,7 +7,7 @@ use crate::zone_status::ZoneStatus;
 use crate::{bootstrap, rotate, status, tokens, vault};
 use futures::future::BoxFuture;
 use meridian_api::access::User;
-use meridian_api::report::ZoneReport;
+use meridian_api::report::{Presence, ZoneReport};
 use meridian_api::{Effects, Hooks, Problem, RotateCa, Source, TokenRequest, Write};
 use meridian_auth::{UserClaims, Verified};
 use meridian_core::kinds::{dataplane::Dataplane, mesh::Mesh, token_revocation::TokenRevocation, zone::Zone};
@@ -86,6 +86,14 @@ impl Hooks for GlobalHooks {
 
     fn revoke_zone<'a>(&'a self, user: &'a User, zone: &'a str) -> BoxFuture<'a, Result<Value, Problem>> {
         Box::pin(self.revoke(user, zone))
+    }
+
+    fn confirm_deletions<'a>(
+        &'a self,
+        user: &'a User,
+        zone: &'a str,
+    ) -> BoxFuture<'a, Result<Value, Problem>> {
+        Box::pin(self.confirm(user, zone))
     }
 
     fn config(&self) -> Value {
@@ -209,6 +217,29 @@ impl GlobalHooks {
             "revokedAt": rfc3339(now),
             "next": "the zone needs a new zone token to come back",
         }))
+    }
+
+    /// Only the replica that holds the zone's stream can: what waits is that stream's.
+    async fn confirm(&self, user: &User, zone: &str) -> Result<Value, Problem> {
+        let stored = self.0.store.get(&zone_key(zone)).await.map_err(|error| Problem::unavailable(&error))?;
+        stored.ok_or_else(|| Problem::resource_not_found("Zone", "", zone))?;
+        let link = self.0.zones.get(zone).filter(|link| link.shown().connected);
+        let Some(link) = link else {
+            let reports = status::reports(&self.0).await.map_err(|error| Problem::unavailable(&error))?;
+            let elsewhere = reports.into_iter().find(|report| report.zone == zone).and_then(|it| it.link);
+            let elsewhere = elsewhere.filter(|link| link.presence == Presence::Online);
+            return Err(Problem::conflict(elsewhere.map_or_else(
+                || format!("Zone {zone} is not connected: nothing of it waits"),
+                |link| format!("Zone {zone} is connected to replica {}: ask that one", link.replica),
+            )));
+        };
+        let withheld = link.up.state().withheld;
+        if withheld == 0 {
+            return Err(Problem::conflict(format!("No deletion of zone {zone} waits")));
+        }
+        link.control.confirm();
+        tracing::warn!(user = user.name, zone, withheld, "an operator confirms the deletions that waited");
+        Ok(json!({"zone": zone, "confirmed": withheld}))
     }
 
     async fn shut_out(&self, zone: &str) -> Result<Vec<Change>, Problem> {

@@ -95,6 +95,7 @@ fn of_link(global: &Global, link: &ZoneLink) -> Link {
         rejected: rejected(&down),
         refused_here: rejected(&up),
         withheld: down.withheld,
+        withheld_here: up.withheld,
         refused: refusal(&down, &up),
     }
 }
@@ -213,6 +214,7 @@ mod tests {
             rejected: Vec::new(),
             refused_here: Vec::new(),
             withheld: 0,
+            withheld_here: 0,
             refused: String::new(),
         }
     }

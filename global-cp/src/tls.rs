@@ -33,11 +33,12 @@ impl ServerCertificate {
         let handle = IdentityHandle::new();
         if let Some((certificate, key)) = &settings.tls_files {
             let files = Files { certificate: certificate.clone(), key: key.clone(), seen: Mutex::new(None) };
+            let times = files.times();
             let identity =
                 files.load().with_context(|| format!("could not use {}", certificate.display()))?;
             let roots = identity.chain().last().map(|last| last.to_vec()).into_iter().collect();
             handle.set(identity);
-            files.mark();
+            files.mark(times);
             return Ok(Self { handle, files: Some(files), roots });
         }
         let ca = vault::server_ca(store).await?;
@@ -55,10 +56,12 @@ impl ServerCertificate {
     /// To be called when somebody connects.
     pub(crate) fn refresh(&self) {
         let Some(files) = self.files.as_ref().filter(|files| files.changed()) else { return };
+        // Before reading: what changes meanwhile is seen the next time.
+        let times = files.times();
         match files.load() {
             Ok(identity) => {
                 self.handle.set(identity);
-                files.mark();
+                files.mark(times);
                 tracing::info!(file = %files.certificate.display(), "the server certificate was renewed");
             }
             // Half of a pair may be new: the next connection looks again, this one gets the old certificate.
@@ -108,8 +111,8 @@ impl Files {
         times.is_some() && *lock(&self.seen) != times
     }
 
-    fn mark(&self) {
-        *lock(&self.seen) = self.times();
+    fn mark(&self, times: Option<(SystemTime, SystemTime)>) {
+        *lock(&self.seen) = times;
     }
 }
 

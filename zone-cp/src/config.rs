@@ -316,6 +316,17 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_good() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/multizone/config/zone-cp.yaml");
+        let settings = Config { config: Some(path), ..Config::default() }.resolve().unwrap();
+        let global = settings.global.unwrap();
+        assert_eq!(
+            (settings.zone.as_str(), global.host.as_str(), global.port),
+            ("east", "global.example", 5685)
+        );
+    }
+
+    #[test]
     fn an_unknown_key_in_the_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("zone.yaml");

@@ -111,6 +111,7 @@ impl ZoneHooks {
             rejected: rejected(&pull),
             refused_here: rejected(&push),
             withheld: pull.withheld,
+            withheld_here: push.withheld,
             refused: pull.refused.unwrap_or_default(),
         }
     }
@@ -155,19 +156,27 @@ fn shown(settings: &Settings) -> Value {
     let path = |path: &Path| path.display().to_string();
     json!({
         "mode": "zone",
-        "zone": settings.zone,
+        "environment": "universal",
         "dataDir": path(&settings.data_dir),
-        "store": if settings.store_url.starts_with("postgres") { "postgres" } else { "sqlite" },
-        "global": settings.global.as_ref().map(|global| format!("https://{}:{}", global.host, global.port)),
-        "apiHttp": settings.api_http,
-        "apiHttps": settings.api_https,
-        "proxyListen": settings.proxy_listen,
-        "diagnostics": settings.diagnostics,
-        "tlsCertFile": settings.tls_files.as_ref().map(|(certificate, _)| path(certificate)),
-        "tlsSan": settings.tls_san,
-        "allowUnboundTokens": settings.allow_unbound_tokens,
-        "protectedAddresses": settings.protected_addresses,
-        "maxConfigAge": settings.max_config_age,
-        "dnsForwardZones": settings.dns_forward_zones,
+        "store": {"type": if settings.store_url.starts_with("postgres") { "postgres" } else { "sqlite" }},
+        "apiServer": {
+            "http": {"address": settings.api_http.to_string()},
+            "https": {"address": settings.api_https.to_string()},
+            "authn": {"localhostIsAdmin": settings.access.local_is_admin},
+        },
+        "access": {"type": "static", "static": settings.access},
+        "multizone": {"zone": {
+            "name": settings.zone,
+            "globalAddress": settings.global.as_ref().map(|global| format!("https://{}:{}", global.host, global.port)),
+        }},
+        "dpServer": {
+            "address": settings.proxy_listen.to_string(),
+            "allowUnboundTokens": settings.allow_unbound_tokens,
+            "protectedAddresses": settings.protected_addresses,
+            "maxConfigAgeSeconds": settings.max_config_age,
+        },
+        "dnsServer": {"forwardZones": settings.dns_forward_zones},
+        "diagnostics": {"address": settings.diagnostics.to_string()},
+        "tls": {"given": settings.tls_files.is_some(), "san": settings.tls_san},
     })
 }

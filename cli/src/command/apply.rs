@@ -15,6 +15,9 @@ pub(crate) struct Apply {
     /// File, directory (with those below it) or - for standard input; YAML or JSON, several documents allowed
     #[arg(short = 'f', long = "file", required = true, value_name = "FILE")]
     files: Vec<String>,
+    /// Value of a variable that the files use as {{ NAME }}; may be given several times
+    #[arg(short = 'v', long = "var", value_name = "NAME=VALUE", value_parser = meridian_proxy::control::variable)]
+    variables: Vec<(String, String)>,
     /// Validate on the control plane and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -26,7 +29,7 @@ pub(crate) struct Apply {
 }
 
 pub(crate) async fn run(apply: Apply) -> Result<()> {
-    let documents = documents::read(&apply.files, apply.mesh.as_deref())?;
+    let documents = documents::read(&apply.files, apply.mesh.as_deref(), &apply.variables)?;
     let mut client = apply.connection.client()?;
     let valid = validate(&mut client, &documents).await?;
     if apply.dry_run {
@@ -50,7 +53,7 @@ async fn validate(client: &mut Client, documents: &[Document]) -> Result<Vec<Str
         }
         warn(document, &answer);
         match answer.clone().success() {
-            Ok(_) => lines.push(format!("{} {} (dry run)", document.shown(), verb(answer.status))),
+            Ok(_) => lines.push(format!("{} {} (dry run)", document.shown(), verb(&answer))),
             Err(failure) => refused.push(failure.at(format!("{} ({})", document.shown(), document.place))),
         }
     }
@@ -95,13 +98,18 @@ async fn write(client: &mut Client, documents: &[Document]) -> Result<()> {
             }
         })?;
         warn(document, &answer);
-        output::print(&format!("{} {}", document.shown(), verb(answer.status)));
+        output::print(&format!("{} {}", document.shown(), verb(&answer)));
     }
     Ok(())
 }
 
-fn verb(status: StatusCode) -> &'static str {
-    if status == StatusCode::CREATED { "created" } else { "updated" }
+fn verb(answer: &Answer) -> &'static str {
+    let body: Value = serde_json::from_str(&answer.text).unwrap_or_default();
+    match body.get("unchanged").and_then(Value::as_bool) {
+        _ if answer.status == StatusCode::CREATED => "created",
+        Some(true) => "unchanged",
+        _ => "updated",
+    }
 }
 
 fn warn(document: &Document, answer: &Answer) {

@@ -50,7 +50,7 @@ impl Delete {
         if self.files.is_empty() {
             return Err(Failure::usage("name a kind and a resource, or files with -f"));
         }
-        let documents = documents::read(&self.files, self.mesh.as_deref())?;
+        let documents = documents::read(&self.files, self.mesh.as_deref(), &[])?;
         Ok(documents.iter().rev().map(|document| (document.shown(), document.path())).collect())
     }
 }

@@ -4,6 +4,7 @@ use super::kind;
 use crate::failure::{Exit, Failure, Result};
 use meridian_core::{Key, Scope, document};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -28,11 +29,22 @@ impl Document {
 
 /// Reads every source, in the order in which its kinds depend on each other (a Mesh before what is in it). `mesh` is
 /// for documents that name none.
-pub(crate) fn read(sources: &[String], mesh: Option<&str>) -> Result<Vec<Document>> {
+pub(crate) fn read(
+    sources: &[String],
+    mesh: Option<&str>,
+    variables: &[(String, String)],
+) -> Result<Vec<Document>> {
     let mut documents = Vec::new();
     let mut wrong = Vec::new();
     for source in sources {
         for (place, text) in texts(source)? {
+            let text = match filled(&text, variables) {
+                Ok(text) => text,
+                Err(missing) => {
+                    wrong.push(format!("{place}: {missing}; give it with -v {}=VALUE", missing.0));
+                    continue;
+                }
+            };
             match document::split(&text) {
                 Ok(values) => take(&place, values, mesh, &mut documents, &mut wrong),
                 Err(problem) => wrong.push(format!("{place}: {}", described(&problem))),
@@ -52,6 +64,16 @@ pub(crate) fn read(sources: &[String], mesh: Option<&str>) -> Result<Vec<Documen
         |document: &Document| meridian_core::kinds().iter().position(|info| info.kind == document.key.kind);
     documents.sort_by_key(order);
     Ok(documents)
+}
+
+fn filled<'a>(
+    text: &'a str,
+    variables: &[(String, String)],
+) -> std::result::Result<Cow<'a, str>, document::MissingVariable> {
+    if variables.is_empty() {
+        return Ok(Cow::Borrowed(text));
+    }
+    document::substitute(text, variables).map(Cow::Owned)
 }
 
 fn take(
@@ -165,7 +187,7 @@ mod tests {
         );
         write(dir.path(), "b.json", "{\"type\": \"Mesh\", \"name\": \"m\"}");
         write(dir.path(), "README.md", "not a document");
-        let documents = read(&[dir.path().display().to_string()], None).unwrap();
+        let documents = read(&[dir.path().display().to_string()], None, &[]).unwrap();
         let shown: Vec<String> = documents.iter().map(Document::shown).collect();
         assert_eq!(shown, ["Mesh m", "Zone east", "MeshTrafficPermission m/p"]);
         assert!(documents[2].place.ends_with("perm.yml, document 1"), "{}", documents[2].place);
@@ -180,7 +202,7 @@ mod tests {
             "x.yaml",
             "type: Secret\nname: a\n---\ntype: Secret\nname: b\nmesh: own\n---\ntype: Zone\nname: z\n",
         );
-        let documents = read(&[file], Some("given")).unwrap();
+        let documents = read(&[file], Some("given"), &[]).unwrap();
         let meshes: Vec<(&str, Option<&Value>)> = documents
             .iter()
             .map(|document| (document.key.mesh.as_str(), document.value.get("mesh")))
@@ -197,7 +219,7 @@ mod tests {
             write(dir.path(), "3.yaml", "type: Mesh\nname: twice\n"),
             write(dir.path(), "4.yaml", "type: Mesh\nname: twice\n"),
         ];
-        let failure = read(&files, None).unwrap_err();
+        let failure = read(&files, None, &[]).unwrap_err();
         let text = failure.to_string();
         assert_eq!(failure.exit, Exit::Data);
         assert!(text.contains("4 of the documents") && text.contains("nothing was changed"), "{text}");
@@ -209,8 +231,8 @@ mod tests {
     #[test]
     fn a_missing_file_and_an_empty_one_are_different() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(read(&["/nowhere/x.yaml".to_owned()], None).unwrap_err().exit, Exit::Input);
+        assert_eq!(read(&["/nowhere/x.yaml".to_owned()], None, &[]).unwrap_err().exit, Exit::Input);
         let empty = write(dir.path(), "empty.yaml", "# nothing\n");
-        assert_eq!(read(&[empty], None).unwrap_err().exit, Exit::Data);
+        assert_eq!(read(&[empty], None, &[]).unwrap_err().exit, Exit::Data);
     }
 }

@@ -239,6 +239,10 @@ fn zone_problems(item: &Value) -> String {
     if let Some(withheld) = item.get("withheld").and_then(Value::as_u64).filter(|withheld| *withheld > 0) {
         said.push(format!("{withheld} deletions wait for `meridian zone accept-global`"));
     }
+    if let Some(withheld) = item.get("withheldHere").and_then(Value::as_u64).filter(|withheld| *withheld > 0)
+    {
+        said.push(format!("{withheld} deletions wait for `meridian zone confirm-deletions`"));
+    }
     let rejections = list(item, "/rejections").len();
     if rejections > 0 {
         said.push(format!("{rejections} rejected"));
@@ -296,13 +300,15 @@ mod tests {
     #[test]
     fn a_zone_that_refuses_global_says_what_to_do() {
         let zone = json!({"name": "east", "status": "online", "behindMillis": 61000, "refused": "older revision", "withheld": 12});
-        let text = zones(&[zone, json!({"name": "west", "status": "offline"})]);
+        let emptied = json!({"name": "south", "status": "online", "withheldHere": 7});
+        let text = zones(&[zone, json!({"name": "west", "status": "offline"}), emptied]);
         assert!(
             text.contains(
                 "refuses global: older revision (see `meridian zone accept-global`); 12 deletions wait"
             ),
             "{text}"
         );
+        assert!(text.contains("7 deletions wait for `meridian zone confirm-deletions`"), "{text}");
         assert!(text.lines().nth(2).unwrap().contains("offline"), "{text}");
     }
 }

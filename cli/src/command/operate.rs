@@ -19,6 +19,16 @@ pub(crate) enum Zone {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Apply the deletions of a zone's resources that global holds back because nothing vouches for them
+    ///
+    /// At the global control plane (the replica that the zone is connected to). `get zones` and `inspect zones` say how many
+    /// wait; a zone whose store was lost looks just like one whose resources were deleted.
+    ConfirmDeletions {
+        /// Name of the zone
+        name: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Take the global control plane that this zone refuses (another store, or an older revision), with its deletions
     ///
     /// At the zone's control plane: --address http://127.0.0.1:5681 on its host.
@@ -54,6 +64,11 @@ pub(crate) async fn zone(zone: Zone) -> Result<()> {
         Zone::Revoke { name, connection } => {
             (connection, format!("/zones/{}/_revoke", encode(name)), format!("Zone {name} revoked"))
         }
+        Zone::ConfirmDeletions { name, connection } => (
+            connection,
+            format!("/zones/{}/_confirm-deletions", encode(name)),
+            format!("The deletions of zone {name} are applied"),
+        ),
         Zone::AcceptGlobal { connection } => {
             (connection, "/_accept-global".to_owned(), "The global control plane is accepted".to_owned())
         }

@@ -26,13 +26,30 @@ fn resources_come_and_go() {
     // What `get` prints can be applied.
     let shown = global.succeeds("get meshtrafficpermission web-to-backend -o yaml", "");
     assert!(shown.starts_with("type: MeshTrafficPermission\nmesh: default\n"), "{shown}");
-    assert!(global.succeeds("apply -f -", &shown).contains("updated"));
+    assert!(global.succeeds("apply -f -", &shown).contains("unchanged"));
+    assert!(global.succeeds("apply -f - --dry-run", &shown).contains("unchanged (dry run)"));
+    let changed = PERMISSION.replace("action: Allow", "action: Deny");
+    assert!(global.succeeds("apply -f -", &changed).contains("updated"));
     let all = global.succeeds("get meshtrafficpermissions -A -o yaml", "");
     global.succeeds("apply -f -", &all);
 
     global.succeeds("delete meshtrafficpermission web-to-backend", "");
     let gone = global.fails("delete meshtrafficpermission web-to-backend", "", 1);
     assert!(gone.contains("web-to-backend"), "{gone}");
+}
+
+#[test]
+fn files_have_variables() {
+    let global = GlobalCp::start();
+    let file = PERMISSION
+        .replace("web-to-backend", "'{{ CALLER }}-to-backend'")
+        .replace("name: web}", "name: '{{CALLER}}'}");
+    let applied = global.succeeds("apply -f - -v CALLER=shop", &file);
+    assert!(applied.contains("MeshTrafficPermission default/shop-to-backend created"), "{applied}");
+    let shown = global.succeeds("get mtp shop-to-backend -o yaml", "");
+    assert!(shown.contains("name: shop"), "{shown}");
+    let missing = global.fails("apply -f - --var OTHER=x", &file, 65);
+    assert!(missing.contains("the variable CALLER is used and not given"), "{missing}");
 }
 
 #[test]

@@ -111,8 +111,19 @@ impl Replica {
         assert!(matches!(answer.status, 200 | 201), "{answer:?}");
     }
 
+    /// `/metrics`, as Prometheus would.
+    pub(crate) async fn scrape(&self) -> String {
+        let answer = Self::at(self.bound.diagnostics, "GET", "/metrics", None, "").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.text
+    }
+
     pub(crate) async fn call(&self, method: &str, path: &str, token: Option<&str>, body: &str) -> Answer {
-        let stream = TcpStream::connect(self.bound.api_http).await.unwrap();
+        Self::at(self.bound.api_http, method, path, token, body).await
+    }
+
+    async fn at(address: SocketAddr, method: &str, path: &str, token: Option<&str>, body: &str) -> Answer {
+        let stream = TcpStream::connect(address).await.unwrap();
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);

@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod certificate;
 mod enrolment;
 mod harness;
 mod replicas;

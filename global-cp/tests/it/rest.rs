@@ -3,6 +3,7 @@ use crate::zone::{Zone, dataplane, hashed};
 use meridian_global_cp::{Config, admin_token};
 use meridian_pki::link::{H2, HTTP1, ServerTrust, client_config};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -160,4 +161,17 @@ async fn diagnostics() {
         assert!(ask(path).await.starts_with("HTTP/1.1 200"), "{path}");
     }
     assert!(ask("/metrics").await.contains("meridian_zone_connected{zone=\"east\"} 1"));
+}
+
+#[tokio::test]
+async fn the_page_of_metrics_is_what_is_scraped() {
+    let global = Replica::start().await;
+    let _east = crate::zone::Zone::start("east", &global).await;
+    let scraped = global.scrape().await;
+    let named: BTreeSet<&str> =
+        scraped.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let page = include_str!("../../../docs/metrics.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("Global")).unwrap();
+    let told: BTreeSet<&str> = section.split('`').filter(|word| word.starts_with("meridian_")).collect();
+    assert_eq!(told, named);
 }

@@ -272,3 +272,29 @@ async fn a_zone_that_lost_its_store_erases_nothing_at_global_until_it_takes_over
     global.until("the service to go", "/meshservices", |list| list["total"] == 0).await;
     east.stop().await;
 }
+
+/// The zone's store is the one that it was, and has lost what it held: no deletion is on record.
+#[tokio::test]
+async fn deletions_of_a_zone_that_nothing_vouches_for_wait_for_an_operator() {
+    let global = Replica::start().await;
+    let east = Zone::start("east", &global).await;
+    east.publish(&service("backend")).await;
+    global.until("the service", "/meshservices", |list| list["total"] == 1).await;
+    let path = "/zones/east/_confirm-deletions";
+    assert_eq!(global.post(path, json!({})).await.status, 409, "nothing waits");
+    assert_eq!(global.post("/zones/west/_confirm-deletions", json!({})).await.status, 404);
+    let store = east.disk.view.position().store;
+    let mut disk = east.stop().await;
+    assert_eq!(global.post(path, json!({})).await.status, 409, "it is not connected");
+    let emptied = View::recorded(store, Revision(0), []);
+    emptied.advance(Revision(100));
+    disk.view = emptied;
+    let east = disk.run(global.bound.sync, 2, false);
+    global.until("the deletion to wait", "/zones/east/_overview", |zone| zone["withheldHere"] == 1).await;
+    assert_eq!(global.get("/meshservices").await.json()["total"], 1);
+    let confirmed = global.post(path, json!({})).await;
+    assert_eq!((confirmed.status, &confirmed.json()["confirmed"]), (200, &json!(1)), "{confirmed:?}");
+    global.until("the service to go", "/meshservices", |list| list["total"] == 0).await;
+    global.until("nothing to wait", "/zones/east/_overview", |zone| zone["withheldHere"] == 0).await;
+    east.stop().await;
+}

@@ -129,6 +129,15 @@ pub trait Hooks: Send + Sync + 'static {
         not_here("Only a zone's control plane accepts a global one")
     }
 
+    /// Applies the deletions of a zone's resources that were held back because nobody vouches for them.
+    fn confirm_deletions<'a>(
+        &'a self,
+        _user: &'a User,
+        _zone: &'a str,
+    ) -> BoxFuture<'a, Result<Value, Problem>> {
+        not_here("Deletions of zones are confirmed at the global control plane")
+    }
+
     /// The configuration as `/config` shows it: no secrets.
     fn config(&self) -> Value;
 }

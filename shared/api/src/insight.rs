@@ -106,7 +106,6 @@ pub(crate) async fn global(api: Api, request: Request<Body>) -> Result<Response,
         "services": {
             "total": services.get("total").and_then(Value::as_u64).unwrap_or(0) + external,
             "internal": services,
-            "internalByStatus": services,
             "external": {"total": external},
             "gatewayDelegated": nothing(),
             "gatewayBuiltin": nothing(),

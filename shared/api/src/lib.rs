@@ -9,6 +9,7 @@ mod hooks;
 mod identify;
 mod insight;
 mod list;
+mod offer;
 mod operate;
 mod overview;
 mod problem;

@@ -74,6 +74,13 @@ pub(crate) async fn revoke_zone(api: Api, request: Request<Body>) -> Result<Resp
     Ok(Json(api.hooks.revoke_zone(&asked.user, asked.part(0)).await?).into_response())
 }
 
+/// `POST /zones/{zone}/_confirm-deletions`.
+pub(crate) async fn confirm_deletions(api: Api, request: Request<Body>) -> Result<Response, Problem> {
+    let asked = Asked::new(&api, request, Action::Operate).await?;
+    asked.only(&[])?;
+    Ok(Json(api.hooks.confirm_deletions(&asked.user, asked.part(0)).await?).into_response())
+}
+
 /// `POST /_accept-global`.
 pub(crate) async fn accept_global(api: Api, request: Request<Body>) -> Result<Response, Problem> {
     let asked = Asked::new(&api, request, Action::Operate).await?;

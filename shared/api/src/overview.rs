@@ -9,15 +9,17 @@ use crate::list::{self, Selection};
 use crate::problem::Problem;
 use crate::report::{Link, Presence, ProxyOverview, ZoneReport};
 use crate::request::Asked;
-use crate::resources::At;
-use crate::{Api, Role};
+use crate::resources::{At, read_problem};
+use crate::{Api, Role, offer};
 use axum::Json;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::Request;
-use meridian_core::{Format, labels};
-use meridian_store::Stored;
+use meridian_core::kinds::mesh::Mesh;
+use meridian_core::{Format, document, labels};
+use meridian_store::{Query, Stored};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// How one kind is overviewed.
 #[derive(Clone, Copy)]
@@ -26,7 +28,29 @@ pub(crate) struct Overview {
     pub(crate) kind: &'static str,
     /// `dataplane`: the field with the resource.
     field: &'static str,
-    insight: fn(&Stored, &[ZoneReport], &Role) -> Map<String, Value>,
+    insight: fn(&Stored, &Known<'_>) -> Map<String, Value>,
+}
+
+/// What overviews are made of beside the resource.
+struct Known<'a> {
+    reports: &'a [ZoneReport],
+    role: &'a Role,
+    /// This process.
+    instance: &'a str,
+    /// The enabled CA backend, by mesh.
+    backends: BTreeMap<String, String>,
+}
+
+impl<'a> Known<'a> {
+    async fn of(api: &'a Api, reports: &'a [ZoneReport]) -> Result<Self, Problem> {
+        let meshes = api.store.list(&Query::all(Mesh::KIND)).await.map_err(read_problem)?.items;
+        let backend = |stored: Stored| {
+            let mesh = stored.resource.parse::<Mesh>().ok()?;
+            Some((stored.resource.key.name, mesh.mtls_backend()?.name.clone()))
+        };
+        let backends = meshes.into_iter().filter_map(backend).collect();
+        Ok(Self { reports, role: &api.role, instance: &api.instance, backends })
+    }
 }
 
 /// The kinds that have an overview.
@@ -43,9 +67,11 @@ impl Overview {
         let asked = Asked::new(&api, request, Action::Read).await?;
         asked.only(&[&list::PARAMETERS[..], &["status"]].concat())?;
         let selection = Selection::of(&asked)?;
-        let (total, stored) = at.select(&api, &asked, &selection).await?;
+        let (total, mut stored) = at.select(&api, &asked, &selection).await?;
+        offer::fill(&api, &mut stored).await?;
         let reports = api.hooks.reports().await?;
-        let items = stored.iter().map(|stored| self.render(stored, &reports, &api.role)).collect();
+        let known = Known::of(&api, &reports).await?;
+        let items = stored.iter().map(|stored| self.render(stored, &known)).collect();
         Ok(Json(selection.page(&asked, total, items)).into_response())
     }
 
@@ -57,12 +83,14 @@ impl Overview {
             [name] => ("", name.as_str()),
             [] => ("", ""),
         };
-        let stored = at.find_by(&api, mesh, name).await?;
+        let mut stored = at.find_by(&api, mesh, name).await?;
+        offer::fill(&api, std::slice::from_mut(&mut stored)).await?;
         let reports = api.hooks.reports().await?;
-        Ok(Json(self.render(&stored, &reports, &api.role)).into_response())
+        let known = Known::of(&api, &reports).await?;
+        Ok(Json(self.render(&stored, &known)).into_response())
     }
 
-    fn render(self, stored: &Stored, reports: &[ZoneReport], role: &Role) -> Value {
+    fn render(self, stored: &Stored, known: &Known<'_>) -> Value {
         let resource = &stored.resource;
         let mut out = Map::new();
         out.insert("type".to_owned(), json!(format!("{}Overview", self.kind)));
@@ -70,12 +98,13 @@ impl Overview {
             out.insert("mesh".to_owned(), json!(resource.key.mesh));
         }
         out.insert("name".to_owned(), json!(resource.key.name));
+        out.insert("kri".to_owned(), json!(document::kri(resource)));
         out.insert("labels".to_owned(), json!(resource.labels));
         out.insert("creationTime".to_owned(), json!(rfc3339(stored.created)));
         out.insert("modificationTime".to_owned(), json!(rfc3339(stored.modified)));
         debug_assert_eq!(resource.key.kind.info().format, Format::Legacy);
         out.insert(self.field.to_owned(), resource.spec.clone());
-        out.extend((self.insight)(stored, reports, role));
+        out.extend((self.insight)(stored, known));
         Value::Object(out)
     }
 }
@@ -118,7 +147,8 @@ pub(crate) fn presence(report: &ZoneReport, proxy: &ProxyOverview, role: &Role) 
     }
 }
 
-fn of_proxy(stored: &Stored, reports: &[ZoneReport], role: &Role) -> Map<String, Value> {
+fn of_proxy(stored: &Stored, known: &Known<'_>) -> Map<String, Value> {
+    let Known { reports, role, instance, backends } = known;
     let insight_field = match stored.resource.key.kind.as_str() {
         "ZoneIngress" => "zoneIngressInsight",
         "ZoneEgress" => "zoneEgressInsight",
@@ -130,7 +160,12 @@ fn of_proxy(stored: &Stored, reports: &[ZoneReport], role: &Role) -> Map<String,
             json!({"zone": zone, "status": Presence::Offline, insight_field: {"subscriptions": []}}),
         );
     };
-    let mut subscription = json!({"controlPlaneInstanceId": "", "status": {"total": {}}});
+    // At a zone it is connected here; global knows the zone's process from its link.
+    let control_plane = match role {
+        Role::Zone { .. } => *instance,
+        Role::Global => report.link.as_ref().map_or("", |link| link.instance.as_str()),
+    };
+    let mut subscription = json!({"controlPlaneInstanceId": control_plane, "status": {"total": {}}});
     set(&mut subscription, "id", proxy.status.as_ref().map(|status| json!(status.instance)));
     set(&mut subscription, "connectTime", proxy.connected_at.as_ref().map(|at| json!(at)));
     let ended = proxy.disconnected_at.as_ref().filter(|_| !proxy.online);
@@ -140,8 +175,14 @@ fn of_proxy(stored: &Stored, reports: &[ZoneReport], role: &Role) -> Map<String,
     let subscriptions = if proxy.connected_at.is_some() { vec![subscription] } else { Vec::new() };
     let mut insight = json!({"subscriptions": subscriptions});
     let certificate = proxy.status.as_ref().and_then(|status| status.certificates.first());
-    let mtls =
-        certificate.map(|c| json!({"certificateExpirationTime": c.expires, "issuedBackend": "builtin"}));
+    let mtls = certificate.map(|certificate| {
+        let backend = backends.get(&certificate.mesh);
+        json!({
+            "certificateExpirationTime": certificate.expires,
+            "issuedBackend": backend,
+            "supportedBackends": backend.into_iter().collect::<Vec<_>>(),
+        })
+    });
     set(&mut insight, "mTLS", mtls);
     let mut out = json!({
         "zone": zone,
@@ -162,8 +203,8 @@ fn of_proxy(stored: &Stored, reports: &[ZoneReport], role: &Role) -> Map<String,
     fields(out)
 }
 
-fn of_zone(stored: &Stored, reports: &[ZoneReport], _role: &Role) -> Map<String, Value> {
-    let report = reports.iter().find(|report| report.zone == stored.resource.key.name);
+fn of_zone(stored: &Stored, known: &Known<'_>) -> Map<String, Value> {
+    let report = known.reports.iter().find(|report| report.zone == stored.resource.key.name);
     let mut out = zone_link(report.and_then(|report| report.link.as_ref()));
     if let Some(report) = report {
         out.insert("rejections".to_owned(), Value::Array(rejections(report)));
@@ -197,15 +238,17 @@ pub(crate) fn zone_link(link: Option<&Link>) -> Map<String, Value> {
         "revision": link.revision,
         "behindMillis": link.behind_millis,
         "withheld": link.withheld,
+        "withheldHere": link.withheld_here,
         "refused": link.refused,
         "zoneInsight": {"subscriptions": [subscription]},
     }))
 }
 
-fn of_mesh(stored: &Stored, reports: &[ZoneReport], role: &Role) -> Map<String, Value> {
+fn of_mesh(stored: &Stored, known: &Known<'_>) -> Map<String, Value> {
+    let Known { reports, role, .. } = known;
     let name = &stored.resource.key.name;
     let mut counts = [0_u64; 3];
-    for report in reports {
+    for report in *reports {
         for proxy in report.proxies.iter().filter(|proxy| proxy.mesh == *name) {
             let slot = presence(report, proxy, role) as usize;
             if let Some(count) = counts.get_mut(slot) {
@@ -217,7 +260,7 @@ fn of_mesh(stored: &Stored, reports: &[ZoneReport], role: &Role) -> Map<String, 
     let mut out = json!({
         "dataplanes": {"total": online + offline + unknown, "online": online, "offline": offline, "unknown": unknown},
     });
-    if let Ok(mesh) = stored.resource.parse::<meridian_core::kinds::mesh::Mesh>() {
+    if let Ok(mesh) = stored.resource.parse::<Mesh>() {
         let by_egress = mesh.mtls_backend().is_some() && mesh.zone_egress();
         let enforced = if by_egress { "egress" } else { "sidecar" };
         set(&mut out, "egressEnforcement", Some(json!(enforced)));

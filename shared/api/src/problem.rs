@@ -168,6 +168,8 @@ impl IntoResponse for Problem {
             invalid_parameters: &self.invalid,
         };
         let mut response = (self.status, Json(body)).into_response();
+        let kind = http::HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
         if self.status == StatusCode::UNAUTHORIZED {
             response
                 .headers_mut()

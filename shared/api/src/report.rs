@@ -147,7 +147,15 @@ pub struct Link {
     /// Deletions that were only inferred and wait for an operator.
     #[serde(default)]
     pub withheld: u32,
+    /// The same of the zone's resources at global, held back there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub withheld_here: u32,
     /// Not empty: the zone refuses this global whole, and why.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub refused: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

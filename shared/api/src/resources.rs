@@ -6,14 +6,14 @@ use crate::hooks::{Effects, Write};
 use crate::list::{self, Selection};
 use crate::problem::{Problem, Source};
 use crate::request::Asked;
-use crate::{Api, Role};
+use crate::{Api, Role, offer};
 use axum::Json;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use meridian_core::{Flow, Key, KindInfo, Scope, WrittenAt, document, labels};
 use meridian_store::{Author, Change, Expect, Query, ReadError, Revision, Stored, WriteError};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// How often a write is tried again because something else changed the resource in between.
 const ATTEMPTS: usize = 8;
@@ -48,7 +48,12 @@ impl At {
         let asked = Asked::new(&api, request, self.reading()).await?;
         asked.only(&["format"])?;
         let form = Form::of(&asked)?;
-        let stored = self.find(&api, &self.target(&asked)).await?;
+        let mut stored = self.find(&api, &self.target(&asked)).await?;
+        if offer::is_derived(self.info.kind) {
+            // Part of it is no part of what is stored: no revision names it.
+            offer::fill(&api, std::slice::from_mut(&mut stored)).await?;
+            return Ok(Json(form.render(&stored)).into_response());
+        }
         let tag = etag(stored.revision);
         if asked.headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
             return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
@@ -61,7 +66,8 @@ impl At {
         asked.only(&[&list::PARAMETERS[..], &["format"]].concat())?;
         let form = Form::of(&asked)?;
         let selection = Selection::of(&asked)?;
-        let (total, items) = self.select(&api, &asked, &selection).await?;
+        let (total, mut items) = self.select(&api, &asked, &selection).await?;
+        offer::fill(&api, &mut items).await?;
         let items = items.iter().map(|stored| form.render(stored)).collect();
         Ok(Json(selection.page(&asked, total, items)).into_response())
     }
@@ -138,7 +144,10 @@ impl At {
         let warnings = [document.warnings.clone(), warnings].concat();
         let status = if before.is_some() { StatusCode::OK } else { StatusCode::CREATED };
         if dry_run {
-            return Ok(Some((status, Json(json!({"warnings": warnings, "dryRun": true}))).into_response()));
+            let same = |before: &Stored| before.resource.canonical() == resource.canonical();
+            let mut answer = written(&warnings, before.as_ref().is_some_and(same));
+            answer.insert("dryRun".to_owned(), json!(true));
+            return Ok(Some((status, Json(answer)).into_response()));
         }
         let key = resource.key.clone();
         let changes = [vec![Change::Put { resource, expect }], more].concat();
@@ -153,8 +162,10 @@ impl At {
         };
         // One that changed nothing keeps its older revision.
         let stored = api.store.get(&key).await.ok().flatten();
-        let tag = etag(stored.map_or(revision, |stored| stored.revision));
-        Ok(Some((status, [(header::ETAG, tag)], Json(json!({"warnings": warnings}))).into_response()))
+        let revision = stored.map_or(revision, |stored| stored.revision);
+        let unchanged = before.is_some_and(|before| before.revision == revision);
+        let answer = written(&warnings, unchanged);
+        Ok(Some((status, [(header::ETAG, etag(revision))], Json(answer)).into_response()))
     }
 
     pub(crate) async fn delete(self, api: Api, request: Request<Body>) -> Result<Response, Problem> {
@@ -241,6 +252,15 @@ impl At {
             key.kind, key.name
         )))
     }
+}
+
+/// Kuma's answer to a write, and whether the resource was already so (ours).
+fn written(warnings: &[String], unchanged: bool) -> Map<String, Value> {
+    let mut answer = Map::from_iter([("warnings".to_owned(), json!(warnings))]);
+    if unchanged {
+        answer.insert("unchanged".to_owned(), json!(true));
+    }
+    answer
 }
 
 /// The zone of origin of what is written here.

@@ -50,6 +50,7 @@ fn fixed(api: &Api) -> Vec<(&'static str, MethodRouter)> {
             post(on(api, operate::rotate_ca)).get(on(api, operate::show_rotation)),
         ),
         ("/zones/{first}/_revoke", post(on(api, operate::revoke_zone))),
+        ("/zones/{first}/_confirm-deletions", post(on(api, operate::confirm_deletions))),
         ("/_accept-global", post(on(api, operate::accept_global))),
     ]
 }

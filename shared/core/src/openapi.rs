@@ -24,7 +24,10 @@ pub fn openapi() -> Value {
             "schemas": schemas,
             "securitySchemes": { "token": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT" } },
             "responses": {
-                "Error": { "description": "Refused; nothing changed.", "content": content("Error") },
+                "Error": {
+                    "description": "Refused; nothing changed.",
+                    "content": { "application/problem+json": { "schema": reference("Error") } },
+                },
                 "Written": { "description": "Written.", "content": content("Written") },
             },
         },
@@ -231,7 +234,7 @@ fn path_parameter(name: &str) -> Value {
 }
 
 /// What is no kind: (method, path, summary).
-const FIXED: [(&str, &str, &str); 24] = [
+const FIXED: [(&str, &str, &str); 25] = [
     ("get", "/", "Product, version and instance."),
     ("get", "/ready", "Whether the control plane can serve."),
     ("get", "/healthy", "Whether the control plane lives."),
@@ -246,6 +249,7 @@ const FIXED: [(&str, &str, &str); 24] = [
     ("get", "/meshes/{mesh}/_denials", "Refused connections and requests, by caller, name, port and reason."),
     ("get", "/meshes/{mesh}/_rotate-ca", "How far the rotation of the mesh's root is."),
     ("post", "/meshes/{mesh}/_rotate-ca", "Rotates the mesh's root."),
+    ("post", "/zones/{name}/_confirm-deletions", "Applies the deletions of a zone that are held back."),
     ("post", "/zones/{name}/_revoke", "Revokes a zone's intermediates and client certificates."),
     ("get", "/_zone", "A zone's control plane: its name, and how far behind global it is."),
     (

@@ -236,10 +236,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// What every connection gets: no delay of small writes, and keepalives that notice a vanished peer.
 pub fn tune(stream: &TcpStream) {
     let socket = socket2::SockRef::from(stream);
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(KEEPALIVE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(5);
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL).with_retries(5);
     let result = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive));
     if let Err(error) = result {
         tracing::debug!(%error, "socket options");

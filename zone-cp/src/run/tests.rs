@@ -18,7 +18,7 @@ use meridian_proxy_config::{Bundle, CertificateStatus, InboundStatus, ProxyStatu
 use meridian_store::{Author, Change, Expect};
 use rustls_pki_types::CertificateDer;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -526,6 +526,24 @@ async fn a_zone_enrols_with_global_follows_it_and_goes_on_without_it() {
         rest(api.port(), "DELETE", path, &admin, "").await;
         until("it went", async || zone.store.get(&key).await.unwrap().is_none()).await;
         true
+    })
+    .await;
+    // The page of metrics is what is scraped.
+    let scraped = rest(zone.bound.diagnostics.port(), "GET", "/metrics", "", "").await;
+    let named: BTreeSet<&str> =
+        scraped.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let page = include_str!("../../../docs/metrics.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("Zone")).unwrap();
+    let told: BTreeSet<&str> = section.split('`').filter(|word| word.starts_with("meridian_")).collect();
+    assert_eq!(told, named);
+    zone.stop().await;
+
+    // A new token that global does not take: the certificate of before goes on.
+    std::fs::write(dir.path().join("token"), "revoked").unwrap();
+    let zone = Zone::start_with(&at_zone, with_global).await;
+    until("the old certificate goes on", async || {
+        let link = rest(zone.bound.api_http.port(), "GET", "/_zone", "", "").await;
+        link.contains("\"status\":\"online\"")
     })
     .await;
     zone.stop().await;

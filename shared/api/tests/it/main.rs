@@ -8,6 +8,7 @@
 )]
 
 mod bounds;
+mod contract;
 mod harness;
 mod operate;
 mod overviews;

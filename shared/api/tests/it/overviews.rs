@@ -23,6 +23,7 @@ fn link(presence: Presence) -> Link {
         }],
         refused_here: vec![],
         withheld: 0,
+        withheld_here: 0,
         refused: String::new(),
     }
 }
@@ -93,7 +94,7 @@ async fn dataplane(server: &Server, zone: &str, home: &str) -> String {
     name
 }
 
-async fn mesh_with_proxies(presence: Presence) -> Server {
+pub(crate) async fn mesh_with_proxies(presence: Presence) -> Server {
     let server = Server::start().await;
     server.mesh("default").await;
     for name in ["web", "idle", "silent"] {
@@ -219,4 +220,48 @@ async fn the_global_insight_counts_what_is_there() {
     assert_eq!(number("/services/internal/partiallyDegraded"), Some(1));
     assert_eq!(number("/resources/Dataplane/total"), Some(3));
     assert!(insight["createdAt"].is_string());
+}
+
+/// What other zones reach through it: ready inbounds of proxies that are there, and entries pinned to the zone.
+#[tokio::test]
+async fn an_ingress_offers_what_can_be_reached_through_it() {
+    let server = mesh_with_proxies(Presence::Online).await;
+    let kind = Kind::named("ZoneIngress").unwrap();
+    let spec = json!({"networking": {"address": "192.0.2.7", "port": 10001}});
+    let resource =
+        Resource { key: Key::new(kind, "", "east", "in-east"), labels: BTreeMap::new(), spec, status: None };
+    server.store.write(&Author::system(), vec![Change::Put { resource, expect: Expect::Any }]).await.unwrap();
+    let offered = async || server.get("/zoneingresses/in-east").await.json()["availableServices"].clone();
+    assert_eq!(offered().await, json!([]), "without certificates nothing crosses zones");
+
+    let strict = json!({
+        "type": "Mesh", "name": "default", "routing": {"zoneEgress": true},
+        "mtls": {"enabledBackend": "ca", "backends": [{"name": "ca", "type": "builtin"}]},
+    });
+    assert_eq!(server.put("/meshes/default", strict).await.status, 200);
+    let mut pinned = crate::harness::external("pinned", "a.test:80");
+    pinned["tags"]["kuma.io/zone"] = json!("east");
+    assert_eq!(server.put("/meshes/default/externalservices/pinned", pinned).await.status, 201);
+    let web = json!({"tags": {"kuma.io/service": "web"}, "instances": 1, "mesh": "default"});
+    let pinned = json!({
+        "tags": {"kuma.io/service": "pinned", "kuma.io/protocol": "http", "kuma.io/zone": "east"},
+        "instances": 1, "mesh": "default", "externalService": true,
+    });
+    let expected = json!([pinned, web]);
+    assert_eq!(offered().await, expected, "one of three is online");
+    let listed = server.get("/zoneingresses").await.json();
+    assert_eq!(listed["items"][0]["availableServices"], expected);
+    let overview = server.get("/zoneingresses/in-east/_overview").await.json();
+    assert_eq!(overview["zoneIngress"]["availableServices"], expected);
+
+    *server.hooks.reports.lock().unwrap() =
+        vec![report("east", Presence::Online, vec![proxy("web", true, false), proxy("idle", true, true)])];
+    assert_eq!(offered().await[1]["instances"], 1, "the one that is not ready does not count");
+    *server.hooks.reports.lock().unwrap() =
+        vec![report("east", Presence::Unknown, vec![proxy("web", true, true)])];
+    assert_eq!(
+        offered().await.as_array().unwrap().len(),
+        1,
+        "only the pinned entry: nobody knows of the others"
+    );
 }

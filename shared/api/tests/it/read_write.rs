@@ -387,3 +387,19 @@ async fn every_path_of_the_document_is_served() {
     }
     assert!(asked > 80, "{asked}");
 }
+
+#[tokio::test]
+async fn a_write_that_changes_nothing_says_so() {
+    let server = Server::start().await;
+    server.mesh("default").await;
+    let path = "/meshes/default/externalservices/es";
+    let unchanged =
+        async |path: &str, body: serde_json::Value| server.put(path, body).await.json()["unchanged"].clone();
+    let dry = format!("{path}?dryRun=true");
+    assert_eq!(unchanged(&dry, external("es", "a.test:80")).await, json!(null), "it would be created");
+    assert_eq!(unchanged(path, external("es", "a.test:80")).await, json!(null));
+    assert_eq!(unchanged(&dry, external("es", "a.test:80")).await, json!(true));
+    assert_eq!(unchanged(path, external("es", "a.test:80")).await, json!(true));
+    assert_eq!(unchanged(&dry, external("es", "b.test:80")).await, json!(null));
+    assert_eq!(unchanged(path, external("es", "b.test:80")).await, json!(null));
+}

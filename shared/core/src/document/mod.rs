@@ -4,8 +4,8 @@ mod envelope;
 mod text;
 mod write;
 
-pub use text::{parse_text, split};
-pub use write::{to_json, to_yaml};
+pub use text::{MissingVariable, parse_text, split, substitute};
+pub use write::{kri, to_json, to_yaml};
 
 use crate::kinds::unsupported;
 use crate::{

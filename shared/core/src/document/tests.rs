@@ -334,3 +334,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn variables_are_names_in_double_braces() {
+    let given = [("name", "web-1"), ("ADDR", "192.0.2.1")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    for (text, expected) in [
+        ("a: {{ name }}", Ok("a: web-1")),
+        ("{{name}}{{ADDR}}", Ok("web-1192.0.2.1")),
+        ("t: '{{ .DisplayName }}.{{ name }}'", Ok("t: '{{ .DisplayName }}.web-1'")),
+        ("{{ label \"x\" }}", Ok("{{ label \"x\" }}")),
+        ("half {{ name", Ok("half {{ name")),
+        ("{{ other }}", Err("the variable other is used and not given")),
+    ] {
+        let found = super::substitute(text, &given).map_err(|error| error.to_string());
+        assert_eq!(found, expected.map(str::to_owned).map_err(str::to_owned), "{text}");
+    }
+}

@@ -127,3 +127,37 @@ impl<'de> Visitor<'de> for StrictVisitor {
         Ok(Value::Object(fields))
     }
 }
+
+/// A variable that a text uses and nobody gave.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the variable {0} is used and not given")]
+pub struct MissingVariable(pub String);
+
+/// Replaces `{{ name }}` by its variable, as Kuma's command line does. What is not a plain name (`{{ .DisplayName }}` of a
+/// HostnameGenerator) is no variable and stays.
+///
+/// # Errors
+/// A variable that is not given.
+pub fn substitute(text: &str, variables: &[(String, String)]) -> Result<String, MissingVariable> {
+    let is_name = |name: &str| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    };
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let Some((inner, tail)) = after.split_once("}}") else { break };
+        out.push_str(before);
+        let name = inner.trim();
+        if is_name(name) {
+            let value = variables.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+            out.push_str(value.ok_or_else(|| MissingVariable(name.to_owned()))?);
+        } else {
+            out.push_str("{{");
+            out.push_str(inner);
+            out.push_str("}}");
+        }
+        rest = tail;
+    }
+    out.push_str(rest);
+    Ok(out)
+}

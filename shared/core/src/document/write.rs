@@ -36,7 +36,7 @@ pub fn to_json(resource: &Resource, times: Option<(&str, &str)>) -> Value {
 }
 
 /// Kuma's resource identifier: `kri_<short>_<mesh>_<zone>_<namespace>_<name>_<section>`.
-fn kri(resource: &Resource) -> String {
+pub fn kri(resource: &Resource) -> String {
     let namespace = resource.labels.get(crate::labels::NAMESPACE).map_or("", String::as_str);
     let zone = resource.labels.get(crate::labels::ZONE).map_or(resource.key.zone.as_str(), String::as_str);
     let (short, mesh) = (resource.key.kind.info().short, &resource.key.mesh);

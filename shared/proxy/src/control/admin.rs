@@ -181,11 +181,13 @@ impl Control {
             writeln!(out, "# HELP meridian_proxy_{name} {help}\n# TYPE meridian_proxy_{name} gauge")?;
             writeln!(out, "meridian_proxy_{name} {value}")?;
         }
+        let name = "meridian_proxy_certificate_expires_seconds";
+        writeln!(out, "# HELP {name} End of the certificate, since 1970.\n# TYPE {name} gauge")?;
         for certificate in self.status().certificates {
             let mesh = &certificate.mesh;
             let identity = self.engine.shared().tls.identities.of(mesh).latest();
             let until = identity.map(|identity| identity.not_after().unix_timestamp()).unwrap_or_default();
-            writeln!(out, "meridian_proxy_certificate_expires_seconds{{mesh=\"{mesh}\"}} {until}")?;
+            writeln!(out, "{name}{{mesh=\"{mesh}\"}} {until}")?;
         }
         Ok(())
     }

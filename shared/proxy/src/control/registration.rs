@@ -16,8 +16,8 @@ pub enum RegistrationError {
     Invalid(String),
     #[error("a {found} where a {expected} is needed")]
     Kind { found: String, expected: &'static str },
-    #[error("the variable {0} is used and not given")]
-    Variable(String),
+    #[error(transparent)]
+    Variable(#[from] document::MissingVariable),
 }
 
 impl Registration {
@@ -30,7 +30,7 @@ impl Registration {
         expected: &'static str,
         variables: &[(String, String)],
     ) -> Result<Self, RegistrationError> {
-        let text = substitute(text, variables)?;
+        let text = document::substitute(text, variables)?;
         let value = document::parse_text(&text)
             .map_err(|problem| RegistrationError::Invalid(problem_text(&problem)))?;
         let document = document::check(&value, None)
@@ -95,22 +95,6 @@ fn problem_text(problem: &document::Problem) -> String {
     text
 }
 
-/// Replaces `{{ name }}` (as kuma-dp's templates) by its variable.
-fn substitute(text: &str, variables: &[(String, String)]) -> Result<String, RegistrationError> {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("{{") {
-        let Some((name, tail)) = after.split_once("}}") else { break };
-        let name = name.trim();
-        let value = variables.iter().find(|(key, _)| key == name).map(|(_, value)| value);
-        out.push_str(before);
-        out.push_str(value.ok_or_else(|| RegistrationError::Variable(name.to_owned()))?);
-        rest = tail;
-    }
-    out.push_str(rest);
-    Ok(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +118,13 @@ networking:
     #[test]
     fn variables_are_replaced() {
         let registration = Registration::from_text(DATAPLANE, "Dataplane", &variables()).unwrap();
+        assert_eq!(registration.node_name(), "default/web-1");
+    }
+
+    #[test]
+    fn the_example_is_good() {
+        let text = include_str!("../../../../deploy/multizone/config/dataplane.yaml");
+        let registration = Registration::from_text(text, "Dataplane", &[]).unwrap();
         assert_eq!(registration.node_name(), "default/web-1");
     }
 

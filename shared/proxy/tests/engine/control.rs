@@ -26,7 +26,7 @@ use meridian_proxy_config::{
     DenialReport, Outbound as ConfigOutbound, Protocol, ProxyStatus, Target, report_types, types,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -49,6 +49,16 @@ struct Plane {
     pushed: Shown,
     ca: Arc<Mutex<Arc<Ca>>>,
     tokens: Arc<Mutex<Vec<String>>>,
+}
+
+/// `docs/metrics.md` names what a proxy counts, and nothing else.
+fn the_page_of_metrics_has_all_of(scraped: &str) {
+    let named: BTreeSet<&str> =
+        scraped.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let page = include_str!("../../../../docs/metrics.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("Proxies")).unwrap();
+    let told: BTreeSet<&str> = section.split('`').filter(|word| word.starts_with("meridian_")).collect();
+    assert_eq!(told, named);
 }
 
 struct Shelf(Shown);
@@ -327,7 +337,9 @@ async fn a_proxy_lives_with_its_control_plane_and_without() {
     until("the rest", async || (call(scene.outbound, "/headers").await.status == 200).then_some(())).await;
     let config = running.admin("GET", "/config").await;
     assert!(config.contains("\"refused\"") && config.contains("odd"), "{config}");
-    assert!(running.admin("GET", "/metrics").await.contains("meridian_proxy_config_revision 3"));
+    let scraped = running.admin("GET", "/metrics").await;
+    assert!(scraped.contains("meridian_proxy_config_revision 3"));
+    the_page_of_metrics_has_all_of(&scraped);
 
     // The control plane goes, and the process is replaced: the new one serves from what is on disk.
     drop(serving);
