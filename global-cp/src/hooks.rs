@@ -12,11 +12,14 @@ use meridian_api::{Effects, Hooks, Problem, RotateCa, Source, TokenRequest, Writ
 use meridian_auth::{UserClaims, Verified};
 use meridian_core::kinds::{dataplane::Dataplane, mesh::Mesh, token_revocation::TokenRevocation, zone::Zone};
 use meridian_core::{Key, Resource};
-use meridian_store::{Author, Change, Expect, Query, Stored};
+use meridian_store::{Author, Change, Expect, Query, Stored, WriteError};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use time::OffsetDateTime;
+
+/// How often a revocation is tried again because something else changed the zone in between.
+const ATTEMPTS: usize = 8;
 
 /// The hooks of one replica.
 pub(crate) struct GlobalHooks(pub(crate) Arc<Global>);
@@ -194,7 +197,18 @@ impl GlobalHooks {
         Ok(changes)
     }
 
+    /// The zone's own process may write its Zone at the same moment: then once more.
     async fn revoke(&self, user: &User, zone: &str) -> Result<Value, Problem> {
+        for _ in 0..ATTEMPTS {
+            if let Some(done) = self.revoke_once(user, zone).await? {
+                return Ok(done);
+            }
+        }
+        Err(Problem::conflict("The zone or its trust changes faster than it can be written; try again"))
+    }
+
+    /// None: somebody else changed the zone, or what it is trusted by, between reading and writing.
+    async fn revoke_once(&self, user: &User, zone: &str) -> Result<Option<Value>, Problem> {
         let unavailable = |error: &dyn std::fmt::Display| Problem::unavailable(error);
         let stored = self.0.store.get(&zone_key(zone)).await.map_err(|error| unavailable(&error))?;
         let stored = stored.ok_or_else(|| Problem::resource_not_found("Zone", "", zone))?;
@@ -204,19 +218,16 @@ impl GlobalHooks {
         let state = ZoneStatus { session: None, revoked_at: Some(rfc3339(now)) };
         resource.status = Some(json!(state));
         changes.push(Change::Put { resource, expect: Expect::Revision(stored.revision) });
-        self.0.store.write(&Author::new(user.name.clone(), "api"), changes).await.map_err(
-            |error| match error {
-                meridian_store::WriteError::Conflict { .. } => {
-                    Problem::conflict("The zone or its trust changed meanwhile; try again")
-                }
-                error => unavailable(&error),
-            },
-        )?;
-        Ok(json!({
+        match self.0.store.write(&Author::new(user.name.clone(), "api"), changes).await {
+            Ok(_) => {}
+            Err(WriteError::Conflict { .. } | WriteError::PrivateConflict { .. }) => return Ok(None),
+            Err(error) => return Err(unavailable(&error)),
+        }
+        Ok(Some(json!({
             "zone": zone,
             "revokedAt": rfc3339(now),
             "next": "the zone needs a new zone token to come back",
-        }))
+        })))
     }
 
     /// Only the replica that holds the zone's stream can: what waits is that stream's.

@@ -2,7 +2,7 @@
 
 use crate::harness::Replica;
 use meridian_global_cp::Config;
-use meridian_pki::link::{HTTP1, ServerTrust, client_config};
+use meridian_pki::link::{H2, HTTP1, ServerTrust, client_config};
 use meridian_pki::{PrivateKey, ServerCa, certificates_to_pem};
 use meridian_testkit::wait::{DEADLINE, until};
 use rustls_pki_types::ServerName;
@@ -38,7 +38,7 @@ impl Issuer {
     /// Whether the server at this address shows a certificate of this CA.
     async fn is_behind(&self, address: SocketAddr) -> bool {
         let trust = ServerTrust::from_pem(&self.ca.authority().certificate_pem()).unwrap();
-        let config = Arc::new(client_config(trust, None, &[HTTP1]).unwrap());
+        let config = Arc::new(client_config(trust, None, &[H2, HTTP1]).unwrap());
         let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
         tokio_rustls::TlsConnector::from(config).connect(name, stream).await.is_ok()
