@@ -1,5 +1,7 @@
 //! A whole zone control plane in this process, and proxies that speak to it over real TLS.
 
+mod certificate;
+
 use super::*;
 use crate::compile::fixture::{dataplane, global, strict};
 use meridian_api::access::Access;
