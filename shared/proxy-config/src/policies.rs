@@ -2,9 +2,14 @@
 //! defaults of a policy filled in. What no policy says is left out, and then the proxy does as it does without one.
 
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroU32;
 
+mod matching;
+mod retry;
 mod timeouts;
 
+pub use matching::{HeaderMatch, HeaderValueMatch};
+pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
 pub use timeouts::{ConnectionTimeouts, StreamTimeouts};
 
 /// For connections and requests to a destination.
@@ -15,6 +20,11 @@ pub struct DestinationPolicies {
     pub connection_timeouts: ConnectionTimeouts,
     #[serde(skip_serializing_if = "unset")]
     pub stream_timeouts: StreamTimeouts,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// TCP: how often a connection is tried, at endpoints in turn. Unset: at up to 5, each once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect_attempts: Option<NonZeroU32>,
 }
 
 /// For connections and requests from peers to the application.

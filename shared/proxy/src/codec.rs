@@ -3,15 +3,17 @@
 mod body;
 mod forward;
 mod head;
+mod replay;
 mod serve;
 mod upgrade;
 
 pub use body::{Body, BodyError, Counted, Gate};
-pub use forward::{ForwardError, How, send, timed};
+pub use forward::{ForwardError, How, copy, send, timed};
 pub use head::{
     Malformed, authority, denied, expects_continue, is_upgrade, plain, prepare, strip_response,
     upgrades_out_of_http,
 };
+pub use replay::{Reader, Tape};
 pub use serve::{Codec, LocalExecutor, client_h1, client_h2, detect, serve};
 pub(crate) use serve::{LastAnswer, idle_ending};
 pub use upgrade::upgrade;

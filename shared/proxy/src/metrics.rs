@@ -64,6 +64,12 @@ pub struct TrafficCell {
     pub tls_failures: Counter,
     /// Requests and answers that a limit ended.
     pub timeouts: Counter,
+    /// Repetitions of requests.
+    pub retries: Counter,
+    /// Repetitions that the budget did not allow.
+    pub retries_over_budget: Counter,
+    /// Repetitions that could not be, as too much of the body had passed.
+    pub retries_unrepeatable: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     /// By the first digit of the status, 1 to 5; 0: no answer.
@@ -136,7 +142,7 @@ pub struct Metrics {
 
 type Series = (&'static str, &'static str, fn(&Traffic) -> u64);
 
-const SERIES: [Series; 7] = [
+const SERIES: [Series; 10] = [
     ("connections_opened_total", "Connections opened.", |t| t.sum(|c| &c.connections_opened)),
     ("connections_closed_total", "Connections closed.", |t| t.sum(|c| &c.connections_closed)),
     ("connect_failures_total", "Connections to the other side that failed.", |t| {
@@ -144,6 +150,13 @@ const SERIES: [Series; 7] = [
     }),
     ("tls_failures_total", "TLS sessions to the other side that failed.", |t| t.sum(|c| &c.tls_failures)),
     ("timeouts_total", "Requests ended by a time limit.", |t| t.sum(|c| &c.timeouts)),
+    ("retries_total", "Requests sent once more.", |t| t.sum(|c| &c.retries)),
+    ("retries_over_budget_total", "Repetitions that the budget did not allow.", |t| {
+        t.sum(|c| &c.retries_over_budget)
+    }),
+    ("retries_unrepeatable_total", "Repetitions that could not be: too much of the body had passed.", |t| {
+        t.sum(|c| &c.retries_unrepeatable)
+    }),
     ("received_bytes_total", "Bytes from downstream.", |t| t.sum(|c| &c.bytes_in)),
     ("sent_bytes_total", "Bytes to downstream.", |t| t.sum(|c| &c.bytes_out)),
 ];

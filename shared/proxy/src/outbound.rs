@@ -14,6 +14,7 @@ use crate::{
 use meridian_proxy_config::alpn;
 use std::{rc::Rc, sync::Arc};
 
+mod attempt;
 mod http;
 
 /// Serves a connection of the application to a destination in the mesh. What is spoken was declared: nothing is read

@@ -6,7 +6,10 @@
 use crate::{
     egress::Originator,
     metrics::Traffic,
-    policy::timeouts::{ConnectionLimits, StreamLimits},
+    policy::{
+        retry::RetryPolicy,
+        timeouts::{ConnectionLimits, StreamLimits},
+    },
 };
 use arc_swap::ArcSwap;
 use meridian_proxy_config::{self as config, Host, HostMatch, Protocol, Proxy};
@@ -87,6 +90,9 @@ pub struct Cluster {
     pub tiers: Vec<Vec<Arc<Endpoint>>>,
     pub connections: ConnectionLimits,
     pub streams: StreamLimits,
+    pub retry: Option<Arc<RetryPolicy>>,
+    /// TCP: `None` tries each of some endpoints once.
+    pub connect_attempts: Option<usize>,
     pub traffic: Arc<Traffic>,
     source: compile::Source,
 }

@@ -7,6 +7,7 @@ use crate::{
     capture,
     denial::Reason,
     io::{Socket, Transport, tune},
+    policy::retry::affordable,
     snapshot::{Cluster, Endpoint, Snapshot},
     timer::Timer,
     tls::{Peer, TlsError},
@@ -79,6 +80,9 @@ pub struct Upstream {
     cluster: RefCell<Arc<Cluster>>,
     tiers: RefCell<Vec<Vec<Rc<EndpointState>>>>,
     cursor: Cell<usize>,
+    /// Requests that wait for an answer, and repetitions among them.
+    waiting: Rc<Cell<usize>>,
+    repeating: Rc<Cell<usize>>,
 }
 
 /// What a worker knows of an endpoint.
@@ -146,6 +150,8 @@ impl Upstream {
             cluster: RefCell::new(cluster.clone()),
             tiers: RefCell::default(),
             cursor: Cell::new(rand::random::<u32>() as usize),
+            waiting: Rc::default(),
+            repeating: Rc::default(),
         };
         upstream.rebuild(cluster);
         upstream
@@ -175,16 +181,55 @@ impl Upstream {
             cluster.tiers.iter().map(|tier| tier.iter().map(state).collect()).collect();
     }
 
+    /// Counts a request until it is answered.
+    pub fn wait(&self) -> Active {
+        Active::new(&self.waiting)
+    }
+
+    /// Counts a repetition, if the budget allows one more.
+    pub fn repeat(&self) -> Option<Active> {
+        affordable(self.waiting.get(), self.repeating.get()).then(|| Active::new(&self.repeating))
+    }
+
+    /// The next endpoint, but from none of these tiers while another has a usable one; and its tier.
+    pub fn pick_beyond(
+        &self,
+        now: u64,
+        tiers: &[usize],
+        tried: &[Rc<EndpointState>],
+    ) -> Option<(usize, Rc<EndpointState>)> {
+        let all = self.tiers.borrow();
+        let start = self.cursor.get();
+        let usable = |state: &&Rc<EndpointState>| state.down_until.get() <= now && !among(tried, state);
+        let beyond =
+            all.iter().enumerate().filter(|(index, _)| !tiers.contains(index)).find_map(|(index, tier)| {
+                choose(tier, start, Balance::RoundRobin, usable).map(|state| (index, state))
+            });
+        drop(all);
+        if beyond.is_some() {
+            self.cursor.set(start.wrapping_add(1));
+            return beyond;
+        }
+        let state = self.pick(now, Balance::RoundRobin, tried)?;
+        let all = self.tiers.borrow();
+        let tier = all.iter().position(|tier| among(tier, &state)).unwrap_or_default();
+        Some((tier, state))
+    }
+
     /// The next endpoint: in the first tier with a usable one; if none is usable anywhere, any that was not tried.
     pub fn pick(&self, now: u64, balance: Balance, tried: &[Rc<EndpointState>]) -> Option<Rc<EndpointState>> {
         let tiers = self.tiers.borrow();
-        let untried = |state: &&Rc<EndpointState>| !tried.iter().any(|other| Rc::ptr_eq(other, state));
+        let untried = |state: &&Rc<EndpointState>| !among(tried, state);
         let usable = |state: &&Rc<EndpointState>| state.down_until.get() <= now && untried(state);
         let start = self.cursor.get();
         self.cursor.set(start.wrapping_add(1));
         let usable = tiers.iter().find_map(|tier| choose(tier, start, balance, usable));
         usable.or_else(|| tiers.iter().find_map(|tier| choose(tier, start, balance, untried)))
     }
+}
+
+fn among(some: &[Rc<EndpointState>], state: &Rc<EndpointState>) -> bool {
+    some.iter().any(|other| Rc::ptr_eq(other, state))
 }
 
 fn choose(
@@ -376,8 +421,14 @@ pub async fn open(
     let mut tried = Vec::new();
     let mut last = DialError::NoEndpoints(cluster.service.clone());
     let upstream = worker.upstreams.of(cluster);
-    while tried.len() < MAX_TRIES {
-        let Some(state) = upstream.pick(worker.timer.now(), balance, &tried) else { break };
+    for _ in 0..cluster.connect_attempts.unwrap_or(MAX_TRIES) {
+        let mut picked = upstream.pick(worker.timer.now(), balance, &tried);
+        if picked.is_none() && cluster.connect_attempts.is_some() {
+            // As often as the policy says, even if there are fewer endpoints.
+            tried.clear();
+            picked = upstream.pick(worker.timer.now(), balance, &tried);
+        }
+        let Some(state) = picked else { break };
         match state.open(worker, cluster, alpn).await {
             Ok(opened) => {
                 state.succeeded();

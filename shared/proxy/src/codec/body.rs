@@ -1,6 +1,9 @@
 //! The one body type: what comes in goes out, and what hangs on it (a pooled connection, a counter) goes with it.
 
-use super::serve::Busy;
+use super::{
+    replay::{Reader, Tape},
+    serve::Busy,
+};
 use crate::{
     metrics::Traffic,
     policy::timeouts::{Clock, Late},
@@ -43,6 +46,8 @@ enum Kind {
     Empty,
     Full(Bytes),
     Incoming(Incoming),
+    /// Read through a tape, which can be read again.
+    Taped(Reader),
     /// Not read before the gate opens (100-continue).
     Held(Incoming, Arc<Gate>),
 }
@@ -61,6 +66,8 @@ pub enum BodyError {
     Incoming(#[from] hyper::Error),
     #[error("the stream exceeded its limit: {0:?}")]
     Late(Late),
+    #[error("the request is sent anew")]
+    Replaced,
 }
 
 type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
@@ -90,6 +97,27 @@ impl Body {
 
     pub fn incoming(incoming: Incoming) -> Self {
         Self::of(Kind::Incoming(incoming))
+    }
+
+    /// A body that was sent before, once more.
+    pub fn again(reader: Reader) -> Self {
+        Self::of(Kind::Taped(reader))
+    }
+
+    /// From now on what is read is kept, so that it can be read again. `None`: there is nothing to read, or it is held
+    /// back for the server's word.
+    pub fn tape(&mut self) -> Option<Tape> {
+        match std::mem::replace(&mut self.kind, Kind::Empty) {
+            Kind::Incoming(incoming) if !incoming.is_end_stream() => {
+                let tape = Tape::new(incoming);
+                self.kind = tape.read().map_or(Kind::Empty, Kind::Taped);
+                Some(tape)
+            }
+            other => {
+                self.kind = other;
+                None
+            }
+        }
     }
 
     fn of(kind: Kind) -> Self {
@@ -175,6 +203,7 @@ impl HttpBody for Body {
                 other => other,
             };
         }
+        let mut fresh = true;
         let polled = match &mut this.kind {
             Kind::Empty | Kind::Held(..) => Poll::Ready(None),
             Kind::Full(_) => match std::mem::replace(&mut this.kind, Kind::Empty) {
@@ -182,6 +211,14 @@ impl HttpBody for Body {
                 _ => Poll::Ready(None),
             },
             Kind::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            Kind::Taped(reader) => reader.poll(cx).map(|read| {
+                read.map(|result| {
+                    result.map(|(frame, first)| {
+                        fresh = first;
+                        frame
+                    })
+                })
+            }),
         };
         if let Some(late) = this.tick(cx, &polled) {
             if let Some(counted) = &this.counted {
@@ -191,7 +228,7 @@ impl HttpBody for Body {
         }
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
-                if let (Some(data), Some(counted)) = (frame.data_ref(), &this.counted) {
+                if let (Some(data), Some(counted), true) = (frame.data_ref(), &this.counted, fresh) {
                     counted.add(data.len());
                 }
                 if this.is_end_stream() {
@@ -209,6 +246,7 @@ impl HttpBody for Body {
             Kind::Empty => true,
             Kind::Full(bytes) => bytes.is_empty(),
             Kind::Incoming(incoming) | Kind::Held(incoming, _) => incoming.is_end_stream(),
+            Kind::Taped(reader) => reader.is_end_stream(),
         }
     }
 
@@ -217,6 +255,7 @@ impl HttpBody for Body {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Incoming(incoming) | Kind::Held(incoming, _) => incoming.size_hint(),
+            Kind::Taped(reader) => reader.size_hint(),
         }
     }
 }

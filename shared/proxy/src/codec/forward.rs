@@ -139,7 +139,8 @@ fn repeatable(request: &Request<Body>) -> bool {
         )
 }
 
-fn copy(request: &Request<Body>) -> Request<Body> {
+/// The head of a request, for a repetition.
+pub fn copy(request: &Request<Body>) -> Request<Body> {
     let mut copy = Request::new(Body::empty());
     copy.method_mut().clone_from(request.method());
     copy.uri_mut().clone_from(request.uri());

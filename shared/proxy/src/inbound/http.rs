@@ -115,7 +115,7 @@ async fn forward(context: &Context, inbound: &Arc<Inbound>, request: Request<Inc
     };
     let worker = &context.worker;
     let counted = |response| Counted { traffic: inbound.traffic.clone(), worker: worker.index, response };
-    let clock = inbound.streams.begin(&worker.timer, request.body().is_end_stream());
+    let clock = inbound.streams.begin(&worker.timer, request.body().is_end_stream(), false);
     let timed = clock.clone();
     let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
     plumbing::prepare(&mut request, &authority, http2, false);

@@ -1,12 +1,12 @@
 //! HTTP requests of the application, one by one, over shared connections to the destination's endpoints.
 
-use super::leads_to;
+use super::{attempt, leads_to};
 use crate::{
-    codec::{self as plumbing, Body, Counted, ForwardError, How, Malformed, detect},
+    codec::{self as plumbing, Body, Counted, How, Malformed, detect},
     io::Socket,
     listener::Accepted,
     snapshot::{Cluster, Outbound, Target},
-    upstream::{self, Balance, DialError, Far, cluster_check},
+    upstream::{self, Balance, DialError, cluster_check},
     worker::{ConnectionInfo, Direction, Worker},
 };
 use http::{Request, Response, StatusCode, uri::Authority};
@@ -14,9 +14,6 @@ use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use meridian_proxy_config::alpn;
 use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc, time::Instant};
-
-/// Endpoints tried for one request, as long as nothing was sent.
-const MAX_TRIES: usize = 5;
 
 /// What the requests of one connection share.
 struct Context {
@@ -91,18 +88,15 @@ async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<I
     let http2 = matches!(how, How::Multiplexed { .. });
     let index = worker.index;
     let counted = |response| Counted { traffic: cluster.traffic.clone(), worker: index, response };
-    let clock = cluster.streams.begin(&worker.timer, request.body().is_end_stream());
+    let retry = cluster.retry.as_ref().filter(|policy| {
+        !matches!(how, How::Continue { .. }) && policy.covers(request.method(), request.headers())
+    });
+    let tries = retry.is_some_and(|policy| policy.per_try.is_some());
+    let clock = cluster.streams.begin(&worker.timer, request.body().is_end_stream(), tries);
     let timed = clock.clone();
     let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
     plumbing::prepare(&mut request, &authority, http2, false);
-    let answer = async { Ok::<_, Infallible>(answer(worker, cluster, how, request).await) };
-    match plumbing::timed(clock, answer).await {
-        Ok(Ok(response)) => response,
-        Err(status) => {
-            cluster.traffic.cell(worker.index).timeouts.inc();
-            plumbing::plain(status, &format!("{} did not answer in time\n", cluster.service))
-        }
-    }
+    attempt::Errand { worker, cluster, how, clock }.answer(request, retry).await
 }
 
 /// Between sidecars everything is multiplexed, except a body that waits for the server's word: HTTP/1.1 can carry that
@@ -118,41 +112,7 @@ fn how(cluster: &Cluster, request: &Request<Incoming>) -> How {
     }
 }
 
-/// Sends to one endpoint after the other until one can be reached.
-async fn answer(
-    worker: &Rc<Worker>,
-    cluster: &Arc<Cluster>,
-    how: How,
-    mut request: Request<Body>,
-) -> Response<Body> {
-    let upstream = worker.upstreams.of(cluster);
-    let mut tried = Vec::new();
-    let mut last = DialError::NoEndpoints(cluster.service.clone());
-    while tried.len() < MAX_TRIES {
-        let Some(state) = upstream.pick(worker.timer.now(), Balance::RoundRobin, &tried) else { break };
-        let far = Far::Endpoint { cluster: cluster.clone(), state: state.clone() };
-        let counted = Counted { traffic: cluster.traffic.clone(), worker: worker.index, response: true };
-        match plumbing::send(worker, &state.pool, &far, how, request, counted).await {
-            Ok(response) => {
-                state.succeeded();
-                return response;
-            }
-            Err(ForwardError::Dial(error, unsent)) => {
-                state.failed(worker.timer.now());
-                tried.push(state);
-                request = *unsent;
-                last = error;
-            }
-            Err(ForwardError::Lost(error)) => {
-                tracing::debug!(service = %cluster.service, %error, source = ?std::error::Error::source(&error), "request lost");
-                return plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n");
-            }
-        }
-    }
-    unreachable(cluster, &last)
-}
-
-fn unreachable(cluster: &Cluster, error: &DialError) -> Response<Body> {
+pub(super) fn unreachable(cluster: &Cluster, error: &DialError) -> Response<Body> {
     tracing::warn!(service = %cluster.service, %error, source = ?error, "no connection");
     plumbing::plain(
         StatusCode::SERVICE_UNAVAILABLE,

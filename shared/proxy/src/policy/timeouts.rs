@@ -90,11 +90,14 @@ impl StreamLimits {
         (span(self.idle).or(Some(TCP_IDLE)), span(self.max))
     }
 
-    /// The clock of a stream that begins; `None` if nothing limits it. `whole`: the request has no body.
-    pub fn begin(&self, timer: &Timer, whole: bool) -> Option<Rc<Clock>> {
+    /// The clock of a stream that begins; `None` if nothing limits it. `whole`: the request has no body;
+    /// `tries`: each attempt has a limit of its own ([`Clock::begin_try`]).
+    pub fn begin(&self, timer: &Timer, whole: bool, tries: bool) -> Option<Rc<Clock>> {
         let request = self.request.filter(|_| whole || !self.head);
         let limits = Self { request, ..*self };
-        limits.request.or(limits.idle).or(limits.max)?;
+        if !tries {
+            limits.request.or(limits.idle).or(limits.max)?;
+        }
         let now = timer.now();
         Some(Rc::new(Clock {
             timer: timer.clone(),
@@ -104,6 +107,7 @@ impl StreamLimits {
                 moved: Cell::new(now),
                 sent: Cell::new(whole.then_some(now)),
                 answered: Cell::new(false),
+                attempt: Cell::new(None),
             },
             watcher: RefCell::default(),
         }))
@@ -119,7 +123,11 @@ impl StreamLimits {
             times.sent.get().filter(|_| ends).and_then(|sent| at(sent, self.request, Late::Request));
         let idle = at(times.moved.get(), self.idle, Late::Idle);
         let max = at(times.began, self.max, Late::Max);
-        [request, idle, max].into_iter().flatten().min_by_key(|(tick, _)| *tick)
+        let waiting = times.attempt.get().filter(|_| !times.answered.get());
+        let attempt = waiting
+            .zip(times.sent.get())
+            .and_then(|((began, limit), sent)| at(began.max(sent), Some(limit), Late::Try));
+        [request, idle, max, attempt].into_iter().flatten().min_by_key(|(tick, _)| *tick)
     }
 }
 
@@ -129,6 +137,8 @@ pub enum Late {
     Request,
     Idle,
     Max,
+    /// Of the present attempt.
+    Try,
 }
 
 /// What has happened on a stream, in ticks.
@@ -140,6 +150,8 @@ struct Times {
     sent: Cell<Option<u64>>,
     /// The answer's head has come.
     answered: Cell<bool>,
+    /// When the present attempt began, and how long it may take.
+    attempt: Cell<Option<(u64, u64)>>,
 }
 
 /// Holds one request and its answer to their limits. Bodies tell it what moves; whoever waits asks it.
@@ -165,6 +177,16 @@ impl Clock {
                 watcher.wake();
             }
         }
+    }
+
+    /// An attempt begins; in ticks, how long it may take.
+    pub fn begin_try(&self, limit: u64) {
+        self.times.attempt.set(Some((self.timer.now(), limit)));
+    }
+
+    /// The attempt is over, without an answer that counts.
+    pub fn end_try(&self) {
+        self.times.attempt.set(None);
     }
 
     /// The answer's head has come.
@@ -227,7 +249,13 @@ mod tests {
     use super::*;
 
     fn times(began: u64, moved: u64, sent: Option<u64>, answered: bool) -> Times {
-        Times { began, moved: Cell::new(moved), sent: Cell::new(sent), answered: Cell::new(answered) }
+        Times {
+            began,
+            moved: Cell::new(moved),
+            sent: Cell::new(sent),
+            answered: Cell::new(answered),
+            attempt: Cell::new(None),
+        }
     }
 
     fn timeouts(request: Option<u64>, idle: Option<u64>, max: Option<u64>) -> StreamTimeouts {
@@ -248,6 +276,21 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_has_its_own_limit_until_it_is_answered() {
+        let limits = StreamLimits::inbound(&timeouts(Some(1_000), None, None));
+        let tried = |sent, began, answered| {
+            let times = times(0, 0, sent, answered);
+            times.attempt.set(Some((began, 3)));
+            limits.due(&times)
+        };
+        assert_eq!(tried(None, 0, false), None, "the client is not done");
+        assert_eq!(tried(Some(0), 0, false), Some((4, Late::Try)));
+        assert_eq!(tried(Some(2), 1, false), Some((6, Late::Try)));
+        assert_eq!(tried(Some(0), 9, false), Some((11, Late::Request)));
+        assert_eq!(tried(Some(0), 0, true), Some((11, Late::Request)));
+    }
+
+    #[test]
     fn zero_is_no_limit_and_unset_is_as_it_was() {
         let none = timeouts(Some(0), Some(0), Some(0));
         assert_eq!(StreamLimits::outbound(&none, false).due(&times(0, 0, Some(0), false)), None);
@@ -263,7 +306,7 @@ mod tests {
     fn a_body_puts_off_only_what_is_not_a_policys() {
         let timer = Timer::default();
         let begin = |config: &StreamTimeouts, whole| {
-            StreamLimits::outbound(config, false).begin(&timer, whole).is_some()
+            StreamLimits::outbound(config, false).begin(&timer, whole, false).is_some()
         };
         assert!(begin(&StreamTimeouts::default(), true));
         assert!(!begin(&StreamTimeouts::default(), false));

@@ -6,7 +6,10 @@ use super::{
 };
 use crate::{
     metrics::{Metrics, Traffic},
-    policy::timeouts::{ConnectionLimits, StreamLimits},
+    policy::{
+        retry::RetryPolicy,
+        timeouts::{ConnectionLimits, StreamLimits},
+    },
 };
 use meridian_proxy_config::{
     self as config, DestinationPolicies, DestinationTls, EGRESS_SERVICE, EndpointSet, HostMatch, Protocol,
@@ -29,6 +32,8 @@ pub(super) struct Source {
     instead: Option<(String, String)>,
     zone: String,
     policies: DestinationPolicies,
+    /// Compiled from `policies`.
+    retry: Option<Arc<RetryPolicy>>,
 }
 
 impl PartialEq for Source {
@@ -167,9 +172,10 @@ impl Compiler<'_> {
                 if let Some(cluster) = self.next.clusters.get(&key) {
                     return Target::Cluster(cluster.clone());
                 }
-                let Some(destination) = self.resources.destinations.get(name) else {
+                let Some(parts) = self.resources.destinations.get(name) else {
                     return Target::Missing(format!("destination {name}"));
                 };
+                let destination = &parts.config;
                 let tls = match &destination.tls {
                     DestinationTls::Off => None,
                     DestinationTls::Mutual { mesh, identities } => {
@@ -184,6 +190,7 @@ impl Compiler<'_> {
                     instead: None,
                     zone: self.zone().to_owned(),
                     policies: destination.policies.clone(),
+                    retry: parts.retry.clone(),
                 };
                 Target::Cluster(self.cluster(key, "outbound", source))
             }
@@ -223,6 +230,7 @@ impl Compiler<'_> {
                 instead: None,
                 zone: self.next.proxy.as_ref().map(|proxy| proxy.zone.clone()).unwrap_or_default(),
                 policies: DestinationPolicies::default(),
+                retry: None,
             };
             let cluster = self.cluster(format!("route/{name}"), "through", source);
             table.insert(key, cluster);
@@ -260,6 +268,7 @@ impl Compiler<'_> {
             instead,
             zone: self.zone().to_owned(),
             policies: DestinationPolicies::default(),
+            retry: None,
         }
     }
 
@@ -289,6 +298,8 @@ fn build(name: String, traffic: Arc<Traffic>, source: Source) -> Cluster {
         tiers: source.tiers.iter().map(|sets| tier(&source, sets)).collect(),
         connections: ConnectionLimits::from(&policies.connection_timeouts),
         streams: StreamLimits::outbound(&policies.stream_timeouts, protocol == Protocol::Grpc),
+        retry: source.retry.clone(),
+        connect_attempts: policies.connect_attempts.and_then(|n| usize::try_from(n.get()).ok()),
         traffic,
         source,
     }

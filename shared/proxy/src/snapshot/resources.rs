@@ -4,7 +4,7 @@
 //! an inbound then refuses everybody, an entry or destination is gone, unlisted traffic is refused. Only a bundle
 //! keeps its last readable form, since without one nobody could be believed at all.
 
-use crate::{egress::Originator, tls::Tls};
+use crate::{egress::Originator, policy::retry::RetryPolicy, tls::Tls};
 use meridian_delta::{Encoded, Id, Version};
 use meridian_proxy_config::{self as config, types};
 use serde::de::DeserializeOwned;
@@ -22,13 +22,19 @@ pub struct Resources {
     pub(super) inbounds: BTreeMap<String, Arc<config::Inbound>>,
     pub(super) refused_inbounds: BTreeMap<String, Arc<config::Inbound>>,
     pub(super) outbounds: BTreeMap<String, Arc<config::Outbound>>,
-    pub(super) destinations: BTreeMap<String, Arc<config::Destination>>,
+    pub(super) destinations: BTreeMap<String, DestinationParts>,
     pub(super) endpoints: BTreeMap<String, Arc<config::EndpointSet>>,
     pub(super) externals: BTreeMap<String, (Arc<config::External>, Option<EntryParts>)>,
     pub(super) entries: BTreeMap<String, EntryParts>,
     pub(super) callers: BTreeMap<String, Arc<config::Caller>>,
     pub(super) routes: BTreeMap<String, Arc<config::SniRoute>>,
     pub(super) meshes: BTreeMap<String, String>,
+}
+
+#[derive(Clone)]
+pub(super) struct DestinationParts {
+    pub(super) config: Arc<config::Destination>,
+    pub(super) retry: Option<Arc<RetryPolicy>>,
 }
 
 #[derive(Clone)]
@@ -103,7 +109,7 @@ impl Resources {
                 self.refused_inbounds.remove(&name);
             }
             types::OUTBOUND => drop(self.outbounds.insert(name, read(body)?)),
-            types::DESTINATION => drop(self.destinations.insert(name, read(body)?)),
+            types::DESTINATION => drop(self.destinations.insert(name, destination_parts(read(body)?)?)),
             types::ENDPOINTS => drop(self.endpoints.insert(name, read(body)?)),
             types::EXTERNAL => {
                 let external: Arc<config::External> = read(body)?;
@@ -162,6 +168,11 @@ impl Resources {
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {
     serde_json::from_slice(body).map(Arc::new).map_err(|error| error.to_string())
+}
+
+fn destination_parts(config: Arc<config::Destination>) -> Result<DestinationParts, String> {
+    let retry = config.policies.retry.as_ref().map(RetryPolicy::compile).transpose()?.map(Arc::new);
+    Ok(DestinationParts { config, retry })
 }
 
 fn entry_parts(config: Arc<config::Entry>) -> Result<EntryParts, String> {

@@ -151,6 +151,43 @@ async fn answer(mut request: Request<Incoming>) -> Response<Payload> {
     }
 }
 
+/// An HTTP application that gives bodies back, but answers its first requests with `failure`. All are read to their end.
+pub(crate) async fn failing_app(
+    http2: bool,
+    times: usize,
+    failure: fn() -> Response<Payload>,
+) -> (SocketAddr, Seen) {
+    let listener = TcpListener::bind(address()).await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let seen = Seen::default();
+    let counting = seen.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            counting.connections.fetch_add(1, Ordering::Relaxed);
+            let seen = counting.clone();
+            let handler = service_fn(move |request: Request<Incoming>| {
+                let number = seen.requests.fetch_add(1, Ordering::Relaxed);
+                async move {
+                    let body = request.into_body().collect().await;
+                    let echo = || Response::new(text(body.map(|body| body.to_bytes()).unwrap_or_default()));
+                    Ok::<_, Infallible>(if number < times { failure() } else { echo() })
+                }
+            });
+            tokio::spawn(async move {
+                let io = TokioIo::new(stream);
+                if http2 {
+                    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    drop(builder.serve_connection(io, handler).await);
+                } else {
+                    drop(hyper::server::conn::http1::Builder::new().serve_connection(io, handler).await);
+                }
+            });
+        }
+    });
+    (at, seen)
+}
+
 /// A TCP application.
 pub(crate) async fn tcp_app<F, Fut>(serve: F) -> (SocketAddr, Seen)
 where

@@ -1,0 +1,254 @@
+//! One request on its way to an endpoint: where it is tried, and whether it is sent once more.
+//!
+//! What was not sent goes to the next endpoint without being asked. What was sent is repeated only where a policy says
+//! so, while its body can be replayed, and within the budget of repetitions.
+
+use super::http::unreachable;
+use crate::{
+    codec::{self as plumbing, Body, Counted, ForwardError, How, Tape},
+    policy::{
+        retry::{Attempt, RetryPolicy},
+        timeouts::{Clock, Late},
+    },
+    snapshot::Cluster,
+    upstream::{DialError, EndpointState, Far, Upstream},
+    worker::Worker,
+};
+use http::{HeaderMap, Request, Response, StatusCode};
+use smallvec::SmallVec;
+use std::{error::Error as _, rc::Rc, sync::Arc, time::Duration};
+
+/// Endpoints tried for one request, as long as nothing was sent.
+const MAX_TRIES: usize = 5;
+
+pub(super) struct Errand<'a> {
+    pub(super) worker: &'a Rc<Worker>,
+    pub(super) cluster: &'a Arc<Cluster>,
+    pub(super) how: How,
+    pub(super) clock: Option<Rc<Clock>>,
+}
+
+/// How an attempt ended.
+#[expect(clippy::large_enum_variant, reason = "nearly all are answers, and a box would cost each of them")]
+enum Outcome {
+    Answered(Response<Body>),
+    Unreachable(DialError),
+    Lost(hyper::Error),
+    Late(Late),
+}
+
+/// Where a request has been.
+#[derive(Default)]
+struct Trail {
+    endpoints: SmallVec<[Rc<EndpointState>; 2]>,
+    /// Of the latest attempts, and those that the next one is to avoid.
+    tiers: SmallVec<[usize; 4]>,
+    avoided: SmallVec<[usize; 4]>,
+}
+
+/// What a repetition is made of.
+struct Spare {
+    head: Request<Body>,
+    tape: Option<Tape>,
+}
+
+impl Errand<'_> {
+    /// The answer, by as many attempts as `retry` allows.
+    pub(super) async fn answer(
+        self,
+        mut request: Request<Body>,
+        retry: Option<&Arc<RetryPolicy>>,
+    ) -> Response<Body> {
+        let upstream = self.worker.upstreams.of(self.cluster);
+        let _waiting = upstream.wait();
+        let mut trail = Trail::default();
+        let Some(policy) = retry else {
+            let outcome = self.attempt(&upstream, request, &mut trail).await;
+            return self.conclude(outcome);
+        };
+        let spare = Spare { head: plumbing::copy(&request), tape: request.body_mut().tape() };
+        let mut repeating = None;
+        let mut made = 0;
+        loop {
+            if let (Some(clock), Some(limit)) = (&self.clock, policy.per_try) {
+                clock.begin_try(limit);
+            }
+            let outcome = self.attempt(&upstream, request, &mut trail).await;
+            drop(repeating.take());
+            if made >= policy.max || !outcome.attempt().is_some_and(|attempt| policy.repeats(attempt)) {
+                spare.stop();
+                return self.conclude(outcome);
+            }
+            let cell = self.cluster.traffic.cell(self.worker.index);
+            let Some(body) = spare.body() else {
+                cell.retries_unrepeatable.inc();
+                return self.conclude(outcome);
+            };
+            repeating = upstream.repeat();
+            if repeating.is_none() {
+                cell.retries_over_budget.inc();
+                spare.stop();
+                return self.conclude(outcome);
+            }
+            cell.retries.inc();
+            made += 1;
+            let wait = policy.wait(made, outcome.headers(), now(), rand::random());
+            drop(outcome);
+            if let Err(late) = self.pause(wait).await {
+                return self.conclude(Outcome::Late(late));
+            }
+            trail.next(policy, made);
+            request = self.again(&spare.head, body);
+        }
+    }
+
+    /// Sends to one endpoint after the other until one can be reached.
+    async fn attempt(&self, upstream: &Upstream, mut request: Request<Body>, trail: &mut Trail) -> Outcome {
+        let (worker, cluster) = (self.worker, self.cluster);
+        let mut last = DialError::NoEndpoints(cluster.service.clone());
+        let mut unreached = Vec::new();
+        while unreached.len() < MAX_TRIES {
+            let Some(state) = trail.pick(upstream, worker.timer.now(), &unreached) else { break };
+            let far = Far::Endpoint { cluster: cluster.clone(), state: state.clone() };
+            let counted = Counted { traffic: cluster.traffic.clone(), worker: worker.index, response: true };
+            let sending = plumbing::send(worker, &state.pool, &far, self.how, request, counted);
+            let sent = match &self.clock {
+                Some(clock) => clock.hold(sending).await,
+                None => Ok(sending.await),
+            };
+            match sent {
+                Ok(Ok(response)) => {
+                    state.succeeded();
+                    return Outcome::Answered(response);
+                }
+                Ok(Err(ForwardError::Dial(error, unsent))) => {
+                    state.failed(worker.timer.now());
+                    unreached.push(state);
+                    request = *unsent;
+                    last = error;
+                }
+                Ok(Err(ForwardError::Lost(error))) => return Outcome::Lost(error),
+                Err(late) => return Outcome::Late(late),
+            }
+        }
+        Outcome::Unreachable(last)
+    }
+
+    async fn pause(&self, wait: Duration) -> Result<(), Late> {
+        // The runtime's own timer: the wait is often shorter than a tick of the worker's, and repetitions are rare.
+        let pause = Box::pin(tokio::time::sleep(wait));
+        match &self.clock {
+            Some(clock) => {
+                // The attempt is over: its limit does not count.
+                clock.end_try();
+                clock.hold(pause).await
+            }
+            None => {
+                pause.await;
+                Ok(())
+            }
+        }
+    }
+
+    fn again(&self, head: &Request<Body>, body: Body) -> Request<Body> {
+        let traffic = self.cluster.traffic.clone();
+        let counted = Counted { traffic, worker: self.worker.index, response: false };
+        plumbing::copy(head).map(|_| body.counted(counted).request(self.clock.clone()))
+    }
+
+    fn conclude(&self, outcome: Outcome) -> Response<Body> {
+        let service = &self.cluster.service;
+        match outcome {
+            Outcome::Answered(mut response) => {
+                if let Some(clock) = &self.clock {
+                    clock.answered();
+                    response.body_mut().response(self.clock.clone());
+                }
+                response
+            }
+            Outcome::Unreachable(error) => unreachable(self.cluster, &error),
+            Outcome::Lost(error) => {
+                tracing::debug!(%service, %error, source = ?error.source(), "request lost");
+                plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n")
+            }
+            Outcome::Late(_) => {
+                self.cluster.traffic.cell(self.worker.index).timeouts.inc();
+                let status = self.clock.as_ref().map_or(StatusCode::GATEWAY_TIMEOUT, |clock| clock.status());
+                plumbing::plain(status, &format!("{service} did not answer in time\n"))
+            }
+        }
+    }
+}
+
+impl Outcome {
+    /// As a policy sees it; `None`: the request's own time is over, so nothing can follow.
+    fn attempt(&self) -> Option<Attempt<'_>> {
+        match self {
+            Self::Answered(response) => Some(Attempt::Answered(response.status(), response.headers())),
+            Self::Unreachable(_) => Some(Attempt::Unreachable),
+            Self::Lost(error) if refused(error) => Some(Attempt::Refused),
+            Self::Lost(_) | Self::Late(Late::Try) => Some(Attempt::Lost),
+            Self::Late(_) => None,
+        }
+    }
+
+    fn headers(&self) -> Option<&HeaderMap> {
+        match self {
+            Self::Answered(response) => Some(response.headers()),
+            Self::Unreachable(_) | Self::Lost(_) | Self::Late(_) => None,
+        }
+    }
+}
+
+/// Whether an HTTP/2 server said that it did nothing with the request.
+fn refused(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.and_then(h2::Error::reason) == Some(h2::Reason::REFUSED_STREAM)
+}
+
+impl Trail {
+    fn pick(
+        &mut self,
+        upstream: &Upstream,
+        now: u64,
+        unreached: &[Rc<EndpointState>],
+    ) -> Option<Rc<EndpointState>> {
+        // All that this attempt did not reach is among them.
+        let picked = upstream.pick_beyond(now, &self.avoided, &self.endpoints);
+        let (tier, state) = picked.or_else(|| upstream.pick_beyond(now, &self.avoided, unreached))?;
+        self.tiers.push(tier);
+        self.endpoints.push(state.clone());
+        Some(state)
+    }
+
+    /// A repetition begins: what of the past it is to avoid.
+    fn next(&mut self, policy: &RetryPolicy, made: u32) {
+        if !policy.hosts.omit_previous {
+            self.endpoints.clear();
+        }
+        if policy.hosts.omit_previous_tiers.is_some_and(|every| made.is_multiple_of(every.get())) {
+            self.avoided.append(&mut self.tiers);
+        }
+    }
+}
+
+impl Spare {
+    /// The body once more, if all that passed of it was kept.
+    fn body(&self) -> Option<Body> {
+        match &self.tape {
+            Some(tape) => tape.read().map(Body::again),
+            None => Some(Body::empty()),
+        }
+    }
+
+    fn stop(&self) {
+        if let Some(tape) = &self.tape {
+            tape.stop();
+        }
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    u64::try_from(time::OffsetDateTime::now_utc().unix_timestamp()).unwrap_or_default()
+}

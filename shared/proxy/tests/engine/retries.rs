@@ -1,0 +1,237 @@
+//! MeshRetry: what is sent once more, and what never is.
+
+use crate::{
+    apps::{Payload, absolute, call, failing_app, http1, http2, request, streaming, tcp_app, text, whole},
+    world::{Pair, Sidecar, address, destination, endpoint, soon, until},
+};
+use bytes::Bytes;
+use futures::future::join_all;
+use http::{Method, Response};
+use hyper::body::Frame;
+use meridian_proxy_config::{
+    BackOff, Destination, DestinationTls, EndpointSet, HostSelection, Protocol, Retry, RetryOn, types,
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+fn retry(max: u32, on: &[RetryOn]) -> Retry {
+    Retry {
+        max: max.try_into().unwrap(),
+        per_try_millis: None,
+        back_off: BackOff { base_millis: 1, max_millis: 10 },
+        rate_limited: None,
+        on: on.to_vec(),
+        methods: vec![],
+        request_headers: vec![],
+        response_headers: vec![],
+        hosts: HostSelection::default(),
+    }
+}
+
+fn unavailable() -> Response<Payload> {
+    Response::builder().status(503).body(text("not now")).unwrap()
+}
+
+#[tokio::test]
+async fn only_a_policy_has_requests_repeated_and_only_so_often() {
+    for (policy, status, requests) in [
+        (None, 503, 1),
+        (Some(retry(5, &[RetryOn::ServerError])), 200, 3),
+        (Some(retry(1, &[RetryOn::GatewayError])), 503, 2),
+        (Some(retry(5, &[RetryOn::Status(500)])), 503, 1),
+        (Some(Retry { methods: vec!["POST".into()], ..retry(5, &[RetryOn::ServerError]) }), 503, 1),
+    ] {
+        let (application, seen) = failing_app(false, 2, unavailable).await;
+        let pair = Pair::start(Protocol::Http, application).await;
+        pair.policies(|policies| policies.retry = policy.clone()).await;
+        assert_eq!(call(pair.outbound, "/").await.status, status, "{policy:?}");
+        assert_eq!(seen.requests(), requests, "{policy:?}");
+        assert_eq!(pair.counted(|cell| cell.retries.value()), requests as u64 - 1);
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_repeated_whole() {
+    let (application, seen) = failing_app(false, 2, unavailable).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    pair.policies(|policies| policies.retry = Some(retry(3, &[RetryOn::GatewayError]))).await;
+    let (sender, body) = streaming();
+    tokio::spawn(async move {
+        for part in ["one ", "two ", "three"] {
+            sender.send(Frame::data(Bytes::from_static(part.as_bytes()))).await.unwrap();
+        }
+    });
+    let answer = http1(pair.outbound).await.send_request(request(Method::POST, "/", body)).await.unwrap();
+    let answer = whole(answer).await;
+    assert_eq!((answer.status, answer.text()), (200, "one two three"));
+    assert_eq!(seen.requests(), 3);
+}
+
+/// What does not fit the buffer is not sent twice, and not cut off either.
+#[tokio::test]
+async fn a_body_too_large_to_keep_is_not_repeated() {
+    let (application, seen) = failing_app(false, 1, unavailable).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    pair.policies(|policies| policies.retry = Some(retry(3, &[RetryOn::GatewayError]))).await;
+    let big = Bytes::from(vec![b'x'; 300 << 10]);
+    let mut client = http1(pair.outbound).await;
+    for status in [503, 200] {
+        let post = request(Method::POST, "/", text(big.clone()));
+        let answer = whole(client.send_request(post).await.unwrap()).await;
+        assert_eq!(answer.status, status);
+        assert!(status != 200 || answer.body == big);
+        client.ready().await.unwrap();
+    }
+    assert_eq!(seen.requests(), 2);
+    assert_eq!(pair.counted(|cell| cell.retries_unrepeatable.value()), 1);
+}
+
+#[tokio::test]
+async fn grpc_is_repeated_by_its_own_status() {
+    let busy = || {
+        let head = Response::builder().header("content-type", "application/grpc").header("grpc-status", "14");
+        head.body(text("")).unwrap()
+    };
+    let (application, seen) = failing_app(true, 1, busy).await;
+    let pair = Pair::start(Protocol::Grpc, application).await;
+    pair.policies(|policies| policies.retry = Some(retry(3, &[RetryOn::GrpcStatus(14)]))).await;
+    let post = absolute(Method::POST, "/", text("message"));
+    let answer = whole(http2(pair.outbound).await.send_request(post).await.unwrap()).await;
+    assert_eq!((answer.text(), seen.requests()), ("message", 2));
+}
+
+/// An endpoint in the clear that takes requests and resets its first connection, or never answers on it.
+async fn treacherous(resets: bool) -> std::net::SocketAddr {
+    let first = Arc::new(AtomicBool::new(true));
+    let (at, _) = tcp_app(move |mut stream| {
+        let first = first.clone();
+        async move {
+            let mut head = vec![0; 1024];
+            assert!(stream.read(&mut head).await.unwrap() > 0);
+            if first.swap(false, Ordering::Relaxed) {
+                if !resets {
+                    std::future::pending::<()>().await;
+                }
+                return;
+            }
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await);
+        }
+    })
+    .await;
+    at
+}
+
+#[tokio::test]
+async fn a_lost_connection_and_a_silent_server_are_failures_too() {
+    for (resets, per_try) in [(true, None), (false, Some(200))] {
+        for repeated in [false, true] {
+            let pair = Pair::start(Protocol::Http, treacherous(resets).await).await;
+            let set = EndpointSet { endpoints: vec![endpoint(pair.application, "east")] };
+            pair.web.feed(types::ENDPOINTS, "backend", &set);
+            let on = if repeated { RetryOn::Reset } else { RetryOn::ConnectFailure };
+            let mut clear = destination(Protocol::Http, &["backend"]);
+            clear.tls = DestinationTls::Off;
+            clear.policies.retry = Some(Retry { per_try_millis: per_try, ..retry(2, &[on]) });
+            pair.web.feed(types::DESTINATION, "backend", &clear);
+            pair.settled().await;
+            let expected = match (repeated, resets) {
+                (true, _) => 200,
+                (false, true) => 503,
+                (false, false) => 504,
+            };
+            assert_eq!(call(pair.outbound, "/").await.status, expected, "{resets} {repeated}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_is_down_is_not_asked_twice_as_much() {
+    let (application, seen) = failing_app(false, usize::MAX, unavailable).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let slow = BackOff { base_millis: 4_000, max_millis: 4_000 };
+    let policy = Retry { back_off: slow, ..retry(1, &[RetryOn::ServerError]) };
+    pair.policies(|policies| policies.retry = Some(policy)).await;
+    let answers = join_all((0..30).map(|_| call(pair.outbound, "/"))).await;
+    assert!(answers.iter().all(|answer| answer.status == 503));
+    let (made, left_out) =
+        (pair.counted(|cell| cell.retries.value()), pair.counted(|cell| cell.retries_over_budget.value()));
+    assert!(made > 0 && left_out > 0 && made + left_out == 30, "{made} {left_out}");
+    assert_eq!(seen.requests() as u64, 30 + made);
+}
+
+#[tokio::test]
+async fn a_repetition_goes_elsewhere_if_the_policy_says_so() {
+    let (bad, _) = failing_app(false, usize::MAX, unavailable).await;
+    let (good, good_seen) = failing_app(false, 0, unavailable).await;
+    let pair = Pair::start(Protocol::Http, bad).await;
+    let other = Sidecar::start(&pair.ca, "west", "backend");
+    let inbound = address();
+    other.feed(types::INBOUND, "main", &other.inbound(Protocol::Http, inbound, good));
+    other.settled().await;
+    pair.web.feed(types::ENDPOINTS, "west", &EndpointSet { endpoints: vec![endpoint(inbound, "west")] });
+    let both = vec!["backend".to_owned(), "west".to_owned()];
+    for (tiers, hosts) in [
+        (vec![both.clone()], HostSelection { omit_previous: true, ..HostSelection::default() }),
+        (
+            both.iter().map(|set| vec![set.clone()]).collect(),
+            HostSelection { omit_previous_tiers: 1.try_into().ok(), ..HostSelection::default() },
+        ),
+    ] {
+        let mut here = Destination { tiers, ..destination(Protocol::Http, &["backend"]) };
+        here.policies.retry = Some(Retry { hosts, ..retry(1, &[RetryOn::GatewayError]) });
+        pair.web.feed(types::DESTINATION, "backend", &here);
+        pair.settled().await;
+        let before = good_seen.requests();
+        for _ in 0..10 {
+            assert_eq!(call(pair.outbound, "/").await.status, 200);
+        }
+        assert_eq!(good_seen.requests(), before + 10);
+    }
+}
+
+/// Whether a connection is reset, be it before we know that it is there.
+async fn ended(to: std::net::SocketAddr) -> bool {
+    match TcpStream::connect(to).await {
+        Ok(mut stream) => stream.read_u8().await.is_err(),
+        Err(_) => true,
+    }
+}
+
+#[tokio::test]
+async fn tcp_connections_are_tried_as_often_as_the_policy_says() {
+    let pair = Pair::start(Protocol::Tcp, address()).await;
+    pair.web.feed(types::ENDPOINTS, "backend", &EndpointSet { endpoints: vec![endpoint(address(), "east")] });
+    for (attempts, tries) in [(None, 1), (Some(4), 4)] {
+        pair.policies(|policies| policies.connect_attempts = attempts.and_then(|n: u32| n.try_into().ok()))
+            .await;
+        let before = pair.counted(|cell| cell.connect_failures.value());
+        assert!(soon("the end", ended(pair.outbound)).await);
+        until("all tries", async || {
+            (pair.counted(|cell| cell.connect_failures.value()) == before + tries).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_pattern_that_is_none_is_refused_and_nothing_leads_there() {
+    let (application, _) = failing_app(false, 0, unavailable).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let mut broken = destination(Protocol::Http, &["backend"]);
+    let header = meridian_proxy_config::HeaderMatch {
+        name: "x-again".into(),
+        value: meridian_proxy_config::HeaderValueMatch::Regex("(".into()),
+    };
+    broken.policies.retry = Some(Retry { request_headers: vec![header], ..retry(1, &[RetryOn::Reset]) });
+    let resource = crate::world::resource(types::DESTINATION, "backend", &broken);
+    let rejected = pair.web.engine.apply(&[resource], &[]);
+    assert!(rejected.iter().any(|one| one.reason.contains("pattern")), "{rejected:?}");
+    pair.settled().await;
+    assert!(soon("the end", ended(pair.outbound)).await);
+}
