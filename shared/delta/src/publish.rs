@@ -1,7 +1,6 @@
 //! A publisher's stream over tonic: the same for a server's `Pull` and a client's `Push`.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use meridian_proto::delta as wire;
@@ -50,8 +49,6 @@ pub(crate) enum Pace {
     With(watch::Receiver<()>),
 }
 
-static BEAT: OnceLock<Instant> = OnceLock::new();
-
 /// Never, if there is nobody to say so.
 async fn pulsed(pulse: &mut Option<watch::Receiver<()>>) {
     let gone = match pulse {
@@ -73,7 +70,7 @@ pub(crate) async fn publish(
     pace: Pace,
 ) -> End {
     let (beat, pulse) = match pace {
-        Pace::Beat => (Some(*BEAT.get_or_init(now)), None),
+        Pace::Beat => (Some(stream::beat()), None),
         Pace::With(pulse) => (None, Some(pulse)),
     };
     let session = PublisherSession::new(&publisher.types, publisher.node.clone(), beat, now());

@@ -1,6 +1,6 @@
 //! What both halves share: how a stream opens, and how it ends.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures::stream::BoxStream;
@@ -128,6 +128,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// What many streams say only to be heard, they say together: waking costs more than sending.
+pub(crate) fn beat() -> Instant {
+    static BEAT: OnceLock<Instant> = OnceLock::new();
+    *BEAT.get_or_init(now)
 }
 
 /// The monotonic clock, which tests can pause.

@@ -136,6 +136,8 @@ pub(crate) async fn subscribe<S: Sink>(
 ) -> End {
     let Subscriber { sink, types, node, peer, control } = subscriber;
     let equal = peer.state().behind.then(now());
+    // Whoever dials answers what it hears; at a server many subscribers speak together.
+    let beat = pulse.is_none().then(stream::beat);
     let peer = peer.begin();
     let resume = match sink.resume().await {
         Ok(resume) => resume,
@@ -145,7 +147,7 @@ pub(crate) async fn subscribe<S: Sink>(
             return end;
         }
     };
-    let session = SubscriberSession::new(types, node.clone(), resume, equal, now());
+    let session = SubscriberSession::new(types, node.clone(), resume, equal, beat, now());
     let mut stream = Stream {
         session,
         inbound,

@@ -182,6 +182,18 @@ impl Process {
         Ok((rss, (ticks(11) + ticks(12)) * 10))
     }
 
+    /// How often its threads have waited for something and gone on since.
+    pub fn wakeups(&self) -> Result<u64> {
+        let mut all = 0;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.pid()?))? {
+            // One that has ended meanwhile waits for nothing.
+            let status = std::fs::read_to_string(thread?.path().join("status")).unwrap_or_default();
+            let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            all += count.map_or(Ok(0), |count| count.trim().parse::<u64>())?;
+        }
+        Ok(all)
+    }
+
     fn tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();

@@ -1,7 +1,7 @@
 //! The two ends of a stream as state machines: messages and the time go in, messages come out. No I/O, no tokio, no
 //! clock, so that every interleaving can be tested.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 mod guard;
 mod parts;
@@ -23,6 +23,9 @@ use crate::data::Malformed;
 /// A publisher says something at least this often.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
+/// A subscriber with nothing new to say says so at least this often: it answers every second heartbeat.
+pub const QUIET: Duration = Duration::from_secs(10);
+
 /// A peer that was silent for this long is dead: three heartbeats.
 pub const SILENCE: Duration = Duration::from_secs(15);
 
@@ -36,6 +39,13 @@ const MAX_HELD: usize = 250_000;
 
 /// The longest reason of a rejection, in bytes.
 const MAX_REASON: usize = 1024;
+
+/// The last beat that is not after `latest`.
+fn on_beat(beat: Instant, latest: Instant) -> Instant {
+    let since = latest.saturating_duration_since(beat);
+    let late = since.as_nanos() % HEARTBEAT.as_nanos();
+    latest - Duration::from_nanos(u64::try_from(late).unwrap_or(0))
+}
 
 fn shorten(text: &mut String) {
     if text.len() > MAX_REASON {

@@ -14,7 +14,7 @@ use wire::subscriber_message::Message as In;
 
 use super::parts::Filling;
 use super::refusals::Refusals;
-use super::{HEARTBEAT, MAX_HELD, SILENCE, Violation};
+use super::{HEARTBEAT, MAX_HELD, SILENCE, Violation, on_beat};
 use crate::data::{Id, Position, Revision, Version};
 use crate::index::{Deletions, Entered, Index, Order};
 use crate::peer::{Behind, Counters, Node, PeerState};
@@ -546,13 +546,6 @@ impl PublisherSession {
         let asked = self.peer.types.is_empty() || self.peer.types.iter().any(|asked| **asked == *type_);
         offered && asked
     }
-}
-
-/// The last beat that is not after `latest`.
-fn on_beat(beat: Instant, latest: Instant) -> Instant {
-    let since = latest.saturating_duration_since(beat);
-    let late = since.as_nanos() % HEARTBEAT.as_nanos();
-    latest - std::time::Duration::from_nanos(u64::try_from(late).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ pub(super) struct Simulation {
     pub(super) now: Instant,
     pub(super) publisher: Process,
     pub(super) subscriber: Holder,
+    /// The subscriber speaks on this beat, as a server's does.
+    pub(super) beat: Option<Instant>,
     pub(super) link: Option<Link>,
     pub(super) shown_at_publisher: PeerState,
     pub(super) shown_at_subscriber: PeerState,
@@ -73,6 +75,7 @@ impl Simulation {
             now: Instant::now(),
             publisher: Process::new(mode),
             subscriber: Holder::default(),
+            beat: None,
             link: None,
             shown_at_publisher: PeerState::default(),
             shown_at_subscriber: PeerState::default(),
@@ -86,7 +89,7 @@ impl Simulation {
         let equal = self.shown_at_subscriber.behind.then(self.now);
         self.link = Some(Link {
             publisher: PublisherSession::new(&[], Node::default(), None, self.now),
-            subscriber: SubscriberSession::new(&[], Node::default(), resume, equal, self.now),
+            subscriber: SubscriberSession::new(&[], Node::default(), resume, equal, self.beat, self.now),
             down: VecDeque::new(),
             up: VecDeque::new(),
             applying: None,

@@ -11,7 +11,7 @@ use wire::subscriber_message::Message as Out;
 use super::guard::Guard;
 use super::parts::{Listing, Verdict};
 use super::staleness::Staleness;
-use super::{Violation, shorten};
+use super::{HEARTBEAT, QUIET, Violation, on_beat, shorten};
 use crate::data::{Encoded, Id, Position, Revision, StoreId, Version};
 use crate::peer::{Behind, Counters, MAX_REJECTED, Node, PeerState, Rejected};
 use crate::stream::{Hello, Message};
@@ -21,8 +21,8 @@ use crate::subscribe::{Batch, Resume};
 /// this time it was that, and no restored backup.
 const CATCH_UP: Duration = Duration::from_secs(30);
 
-/// The subscriber speaks at least this often; heartbeats make it speak a little earlier.
-const SPEAK: Duration = Duration::from_secs(6);
+/// Whoever answers heartbeats speaks without one after this: they are late, or were lost on the way.
+const SPEAK: Duration = QUIET.saturating_add(Duration::from_secs(1));
 
 pub(crate) struct SubscriberSession {
     types: BTreeSet<Arc<str>>,
@@ -44,8 +44,15 @@ pub(crate) struct SubscriberSession {
     ack: Option<Verdict>,
     rejected: BTreeMap<Id, Rejected>,
     age: Staleness,
+    /// When it speaks if nothing is new: on this beat, or else with the heartbeats that it hears.
+    beat: Option<Instant>,
     said: Instant,
+    /// The last status that was sent.
+    answered: Option<wire::Status>,
+    /// Something changed that the publisher is told at once.
     status_due: bool,
+    /// A heartbeat came.
+    asked: bool,
     leaving: Leaving,
     goodbye: Option<String>,
     settled: Option<StoreId>,
@@ -98,12 +105,14 @@ enum Leaving {
 }
 
 impl SubscriberSession {
-    /// `equal` is when an earlier stream last equalled the publisher, by this process's clock.
+    /// `equal` is when an earlier stream last equalled the publisher, by this process's clock. `beat`: what is said only
+    /// to be heard is due a multiple of [`HEARTBEAT`] after that, together with what the process's other streams say.
     pub(crate) fn new(
         types: &[Arc<str>],
         node: Node,
         resume: Resume,
         equal: Option<Instant>,
+        beat: Option<Instant>,
         now: Instant,
     ) -> SubscriberSession {
         SubscriberSession {
@@ -123,8 +132,11 @@ impl SubscriberSession {
             ack: None,
             rejected: BTreeMap::new(),
             age: Staleness::new(resume.position.map(|position| position.revision), equal, now),
+            beat,
             said: now,
+            answered: None,
             status_due: false,
+            asked: false,
             leaving: Leaving::No,
             goodbye: None,
             settled: None,
@@ -245,7 +257,7 @@ impl SubscriberSession {
     pub(crate) fn wake_at(&self) -> Instant {
         match self.is_closed() {
             true => self.turn_at(),
-            false => self.turn_at().min(self.said + SPEAK),
+            false => self.turn_at().min(self.speak_at()),
         }
     }
 
@@ -431,7 +443,7 @@ impl SubscriberSession {
     }
 
     fn on_heartbeat(&mut self, heartbeat: &wire::Heartbeat, now: Instant) -> Result<(), Violation> {
-        self.status_due = true;
+        self.asked = true;
         let revision = Revision(heartbeat.revision);
         let Some(offered) = self.offered else { return Ok(()) };
         self.news |= self.age.announce(revision);
@@ -511,11 +523,31 @@ impl SubscriberSession {
             }
             return Some(Out::Have(have));
         }
-        if self.status_due || now >= self.said + SPEAK {
-            self.status_due = false;
-            return Some(Out::Status(self.status(now)));
+        self.due_status(now).map(Out::Status)
+    }
+
+    /// What it says of itself, if that is due. An answer that says nothing new waits for the next heartbeat.
+    fn due_status(&mut self, now: Instant) -> Option<wire::Status> {
+        let asked = std::mem::take(&mut self.asked);
+        let waited = self.beat.is_none() && now >= self.said + QUIET - HEARTBEAT / 2;
+        let due = std::mem::take(&mut self.status_due) || now >= self.speak_at() || (asked && waited);
+        if !(due || asked) {
+            return None;
         }
-        None
+        let status = self.status(now);
+        if !due && self.answered.as_ref() == Some(&status) {
+            return None;
+        }
+        self.answered = Some(status.clone());
+        Some(status)
+    }
+
+    /// When it speaks although nothing is new and no heartbeat came.
+    fn speak_at(&self) -> Instant {
+        match self.beat {
+            Some(beat) => on_beat(beat, self.said + QUIET),
+            None => self.said + SPEAK,
+        }
     }
 
     fn status(&self, now: Instant) -> wire::Status {

@@ -78,10 +78,11 @@ proptest! {
     /// Whatever happened before: when it is quiet, the subscriber holds what the publisher has, but for what it
     /// refuses; and it holds that too once it accepts it.
     #[test]
-    fn when_quiet_both_are_equal(acts in acts(), recorded: bool, whole_steps: bool) {
+    fn when_quiet_both_are_equal(acts in acts(), recorded: bool, whole_steps: bool, beat: bool) {
         let mode = if recorded { Deletions::Recorded } else { Deletions::Derived };
         let mut simulation = Simulation::new(mode);
         simulation.subscriber.whole_steps = whole_steps;
+        simulation.beat = beat.then_some(simulation.now);
         acts.iter().for_each(|each| act(&mut simulation, each));
 
         // What it refused before it became tolerant waits for its back-off: so it is strict when the first look is taken.
@@ -460,15 +461,40 @@ fn a_replica_that_is_late_is_not_an_old_backup() {
 }
 
 #[test]
-fn a_quiet_pair_exchanges_one_heartbeat_and_one_status_in_five_seconds() {
-    let mut simulation = synced(30, Deletions::Derived);
-    let mut messages = 0;
-    for _ in 0..600 {
-        simulation.now += std::time::Duration::from_millis(100);
-        messages += u32::from(simulation.step(0)) + u32::from(simulation.step(2));
-        while simulation.step(1) | simulation.step(3) | simulation.step(4) | simulation.step(5) {}
+fn a_quiet_subscriber_answers_every_second_heartbeat() {
+    for on_beat in [false, true] {
+        let mut simulation = synced(30, Deletions::Derived);
+        simulation.beat = on_beat.then_some(simulation.now);
+        simulation.connect();
+        simulation.settle();
+        let (mut heartbeats, mut answers) = (0, 0);
+        for _ in 0..600 {
+            simulation.now += std::time::Duration::from_millis(100);
+            heartbeats += u32::from(simulation.step(0));
+            while simulation.step(1) | simulation.step(4) | simulation.step(5) {}
+            answers += u32::from(simulation.step(2));
+            simulation.step(3);
+            assert!(!simulation.link.as_ref().unwrap().is_dead(simulation.now));
+        }
+        assert!((11..=13).contains(&heartbeats), "{heartbeats} heartbeats in a minute");
+        assert!((5..=7).contains(&answers), "{answers} answers in a minute, on beat: {on_beat}");
     }
-    assert!((22..=26).contains(&messages), "{messages} messages in a minute");
+}
+
+#[test]
+fn what_a_heartbeat_changes_is_answered_at_once() {
+    for on_beat in [false, true] {
+        let mut simulation = synced(3, Deletions::Derived);
+        simulation.beat = on_beat.then_some(simulation.now);
+        simulation.connect();
+        simulation.pass(13);
+        simulation.publisher.view.set_known(false);
+        simulation.settle();
+        assert!(matches!(simulation.shown_at_publisher.behind, Behind::Since(_)), "on beat: {on_beat}");
+        simulation.publisher.view.set_known(true);
+        simulation.settle();
+        assert_eq!(simulation.shown_at_publisher.behind, Behind::Current, "on beat: {on_beat}");
+    }
 }
 
 #[test]
