@@ -1,3 +1,4 @@
+use crate::lifetime;
 use time::OffsetDateTime;
 
 /// When to replace a certificate.
@@ -9,7 +10,8 @@ pub enum Renewal {
     Half,
 }
 
-/// When to renew: the given share of the lifetime plus up to a tenth of it. `jitter` is in 0.0..=1.0; draw it anew
+/// When to renew: the given share of the lifetime plus up to a tenth of it. It counts from when the certificate was made,
+/// which is [`lifetime::BACKDATE`] after it begins: a short one would else be replaced as soon as it is there. `jitter` is in 0.0..=1.0; draw it anew
 /// each time, so that certificates issued together (after an outage) are not renewed together for ever.
 pub fn renewal_time(
     not_before: OffsetDateTime,
@@ -17,13 +19,14 @@ pub fn renewal_time(
     renewal: Renewal,
     jitter: f64,
 ) -> OffsetDateTime {
-    let life = not_after - not_before;
+    let made = (not_before + lifetime::BACKDATE).min(not_after);
+    let life = not_after - made;
     let share = match renewal {
         Renewal::Third => 1.0 / 3.0,
         Renewal::Half => 0.5,
     };
     let jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 0.0 };
-    not_before + life * (share + jitter / 10.0)
+    made + life * (share + jitter / 10.0)
 }
 
 #[cfg(test)]
@@ -34,23 +37,24 @@ mod tests {
 
     #[test]
     fn intermediates_from_day_thirty_leaves_from_half() {
-        let start = datetime!(2026-01-01 0:00 UTC);
-        let day_thirty = renewal_time(start, start + Duration::days(90), Renewal::Third, 0.0) - start;
+        let made = datetime!(2026-01-01 0:00 UTC);
+        let begins = made - lifetime::BACKDATE;
+        let day_thirty = renewal_time(begins, made + Duration::days(90), Renewal::Third, 0.0) - made;
         assert!((day_thirty - Duration::days(30)).abs() < Duration::seconds(1));
-        assert_eq!(
-            renewal_time(start, start + Duration::hours(24), Renewal::Half, 0.0),
-            start + Duration::hours(12)
-        );
+        for life in [Duration::hours(24), Duration::minutes(5), Duration::seconds(8)] {
+            assert_eq!(renewal_time(begins, made + life, Renewal::Half, 0.0), made + life / 2);
+            assert!(renewal_time(begins, made + life, Renewal::Half, 1.0) < made + life);
+        }
     }
 
     proptest! {
         #[test]
-        fn renewal_is_early_enough(hours in 1i64..100_000, jitter in proptest::num::f64::ANY) {
-            let start = datetime!(2026-01-01 0:00 UTC);
-            let end = start + Duration::hours(hours);
+        fn renewal_is_early_enough(seconds in 1i64..360_000_000, jitter in proptest::num::f64::ANY) {
+            let made = datetime!(2026-01-01 0:00 UTC);
+            let end = made + Duration::seconds(seconds);
             for renewal in [Renewal::Third, Renewal::Half] {
-                let at = renewal_time(start, end, renewal, jitter);
-                prop_assert!(at > start && at <= start + (end - start) * 0.61);
+                let at = renewal_time(made - lifetime::BACKDATE, end, renewal, jitter);
+                prop_assert!(at > made && at <= made + (end - made) * 0.61);
             }
         }
     }

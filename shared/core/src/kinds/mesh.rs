@@ -87,7 +87,7 @@ pub struct DpCert {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Rotation {
-    /// Lifetime of certificates: `24h`, `1d`.
+    /// Lifetime of certificates: `24h`, `1d`. Unset: 24 h. They are renewed from half of it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub expiration: String,
 }
@@ -243,7 +243,8 @@ pub(crate) const INFO: KindInfo = KindInfo {
         ("mtls.backends[].name", Executed),
         ("mtls.backends[].type", Executed),
         ("mtls.backends[].mode", Executed),
-        ("mtls.backends[].dpCert", Warned("certificates last 24 h and are renewed from half of that")),
+        ("mtls.backends[].dpCert.rotation.expiration", Executed),
+        ("mtls.backends[].dpCert.requestTimeout", Warned("a request waits for 10 s")),
         ("mtls.backends[].conf", Warned("the builtin authority has nothing to configure")),
         ("mtls.backends[].rootChain", Warned("the builtin authority asks nobody")),
         ("mtls.skipValidation", Warned("backends are always validated")),
