@@ -3,7 +3,7 @@
 mod http2;
 
 use crate::{
-    hello::{ClientHello, Opening, Parsed, opening, read},
+    hello::{ClientHello, HELLO_TIMEOUT, Opening, Parsed, opening, read},
     host::Asked,
     refuse::Speech,
 };
@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use std::time::Duration;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 
 /// Most that is read before a connection counts as TCP.
@@ -55,37 +55,44 @@ impl Heard {
     }
 }
 
-/// Reads into `buffer` until it is clear what is spoken, for at most `limit`.
+/// Reads into `buffer` until it is clear what is spoken, for at most `limit`; a ClientHello that has begun by then is
+/// waited for longer, since nothing but TLS begins like one.
 pub(super) async fn listen<S: AsyncRead + Unpin>(
     stream: &mut S,
     buffer: &mut BytesMut,
     limit: Duration,
 ) -> Heard {
-    let listening = async {
-        let mut wanted = 1;
-        loop {
-            if buffer.len() >= wanted {
-                match tell(buffer) {
-                    Telling::Heard(heard) => return heard,
-                    Telling::More(count) => wanted = buffer.len() + count,
-                }
-            }
-            if buffer.len() >= MAX_HEARD {
-                return Heard::Other;
-            }
-            buffer.reserve(2048);
-            match stream.read_buf(buffer).await {
-                Ok(0) | Err(_) => return Heard::Other,
-                Ok(_) => {}
-            }
-        }
-    };
-    match timeout(limit, listening).await {
+    let began = Instant::now();
+    match timeout_at(began + limit, hear(stream, buffer)).await {
         Ok(heard) => heard,
         Err(_) if buffer.is_empty() => Heard::Nothing,
         // A client that waits for the server's settings before its first request.
         Err(_) if buffer.starts_with(HTTP2_PREFACE) => Heard::Http2(None),
+        Err(_) if opening(buffer) == Opening::Tls => {
+            timeout_at(began + HELLO_TIMEOUT, hear(stream, buffer)).await.unwrap_or(Heard::Other)
+        }
         Err(_) => Heard::Other,
+    }
+}
+
+/// Reads on until it is clear what is spoken. May be cancelled: what was read is in `buffer`.
+async fn hear<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> Heard {
+    let mut wanted = 1;
+    loop {
+        if buffer.len() >= wanted {
+            match tell(buffer) {
+                Telling::Heard(heard) => return heard,
+                Telling::More(count) => wanted = buffer.len() + count,
+            }
+        }
+        if buffer.len() >= MAX_HEARD {
+            return Heard::Other;
+        }
+        buffer.reserve(2048);
+        match stream.read_buf(buffer).await {
+            Ok(0) | Err(_) => return Heard::Other,
+            Ok(_) => {}
+        }
     }
 }
 
@@ -207,6 +214,23 @@ mod tests {
         }
         let garbage = [HTTP2_PREFACE, &[0, 0, 1, 1, 4, 0, 0, 0, 1, 0xff]].concat();
         assert_eq!(heard(&garbage, 99).await.0, Heard::Http2(None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hello_that_has_begun_is_waited_for() {
+        let hello = Sample::named("api.example").bytes();
+        let (mut client, mut server) = tokio::io::duplex(64 * 1024);
+        let bytes = hello.clone();
+        tokio::spawn(async move {
+            for part in bytes.chunks(bytes.len() / 8) {
+                client.write_all(part).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+        let mut buffer = BytesMut::new();
+        let heard = listen(&mut server, &mut buffer, Duration::from_millis(300)).await;
+        assert_eq!(heard.asked(), Some("api.example".parse().unwrap()));
+        assert_eq!(buffer, hello);
     }
 
     #[tokio::test(start_paused = true)]
