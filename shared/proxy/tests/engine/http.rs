@@ -153,18 +153,17 @@ async fn a_reader_that_stops_stops_the_writer() {
         let traffic = pair.backend.engine.shared().metrics.traffic("inbound", "backend");
         traffic.cell(0).bytes_out.value()
     };
-    let mut before = u64::MAX;
-    crate::world::until("the flow stops", async || {
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    // Others on the same connections are not held up by it; while they come and go, what could move has moved.
+    let (mut before, mut still) = (0, 0);
+    while still < 20 {
+        let other = client.send_request(absolute(Method::GET, "/headers", text("")));
+        assert_eq!(soon("another stream", other).await.unwrap().status(), 200);
         let now = received();
-        (now > 0 && now == std::mem::replace(&mut before, now)).then_some(())
-    })
-    .await;
-    assert!(received() < 16 << 20, "{} bytes in flight", received());
-    // Others are not held up by it.
-    let other =
-        soon("another stream", client.send_request(absolute(Method::GET, "/headers", text("")))).await;
-    assert_eq!(other.unwrap().status(), 200);
+        // An answer is smaller than any piece of the flood.
+        still = if now > 4096 && now - before < 4096 { still + 1 } else { 0 };
+        before = now;
+        assert!(now < 16 << 20, "{now} bytes in flight");
+    }
     drop(response);
 }
 
