@@ -132,6 +132,8 @@ pub struct Internet {
 #[derive(Clone, Debug)]
 pub struct Workload {
     pub name: String,
+    /// The mesh that it is in.
+    pub mesh: String,
     pub service: String,
     /// `http`, `http2`, `grpc` or `tcp`.
     pub protocol: String,
@@ -149,6 +151,7 @@ impl Workload {
     pub fn http(name: &str, service: &str) -> Self {
         Self {
             name: name.to_owned(),
+            mesh: "default".to_owned(),
             service: service.to_owned(),
             protocol: "http".to_owned(),
             port: 8080,
@@ -162,6 +165,12 @@ impl Workload {
     pub fn speaking(mut self, protocol: &str, app: &str) -> Self {
         protocol.clone_into(&mut self.protocol);
         self.app = [app, "--listen", "{address}"].map(str::to_owned).to_vec();
+        self
+    }
+
+    /// In another mesh.
+    pub fn in_mesh(mut self, mesh: &str) -> Self {
+        mesh.clone_into(&mut self.mesh);
         self
     }
 
@@ -179,7 +188,7 @@ impl Workload {
 
     /// Its Dataplane, as a file of the operator's.
     pub fn resource(&self, address: IpAddr) -> String {
-        let Self { name, service, protocol, port, networking, .. } = self;
+        let Self { name, mesh, service, protocol, port, networking, .. } = self;
         let capture = if self.capture {
             "  transparentProxying:\n    redirectPortInbound: 15006\n    redirectPortOutbound: 15001\n"
         } else {
@@ -192,7 +201,7 @@ impl Workload {
             format!("port: {}\n    serviceAddress: 127.0.0.1\n    servicePort: {port}", port + 10_000)
         };
         format!(
-            "type: Dataplane\nmesh: default\nname: {name}\nnetworking:\n  address: {address}\n  inbound:\n  - {ports}\n    \
+            "type: Dataplane\nmesh: {mesh}\nname: {name}\nnetworking:\n  address: {address}\n  inbound:\n  - {ports}\n    \
              tags:\n      kuma.io/service: {service}\n      kuma.io/protocol: {protocol}\n{capture}{networking}"
         )
     }
@@ -299,14 +308,17 @@ impl Mesh {
 
     /// A token for a sidecar of this name.
     pub async fn dataplane_token(&self, name: &str) -> Result<String> {
-        let words =
-            ["generate", "dataplane-token", "--mesh", "default", "--name", name, "--valid-for", "24h"];
+        self.dataplane_token_of("default", name).await
+    }
+
+    async fn dataplane_token_of(&self, mesh: &str, name: &str) -> Result<String> {
+        let words = ["generate", "dataplane-token", "--mesh", mesh, "--name", name, "--valid-for", "24h"];
         self.meridian(&words).await
     }
 
     /// Runs a workload in a zone: its application, its sidecar and, if asked for, capture on its host.
     pub async fn workload(&mut self, zone_name: &str, workload: &Workload) -> Result<Proxy> {
-        let token = self.dataplane_token(&workload.name).await?;
+        let token = self.dataplane_token_of(&workload.mesh, &workload.name).await?;
         self.workload_with_token(zone_name, workload, &token).await
     }
 

@@ -6,6 +6,7 @@ mod dns;
 mod grpc;
 mod http;
 mod load;
+mod split;
 mod tcp;
 mod watch;
 mod websocket;
@@ -117,6 +118,19 @@ pub enum App {
         #[arg(long, default_value = "")]
         send: String,
     },
+    /// Passes connections on, the first bytes of each from the client in small segments.
+    Split {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        target: SocketAddr,
+        /// Bytes of a segment.
+        #[arg(long, default_value_t = 7)]
+        size: usize,
+        /// How many bytes of a connection are cut up.
+        #[arg(long, default_value_t = 1024)]
+        first: usize,
+    },
     /// Asks again and again, and prints each change of the answer with its time in microseconds since 1970.
     Watch {
         /// host:port
@@ -175,6 +189,7 @@ pub async fn run(app: App) -> Result<()> {
         App::UdpClient { target } => client::udp(target).await,
         App::Hold { kind, target, busy } => client::hold(kind, &target, busy).await,
         App::Crowd { target, count, send } => client::crowd(target, count, &send).await,
+        App::Split { listen, target, size, first } => split::serve(listen, target, size, first).await,
         App::Watch { connect, host } => watch::run(&connect, &host).await,
         App::Churn { url, token_file, body_file, changes, pause_millis } => {
             churn::run(&url, &token_file, &body_file, changes, std::time::Duration::from_millis(pause_millis))

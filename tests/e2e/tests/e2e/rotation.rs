@@ -135,7 +135,80 @@ async fn a_revoked_zone_is_out_and_the_others_stay() -> Result<()> {
     curl_until(&west, &["http://backend.mesh/"], "west to be untouched", |said| said.ends_with("200"))
         .await?;
     ensure!(ours.running(), "west's own stream ended: {}", ours.log());
+    nothing_failed(&name, running).await?;
+
+    // A restart opens nothing any more; a new token lets the zone in again, as any zone.
+    let zone = &mut mesh.zone_mut("east")?.control_plane;
+    let said = zone.log().len();
+    zone.kill().await?;
+    zone.start().await?;
+    until("the zone to be refused again", DEADLINE, || async {
+        let log = mesh.zone("east")?.control_plane.log();
+        let since = log.get(said..).unwrap_or_default();
+        ensure!(since.contains("the certificate of zone east counts no longer"), "{since}");
+        Ok(())
+    })
+    .await?;
+    let words = ["generate", "zone-token", "--zone", "east", "--scope", "cp", "--valid-for", "24h"];
+    let token = mesh.meridian(&words).await?;
+    let zone = &mut mesh.zone_mut("east")?.control_plane;
+    zone.host.write("zone-token", &token)?;
+    zone.kill().await?;
+    zone.start().await?;
+    curl_until(&east, &["http://backend.mesh/"], "east to be in again", |said| said.ends_with("200")).await?;
+    let _inward = hold(&mesh, &west, "local").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_rotation_survives_a_kill_while_certificates_are_reissued() -> Result<()> {
+    let mut mesh = Mesh::start("reissue", Backing::Sqlite, &["east", "west"]).await?;
+    mesh.apply(EVERYTHING).await?;
+    let web = mesh.workload("east", &Workload::http("web-1", "web")).await?;
+    let _backend = mesh.workload("west", &Workload::http("backend-1", "backend")).await?;
+    let (name, running) = load(&mesh, &web, "backend").await?;
+    let mut before = until("every proxy to have a certificate of the one root", DEADLINE, || async {
+        let state = rotation(&mesh).await?;
+        all_certified(&mesh, &roots(&state)).await?;
+        Ok(roots(&state))
+    })
+    .await?;
+    // What proxies report is written once a second, so the phase lasts; should it be missed, another rotation has one.
+    let mut caught = None;
+    for _ in 0..5 {
+        mesh.meridian(&["mesh", "rotate-ca", "default"]).await?;
+        let process = mesh.global.process.as_mut().context("global is down")?;
+        process.wait_for_log("phase=Some(Reissuing)", ROTATION).await?;
+        mesh.global.kill().await?;
+        mesh.zone_mut("west")?.control_plane.kill().await?;
+        mesh.global.start().await?;
+        let state = rotation(&mesh).await?;
+        if phase(&state) == "reissuing" {
+            caught = Some(state);
+            break;
+        }
+        mesh.zone_mut("west")?.control_plane.start().await?;
+        before = rotated(&mesh, &before).await?;
+    }
+    let caught = caught.context("no rotation was ever caught while it reissued")?;
+    ensure!(roots(&caught).len() == 2, "{caught}");
+    mesh.zone_mut("west")?.control_plane.start().await?;
+    let after = rotated(&mesh, &before).await?;
+    let target = caught.get("target").and_then(Value::as_str).context("no target")?;
+    ensure!(after.contains(target), "{after:?} is not what was reissued: {caught}");
+    all_certified(&mesh, &after).await?;
     nothing_failed(&name, running).await
+}
+
+/// Waits for the end of a rotation; the root that is left.
+async fn rotated(mesh: &Mesh, before: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+    until("the rotation to end", ROTATION, || async {
+        let state = rotation(mesh).await?;
+        let after = roots(&state);
+        ensure!(phase(&state) == "idle" && after.len() == 1 && after.is_disjoint(before), "{state}");
+        Ok(after)
+    })
+    .await
 }
 
 async fn rotation(mesh: &Mesh) -> Result<Value> {

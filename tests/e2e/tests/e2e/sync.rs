@@ -112,6 +112,71 @@ async fn an_older_backup_changes_nothing_until_it_is_accepted_and_one_bad_resour
     refused(&web, "api", "what the backup lacks").await
 }
 
+#[tokio::test]
+async fn an_emptied_database_changes_nothing() -> Result<()> {
+    let mut mesh = Mesh::start("emptied", Backing::Postgres, &["east"]).await?;
+    mesh.apply(EVERYTHING).await?;
+    mesh.apply(&external_service("plain", "other.example.com:80", "http")).await?;
+    let web = mesh.workload("east", &Workload::http("web-1", "web")).await?;
+    reached(&web, "other", "the listed host").await?;
+
+    // Only what was written is gone: which store it is, its revision and its keys are still there.
+    let lost =
+        "DELETE FROM meridian.resources WHERE kind NOT IN ('Zone', 'TokenKey'); DELETE FROM meridian.history";
+    empty(&mut mesh, lost).await?;
+    until("the deletions to wait for an operator", DEADLINE, || async {
+        let link = mesh.get(&mesh.zone("east")?.control_plane, "/_zone").await?;
+        let withheld = link.get("withheld").and_then(Value::as_u64);
+        ensure!(withheld > Some(0) && text(&link, "status") == "online", "{link}");
+        Ok(())
+    })
+    .await?;
+    served(&web, "with its rows gone").await?;
+
+    // All of it is gone, and global makes a new store beside the old CA and key files.
+    empty(&mut mesh, "DROP SCHEMA meridian CASCADE").await?;
+    until("the zone to have met the stranger", DEADLINE, || async {
+        let zone = &mesh.zone("east")?.control_plane;
+        let (link, log) = (mesh.get(zone, "/_zone").await?, zone.log());
+        ensure!(text(&link, "status") == "offline", "{link}");
+        ensure!(log.contains("stream to the server is down") || log.contains("not enrolled"), "{log}");
+        Ok(())
+    })
+    .await?;
+    served(&web, "with its schema gone").await?;
+    // Its keys are others, so its operator asks for another token, too.
+    mesh.global.kill().await?;
+    std::fs::remove_file(mesh.global.data().join("admin-token"))?;
+    mesh.global.start().await?;
+    let token = mesh
+        .meridian(&["generate", "zone-token", "--zone", "east", "--scope", "cp", "--valid-for", "24h"])
+        .await?;
+    let zone = &mut mesh.zone_mut("east")?.control_plane;
+    zone.host.write("zone-token", &token)?;
+    zone.kill().await?;
+    zone.start().await?;
+    stands_refused(&mesh, "what is held here is of").await?;
+    served(&web, "refusing the new store").await?;
+    accept(&mesh).await?;
+    refused(&web, "other", "the new store to count").await
+}
+
+/// Takes something out of global's database while global is down.
+async fn empty(mesh: &mut Mesh, sql: &str) -> Result<()> {
+    mesh.global.kill().await?;
+    mesh.postgres.as_ref().context("no Postgres")?.psql("meridian", sql).await?;
+    mesh.global.start().await
+}
+
+/// At once: the zone goes on as it was.
+async fn served(web: &Proxy, when: &str) -> Result<()> {
+    let said = web.curl(&["http://other.example.com/"]).await?;
+    ensure!(said.ends_with("200"), "{when}: {said}");
+    let said = web.curl(&["http://api.example.com/"]).await?;
+    ensure!(!said.ends_with("200"), "{when}, unlisted: {said}");
+    Ok(())
+}
+
 /// The ExternalService `odd` gets a field, in one transaction as the store writes: revision, history, notification.
 const NEWER_FIELD: &str = "\
 WITH next AS (UPDATE meridian.meta SET revision = revision + 1 RETURNING revision),
