@@ -83,8 +83,10 @@ async fn taking_a_permission_away_resets_idle_tcp_and_upgrades() {
     let error = soon("the reset", stream.read_u8()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     assert!(start.elapsed() < AT_ONCE);
-    let mut refused = TcpStream::connect(pair.outbound).await.unwrap();
-    assert!(soon("the refusal", refused.read_u8()).await.is_err());
+    // The reset may come before the client has looked at its connection.
+    if let Ok(mut refused) = TcpStream::connect(pair.outbound).await {
+        assert!(soon("the refusal", refused.read_u8()).await.is_err());
+    }
     assert_eq!(seen.connections(), 1, "the second never reached the application");
 
     let (application, _) = http_app(false).await;
