@@ -40,8 +40,12 @@ async fn neither_a_second_mesh_nor_a_taken_zone_speaks_for_others() -> Result<()
     let plain = request("backend.mesh");
     let inbound = |proxy: &Proxy| format!("{}:8080", proxy.host.ip());
     let home = inbound(&their_backend);
-    let said = say(&stranger, &home, Some(&foreign), "x.example", "mesh-h1", plain.as_bytes()).await?;
-    ensure!(answered(&said), "in its own mesh the certificate counts: {said}");
+    until("the certificate to count", DEADLINE, || async {
+        let said = say(&stranger, &home, Some(&foreign), "x.example", "mesh-h1", plain.as_bytes()).await?;
+        ensure!(answered(&said), "in its own mesh the certificate counts: {said}");
+        Ok(())
+    })
+    .await?;
     let ingress = mesh.zone("west")?.ingress.as_ref().context("no ingress")?.host.ip();
     let ingress = format!("{ingress}:10001");
     let egress = mesh.zone("east")?.egress.as_ref().context("no egress")?.host.ip();
@@ -49,8 +53,12 @@ async fn neither_a_second_mesh_nor_a_taken_zone_speaks_for_others() -> Result<()
     let by_name = server_name(&web, "sni.msvc.default.west.backend.").await?;
     let outside = server_name(&web, "sni.extsvc.default.east.plain.").await?;
     let asked = preface("default/extsvc//plain", "plain.extsvc.mesh.local", 80);
-    let said = say(&stranger, &egress, Some(&ours), &outside, "mesh-ext", &asked).await?;
-    ensure!(answered(&said), "our own certificate at the egress: {said}");
+    until("the certificate to count", DEADLINE, || async {
+        let said = say(&stranger, &egress, Some(&ours), &outside, "mesh-ext", &asked).await?;
+        ensure!(answered(&said), "our own certificate at the egress: {said}");
+        Ok(())
+    })
+    .await?;
     for (what, target, name, alpn, bytes) in [
         ("the sidecar", inbound(&backend), "x.example", "mesh-h1", plain.as_bytes()),
         ("the ingress", ingress.clone(), by_name.as_str(), "mesh-h1", plain.as_bytes()),
@@ -71,8 +79,12 @@ async fn neither_a_second_mesh_nor_a_taken_zone_speaks_for_others() -> Result<()
         [("the sidecar", inbound(&backend), "x.example"), ("the ingress", ingress, by_name.as_str())]
     {
         for own in [&ours, &honest] {
-            let said = say(&stranger, &target, Some(own), name, "mesh-h1", plain.as_bytes()).await?;
-            ensure!(answered(&said), "east's own leaf at {what}: {said}");
+            until("the certificate to count", DEADLINE, || async {
+                let said = say(&stranger, &target, Some(own), name, "mesh-h1", plain.as_bytes()).await?;
+                ensure!(answered(&said), "east's own leaf at {what}: {said}");
+                Ok(())
+            })
+            .await?;
         }
         let said = say(&stranger, &target, Some(&liar), name, "mesh-h1", plain.as_bytes()).await?;
         ensure!(said.is_empty(), "a leaf of east's that claims west, at {what}: {said}");
