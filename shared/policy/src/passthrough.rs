@@ -1,9 +1,10 @@
 use crate::precedence::sorted;
 use crate::{Parsed, Subject, selects};
+use ipnet::IpNet;
 use meridian_core::kinds::mesh::Mesh;
 use meridian_core::kinds::mesh_passthrough::{Match, MatchType, MeshPassthrough, PassthroughMode};
 use meridian_core::names;
-use meridian_proxy_config::CallerMode;
+use meridian_proxy_config::{CallerMode, canonical_net};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -19,7 +20,7 @@ pub struct Passthrough {
 pub struct PassthroughEntry {
     /// The same for the same match in whatever policy of the mesh: a name for the egress's entry.
     pub key: String,
-    /// With its value in canonical form: lower case, no trailing dot.
+    /// With its value in canonical form: lower case and no trailing dot, or without host bits.
     pub match_: Match,
     /// Display name of the strongest policy that has it, for logs and "why".
     pub policy: String,
@@ -60,11 +61,22 @@ pub fn passthrough(
 
 fn entry(matched: &Match, policy: &str) -> PassthroughEntry {
     let mut match_ = matched.clone();
-    match_.value = match (&match_.type_, match_.value.parse::<IpAddr>()) {
-        (MatchType::Ip, Ok(address)) => address.to_string(),
-        _ => match_.value.trim_end_matches('.').to_ascii_lowercase(),
-    };
+    match_.value = canonical(&match_);
     let port = match_.port.map_or_else(|| "*".to_owned(), |port| port.to_string());
     let key = format!("{}/{}/{port}/{}", match_.type_, match_.value, match_.protocol);
     PassthroughEntry { key, match_, policy: policy.to_owned() }
+}
+
+/// Two ways to write one destination make one entry. What does not parse stays as it is: nothing matches it.
+fn canonical(match_: &Match) -> String {
+    let value = &match_.value;
+    match match_.type_ {
+        MatchType::Ip => {
+            value.parse::<IpAddr>().map_or_else(|_| value.clone(), |ip| ip.to_canonical().to_string())
+        }
+        MatchType::Cidr => {
+            value.parse::<IpNet>().map_or_else(|_| value.clone(), |net| canonical_net(net).to_string())
+        }
+        MatchType::Domain | MatchType::Other(_) => value.trim_end_matches('.').to_ascii_lowercase(),
+    }
 }

@@ -70,7 +70,45 @@ pub struct Entry {
 pub enum HostMatch {
     /// A DNS name, lower case, without a trailing dot.
     Exact(String),
+    /// Every DNS name below this one, at any depth, and not the name itself. Empty: every name.
+    Wildcard(String),
     Ip(IpAddr),
+    /// The addresses of a range.
+    Net(IpNet),
+}
+
+impl HostMatch {
+    /// Whether a name (lower case, no trailing dot) is listed.
+    pub fn has_name(&self, name: &str) -> bool {
+        match self {
+            Self::Exact(listed) => listed.trim_end_matches('.').eq_ignore_ascii_case(name),
+            Self::Wildcard(parent) if parent.is_empty() => true,
+            Self::Wildcard(parent) => {
+                let below = name.strip_suffix(parent.as_str()).and_then(|rest| rest.strip_suffix('.'));
+                below.is_some_and(|labels| !labels.is_empty())
+            }
+            Self::Ip(_) | Self::Net(_) => false,
+        }
+    }
+
+    /// Whether an address (IPv4-mapped IPv6 as IPv4) is listed.
+    pub fn has_address(&self, ip: IpAddr) -> bool {
+        match self {
+            Self::Ip(listed) => listed.to_canonical() == ip,
+            Self::Net(net) => net.contains(&ip),
+            Self::Exact(_) | Self::Wildcard(_) => false,
+        }
+    }
+}
+
+/// A range in the one form that addresses are compared in: without host bits, IPv4-mapped IPv6 as IPv4.
+pub fn canonical_net(net: IpNet) -> IpNet {
+    let mapped = match net {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => v6.network().to_ipv4_mapped(),
+        _ => None,
+    };
+    let as_v4 = mapped.and_then(|v4| IpNet::new(v4.into(), net.prefix_len().saturating_sub(96)).ok());
+    as_v4.unwrap_or(net).trunc()
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,4 +198,46 @@ pub enum CallerMode {
     Matched,
     /// Any public address; preface entry `*`.
     All,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn below(parent: &str, name: &str) -> bool {
+        HostMatch::Wildcard(parent.into()).has_name(name)
+    }
+
+    #[test]
+    fn a_wildcard_ends_at_a_label_and_is_not_its_own_parent() {
+        for name in ["x.example.com", "y.x.example.com", "xn--bcher-kva.example.com", "_dmarc.example.com"] {
+            assert!(below("example.com", name), "{name}");
+        }
+        for name in [
+            "example.com",
+            ".example.com",
+            "evilexample.com",
+            "example.com.evil",
+            "x.example.com.evil",
+            "x.example.community",
+            "com",
+            "",
+        ] {
+            assert!(!below("example.com", name), "{name}");
+        }
+        assert!(below("", "anything") && below("", "a.b"));
+    }
+
+    #[test]
+    fn ranges_have_one_form() {
+        let form = |text: &str| canonical_net(text.parse().unwrap()).to_string();
+        assert_eq!(form("10.1.2.3/8"), "10.0.0.0/8");
+        assert_eq!(form("::ffff:10.1.2.3/104"), "10.0.0.0/8");
+        assert_eq!(form("::ffff:10.1.2.3/128"), "10.1.2.3/32");
+        assert_eq!(form("::ffff:0:0/96"), "0.0.0.0/0");
+        assert_eq!(form("2001:DB8::7/32"), "2001:db8::/32");
+        // Wider than the mapped range: IPv6 alone.
+        assert_eq!(form("::ffff:0:0/95"), "::fffe:0:0/95");
+        assert!(!HostMatch::Net("::/0".parse().unwrap()).has_address("10.0.0.1".parse().unwrap()));
+    }
 }

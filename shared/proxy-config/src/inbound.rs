@@ -30,6 +30,8 @@ pub struct Inbound {
 #[serde(rename_all = "camelCase")]
 pub enum Protocol {
     Tcp,
+    /// The client's own TLS, passed through: bytes that begin with a ClientHello. Outside of the mesh only.
+    Tls,
     Http,
     Http2,
     Grpc,
@@ -38,7 +40,7 @@ pub enum Protocol {
 impl Protocol {
     /// Whether requests are seen one by one.
     pub fn is_http(self) -> bool {
-        !matches!(self, Self::Tcp)
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc)
     }
 
     /// Whether the application speaks HTTP/2.

@@ -21,7 +21,7 @@ mod trust;
 pub use destination::{Destination, DestinationTls, Endpoint, EndpointSet, Host, Outbound, Target};
 pub use external::{
     AddressPolicy, CaSource, Caller, CallerMode, Entry, EntryKind, External, ExternalEndpoint, HostMatch,
-    Origination, SanMatch, TlsVersion, Verification, Via,
+    Origination, SanMatch, TlsVersion, Verification, Via, canonical_net,
 };
 pub use inbound::{Inbound, InboundTls, Probe, Protocol};
 pub use permission::{Action, CallerIdentity, CallerMatch, Permission, PermissionRule, Verdict};

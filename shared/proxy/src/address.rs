@@ -9,9 +9,9 @@ mod registry;
 
 pub use registry::{ROWS, Row};
 
-use crate::host::canonical;
+use crate::{host::canonical, lent::LENT};
 use ipnet::IpNet;
-use meridian_proxy_config::{Entry, Host, HostMatch};
+use meridian_proxy_config::{Entry, Host, HostMatch, canonical_net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What one entry may reach, with the addresses of the zone's own parts.
@@ -21,6 +21,8 @@ pub struct Scope<'a> {
     pub literals: &'a [IpAddr],
     /// `allowedAddresses`.
     pub allowed: &'a [IpNet],
+    /// Ranges that the entry lists as its destination.
+    pub ranges: &'a [IpNet],
     /// The zone's own proxies and control planes.
     pub protected: &'a [IpAddr],
 }
@@ -49,6 +51,11 @@ pub fn judge(ip: IpAddr, scope: Scope<'_>) -> Result<(), AddressRefused> {
     if scope.protected.iter().any(|own| canonical(*own) == ip || canonical(*own) == judged) {
         return Err(AddressRefused { ip, why: "one of this zone's own proxies or control planes" });
     }
+    // Whoever lists a range means a network: what a tunnel leads to is not in it, and the mesh's own parts are only by
+    // accident.
+    if !is_vip(judged) && scope.ranges.iter().any(|net| net.contains(&judged)) {
+        return Ok(());
+    }
     match special(judged) {
         Some(why) => Err(AddressRefused { ip, why }),
         None => Ok(()),
@@ -59,13 +66,28 @@ pub fn judge(ip: IpAddr, scope: Scope<'_>) -> Result<(), AddressRefused> {
 pub fn literals(entry: &Entry) -> Vec<IpAddr> {
     let hosts = entry.hosts.iter().filter_map(|host| match host {
         HostMatch::Ip(ip) => Some(*ip),
-        HostMatch::Exact(_) => None,
+        HostMatch::Exact(_) | HostMatch::Wildcard(_) | HostMatch::Net(_) => None,
     });
     let endpoints = entry.endpoints.iter().filter_map(|endpoint| match endpoint.host {
         Host::Ip(ip) => Some(ip),
         Host::Name(_) => None,
     });
     hosts.chain(endpoints).map(canonical).collect()
+}
+
+/// The ranges that an entry lists.
+pub fn ranges(entry: &Entry) -> Vec<IpNet> {
+    let ranges = entry.hosts.iter().filter_map(|host| match host {
+        HostMatch::Net(net) => Some(canonical_net(*net)),
+        HostMatch::Exact(_) | HostMatch::Wildcard(_) | HostMatch::Ip(_) => None,
+    });
+    ranges.collect()
+}
+
+/// 240/8 to 244/8: virtual addresses (`.mesh` and listed hosts, MeshService, MeshExternalService,
+/// MeshMultiZoneService, and names below a wildcard).
+pub(crate) fn is_vip(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(v4) if (240..=LENT).contains(&v4.octets()[0]))
 }
 
 /// The IPv4 address that a NAT64 or 6to4 address leads to: judging the outside alone would be a way around.
@@ -275,6 +297,48 @@ mod tests {
             assert!(judge(ip, scope).is_err(), "{ip}");
             assert_eq!(judge(ip, Scope { literals: &[ip], ..scope }), Ok(()), "{ip} as a literal");
         }
+    }
+
+    #[test]
+    fn a_listed_range_opens_private_networks_and_no_more() {
+        let own: IpAddr = "10.1.0.10".parse().unwrap();
+        let ranges: Vec<IpNet> = ["0.0.0.0/0", "::/0"].map(|net| net.parse().unwrap()).into();
+        let scope = Scope { ranges: &ranges, protected: &[own], ..Scope::default() };
+        for ip in ["10.0.0.1", "192.0.2.1", "198.18.0.1", "fd12::1", "::ffff:10.0.0.1", "8.8.8.8"] {
+            assert_eq!(judge(ip.parse().unwrap(), scope), Ok(()), "{ip}");
+        }
+        for ip in [
+            "127.0.0.1",
+            "::1",
+            "::ffff:127.0.0.1",
+            "169.254.169.254",
+            "fe80::1",
+            "fd00:ec2::254",
+            "168.63.129.16",
+            "224.0.0.1",
+            "ff02::1",
+            "0.0.0.0",
+            "::",
+            "255.255.255.255",
+            "240.0.0.1",
+            "244.255.0.1",
+            "::ffff:241.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:a9fe:a9fe::1",
+            "10.1.0.10",
+            "::ffff:10.1.0.10",
+        ] {
+            let ip: IpAddr = ip.parse().unwrap();
+            assert!(judge(ip, scope).is_err(), "{ip}");
+            assert_eq!(judge(ip, Scope { literals: &[ip], ..scope }), Ok(()), "{ip} as a literal");
+        }
+        // A range of IPv6 opens no private IPv4 behind a tunnel.
+        let ranges: Vec<IpNet> = vec!["::/0".parse().unwrap()];
+        let scope = Scope { ranges: &ranges, ..Scope::default() };
+        for ip in ["64:ff9b::a00:1", "2002:a00:1::1", "::ffff:10.0.0.1"] {
+            assert!(judge(ip.parse().unwrap(), scope).is_err(), "{ip}");
+        }
+        assert_eq!(judge("fd12::1".parse().unwrap(), scope), Ok(()));
     }
 
     #[test]

@@ -25,6 +25,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub enum Decision {
     /// Known here; no addresses: the name exists, this type of record does not.
     Answer(Vec<IpAddr>),
+    /// Below a listed wildcard: to be answered with an address of the sidecar's own to give. The name exists as far as
+    /// anybody here knows; the egress asks for it when it is connected to.
+    Lend(HostName),
     /// To the host's own servers.
     Forward,
     /// Not listed.
@@ -51,6 +54,12 @@ pub fn decide(question: &Question, settings: &DnsSettings, snapshot: &Snapshot) 
     if !snapshot.externals_for(&HostMatch::Exact(name.as_str().to_owned())).is_empty() {
         return match question.kind {
             A | AAAA => Decision::Forward,
+            _ => Decision::Answer(Vec::new()),
+        };
+    }
+    if snapshot.wildcards_above(name.as_str()).next().is_some() {
+        return match question.kind {
+            A | AAAA | ANY => Decision::Lend(name),
             _ => Decision::Answer(Vec::new()),
         };
     }

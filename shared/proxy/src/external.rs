@@ -19,8 +19,9 @@ use crate::{
     copy,
     denial::{Reason, Refusal},
     egress::{Denied, Errand, Terms, carry},
-    host::Asked,
+    host::{Asked, HostName},
     io::{Reset, Rewind, Socket, reset_on_close},
+    lent::LENT,
     listener::Accepted,
     metrics::TrafficCell,
     preface::{ANY_ENTRY, Preface},
@@ -31,7 +32,12 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use meridian_proxy_config::{Proxy, Unlisted, Via, alpn};
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::io::AsyncWriteExt;
 
 /// The application's connection, with what was read of it.
@@ -55,18 +61,18 @@ pub async fn serve_captured(worker: Rc<Worker>, accepted: Accepted) {
     let mut socket = Socket::new(accepted.stream);
     let reset = socket.reset();
     let mut read = BytesMut::new();
-    let heard = match choose::by_address(&snapshot, original) {
-        Some(_) => Heard::Nothing,
-        None => {
-            let limit = snapshot.proxy.as_ref().map_or(0, |proxy| proxy.detect_timeout_millis);
-            detect::listen(&mut socket, &mut read, Duration::from_millis(limit)).await
-        }
+    let heard = if choose::decided_by_address(&snapshot, original) {
+        Heard::Nothing
+    } else {
+        let limit = snapshot.proxy.as_ref().map_or(0, |proxy| proxy.detect_timeout_millis);
+        detect::listen(&mut socket, &mut read, Duration::from_millis(limit)).await
     };
     let speech = heard.speech();
     let client = Client { socket, reset, read: read.freeze(), speech };
     // What was heard took a moment: the newest rules decide.
     let snapshot = worker.snapshot();
-    match choose(&snapshot, original, &heard) {
+    let named = name_of(&worker, &snapshot, original.ip());
+    match choose(&snapshot, original, &heard, named.as_ref()) {
         Choice::External(external, asked) => {
             let wish = Wish { asked, port: original.port() };
             Box::pin(deliver(&worker, external, client, wish)).await;
@@ -80,6 +86,17 @@ pub async fn serve_captured(worker: Rc<Worker>, accepted: Accepted) {
             let wish = Wish { asked, port: original.port() };
             Box::pin(unlisted(&worker, &snapshot, client, original, wish)).await;
         }
+    }
+}
+
+/// The name outside the mesh that a virtual address was given for.
+fn name_of(worker: &Worker, snapshot: &Snapshot, address: IpAddr) -> Option<HostName> {
+    if let Some(name) = snapshot.name_of(address) {
+        return HostName::parse(name.as_bytes()).ok();
+    }
+    match address {
+        IpAddr::V4(v4) if v4.octets().first() == Some(&LENT) => worker.shared.lent.name_at(v4),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
     }
 }
 

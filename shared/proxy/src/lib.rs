@@ -24,6 +24,7 @@ pub mod hello;
 pub mod host;
 pub mod inbound;
 pub mod io;
+pub mod lent;
 pub mod listener;
 pub mod metrics;
 pub mod outbound;

@@ -1,8 +1,8 @@
 //! What all threads of one proxy share. Built once, handed down; no globals.
 
 use crate::{
-    denial::Denials, listener::Listening, metrics::Metrics, resolve::Resolver, snapshot::Snapshots,
-    sni::Admission, tls::Tls,
+    denial::Denials, lent::Lent, listener::Listening, metrics::Metrics, resolve::Resolver,
+    snapshot::Snapshots, sni::Admission, tls::Tls,
 };
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -16,6 +16,8 @@ pub struct Shared {
     pub denials: Denials,
     pub metrics: Metrics,
     pub resolver: Resolver,
+    /// What the sidecar's resolver gave to names below a wildcard.
+    pub lent: Lent,
     /// How old the configuration may be: an egress may refuse by it.
     pub contact: Contact,
     /// Connections to an ingress or egress that are not routed yet.
@@ -35,6 +37,7 @@ impl Shared {
             denials: Denials::default(),
             metrics: Metrics::new(workers),
             resolver,
+            lent: Lent::default(),
             contact: Contact::default(),
             admission: Admission::default(),
             listening: Listening::new(workers),

@@ -4,6 +4,7 @@
 //! so that what hangs on it (pools, balancers, metric handles) stays, and one changed endpoint rebuilds one cluster.
 
 use crate::{
+    address::is_vip,
     egress::Originator,
     metrics::Traffic,
     policy::{
@@ -12,9 +13,10 @@ use crate::{
     },
 };
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use meridian_proxy_config::{self as config, Host, HostMatch, Protocol, Proxy};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -50,7 +52,14 @@ pub struct Snapshot {
     pub unlisted_egress: Option<Arc<Cluster>>,
     pub(crate) vips: HashMap<(IpAddr, u16), Arc<Outbound>>,
     pub(crate) names: HashMap<String, Arc<[IpAddr]>>,
+    /// By virtual address: the listed name of a destination outside the mesh.
+    pub(crate) vip_names: HashMap<IpAddr, String>,
     pub(crate) external_hosts: HashMap<HostMatch, Vec<Arc<External>>>,
+    /// Whether `external_hosts` has a wildcard.
+    pub(crate) wildcards: bool,
+    /// Lengths of the ranges in `external_hosts`, with whether they are of IPv6: one look-up a length finds an
+    /// address's ranges, however many there are.
+    pub(crate) range_lengths: BTreeSet<(bool, u8)>,
 }
 
 /// One port on which a sidecar takes traffic for its application.
@@ -175,20 +184,44 @@ impl Snapshot {
         self.names.get(name)
     }
 
-    /// Entries that list a host, in no order; the caller checks ports and protocol.
+    /// Entries that list exactly this host, wildcard or range, in no order; the caller checks ports and protocol.
     pub fn externals_for(&self, host: &HostMatch) -> &[Arc<External>] {
         self.external_hosts.get(host).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Entries that list a name (lower case, no trailing dot): the exact ones, then wildcards, the longest first.
+    pub fn externals_named<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a Arc<External>> {
+        self.externals_for(&HostMatch::Exact(name.to_owned())).iter().chain(self.wildcards_above(name))
+    }
+
+    /// Entries of wildcards that a name is below, the longest first.
+    pub fn wildcards_above<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a Arc<External>> {
+        let labels =
+            if self.wildcards { name.match_indices('.').map(|(dot, _)| dot + 1).collect() } else { vec![] };
+        let parents =
+            labels.into_iter().filter_map(|start| name.get(start..)).chain(self.wildcards.then_some(""));
+        let parents: Vec<_> = parents.map(|parent| HostMatch::Wildcard(parent.to_owned())).collect();
+        parents.into_iter().flat_map(|parent| self.externals_for(&parent))
+    }
+
+    /// Entries that list an address, by how exactly they do: the address itself, then ranges, the longest first.
+    pub fn externals_at(&self, ip: IpAddr) -> impl Iterator<Item = &[Arc<External>]> {
+        let ip = ip.to_canonical();
+        let longest_first = self.range_lengths.iter().rev().filter(move |(v6, _)| *v6 == ip.is_ipv6());
+        let ranges = longest_first.filter_map(move |(_, length)| IpNet::new(ip, *length).ok());
+        let hosts = std::iter::once(HostMatch::Ip(ip)).chain(ranges.map(|net| HostMatch::Net(net.trunc())));
+        hosts.map(|host| self.externals_for(&host)).filter(|listing| !listing.is_empty())
+    }
+
+    /// A name that the resolver answers with this virtual address.
+    pub fn name_of(&self, vip: IpAddr) -> Option<&str> {
+        self.vip_names.get(&vip.to_canonical()).map(String::as_str)
     }
 
     /// The allowlist of one caller, at an egress.
     pub fn caller(&self, mesh: &str, dataplane: &str) -> Option<&Arc<config::Caller>> {
         self.callers.get(&(mesh.to_owned(), dataplane.to_owned()))
     }
-}
-
-/// 240/8 to 243/8: virtual addresses (`.mesh` and ExternalService, MeshService, MeshExternalService, MeshMultiZoneService).
-fn is_vip(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V4(v4) if (240..=243).contains(&v4.octets()[0]))
 }
 
 /// The current snapshot, for all threads.

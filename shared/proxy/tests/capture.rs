@@ -431,7 +431,7 @@ fn rules_are_replaced_whole_and_taken_away_whole() {
         capture::uninstall(&options).unwrap();
         assert!(table().unwrap().is_empty() && !places.unit.exists() && !places.rules.exists());
         assert_eq!(capture::noticed(&places.notice), None);
-        let routes = Command::new("ip").args(["route", "show", "240.0.0.0/6"]).output().unwrap();
+        let routes = Command::new("ip").args(["route", "show", "240.0.0.0/5"]).output().unwrap();
         assert!(routes.stdout.is_empty());
         let far = outside.listen(OUTSIDE[0], 443);
         let _app = connect(APP, OUTSIDE[0], 443).unwrap();

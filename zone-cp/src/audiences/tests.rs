@@ -133,8 +133,11 @@ fn a_passthrough() -> impl Strategy<Value = Resource> {
         } else {
             json!({"kind": "MeshSubset", "tags": {"kuma.io/service": "web"}})
         };
-        let matches =
-            json!([{"type": "Domain", "value": format!("host{n}.example"), "port": 443, "protocol": "tls"}]);
+        let matches = json!([
+            {"type": "Domain", "value": format!("host{n}.example"), "port": 443, "protocol": "tls"},
+            {"type": "Domain", "value": format!("*.host{n}.example"), "port": 443, "protocol": "tls"},
+            {"type": "CIDR", "value": format!("192.0.{n}.0/24"), "port": 5432},
+        ]);
         let default = match mode {
             0 => json!({"passthroughMode": "Matched", "appendMatch": matches}),
             1 => json!({"passthroughMode": "All"}),

@@ -19,7 +19,7 @@ use meridian_policy::{Parsed, Passthrough, PassthroughEntry, inbound_permission,
 use meridian_proxy_config::{
     AddressPolicy, Caller, CallerMode, Capture, DnsSettings, Entry, EntryKind, External, HostMatch, Inbound,
     InboundPolicies, InboundTls, Outbound, Permission, Probe, Protocol, Proxy, Role, Target, Unlisted, Via,
-    types,
+    canonical_net, types,
 };
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -32,7 +32,10 @@ const DNS_PORT: u16 = 15053;
 
 pub(crate) fn owners(picture: &Picture, key: &Key) -> BTreeSet<Owner> {
     let entries = passthrough_of(picture, key).map(|(_, it)| it.entries).unwrap_or_default();
-    let domains = entries.into_iter().filter(|entry| entry.match_.type_ == MatchType::Domain);
+    // Names below a wildcard get theirs from the sidecar that is asked for them.
+    let domains = entries
+        .into_iter()
+        .filter(|entry| entry.match_.type_ == MatchType::Domain && !entry.match_.value.contains('*'));
     domains.map(|entry| host_owner(&key.mesh, &normal_name(&entry.match_.value))).collect()
 }
 
@@ -320,17 +323,22 @@ fn passthrough_externals(
     }
 }
 
-/// None for what only a later version enforces (CIDRs and wildcards, which are refused where they are written).
+/// None for what can't be enforced as it is written (and was not refused there: an older version's).
 fn passthrough_entry(mesh: &str, matched: &PassthroughEntry) -> Option<Entry> {
     let value = &matched.match_.value;
     let (hosts, allowed) = match matched.match_.type_ {
-        MatchType::Domain if value.contains('*') => return None,
+        MatchType::Domain if value == "*" => (HostMatch::Wildcard(String::new()), Vec::new()),
+        MatchType::Domain if value.contains('*') => {
+            let parent = value.strip_prefix("*.").filter(|parent| !parent.contains('*'))?;
+            (HostMatch::Wildcard(normal_name(parent)), Vec::new())
+        }
         MatchType::Domain => (HostMatch::Exact(normal_name(value)), Vec::new()),
         MatchType::Ip => {
             let address: IpAddr = value.parse().ok()?;
             (HostMatch::Ip(address), vec![IpNet::from(address)])
         }
-        MatchType::Cidr | MatchType::Other(_) => return None,
+        MatchType::Cidr => (HostMatch::Net(canonical_net(value.parse().ok()?)), Vec::new()),
+        MatchType::Other(_) => return None,
     };
     Some(Entry {
         key: format!("{mesh}/passthrough/{}", matched.key),
@@ -340,11 +348,11 @@ fn passthrough_entry(mesh: &str, matched: &PassthroughEntry) -> Option<Entry> {
             PassthroughProtocol::Http => Protocol::Http,
             PassthroughProtocol::Http2 => Protocol::Http2,
             PassthroughProtocol::Grpc => Protocol::Grpc,
-            // TLS passes through, and MySQL's server speaks first: opaque either way.
-            PassthroughProtocol::Tcp
-            | PassthroughProtocol::Tls
-            | PassthroughProtocol::Mysql
-            | PassthroughProtocol::Other(_) => Protocol::Tcp,
+            PassthroughProtocol::Tls => Protocol::Tls,
+            // MySQL's server speaks first: opaque.
+            PassthroughProtocol::Tcp | PassthroughProtocol::Mysql | PassthroughProtocol::Other(_) => {
+                Protocol::Tcp
+            }
         },
         hosts: vec![hosts],
         ports: matched.match_.port.map(port).into_iter().collect(),

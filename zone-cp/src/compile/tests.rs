@@ -53,6 +53,33 @@ fn external_traffic_goes_through_the_egress_or_nowhere() {
 }
 
 #[test]
+fn wildcards_and_ranges_reach_the_sidecar_the_entry_and_the_callers_list() {
+    let mut east = east_with(strict());
+    let matches = json!([
+        {"type": "Domain", "value": "*.Cdn.example.", "port": 443, "protocol": "tls"},
+        {"type": "Domain", "value": "*", "port": 80, "protocol": "http"},
+        {"type": "CIDR", "value": "198.51.100.77/24", "port": 5432, "protocol": "tcp"},
+    ]);
+    let spec = json!({"targetRef": {"kind": "Mesh"}, "default": {"appendMatch": matches}});
+    east.put(global("MeshPassthrough", "default", "updates", spec));
+    let expected = [
+        ("default/passthrough/CIDR/198.51.100.0/24/5432/tcp", json!([{"net": "198.51.100.0/24"}]), "tcp"),
+        ("default/passthrough/Domain/*.cdn.example/443/tls", json!([{"wildcard": "cdn.example"}]), "tls"),
+        ("default/passthrough/Domain/*/80/http", json!([{"wildcard": ""}]), "http"),
+    ];
+    let [web, out] = [sidecar("east", "web-1"), egress("east")].map(|key| east.shown(&key));
+    for (key, hosts, protocol) in &expected {
+        for (kind, shown) in [("External", &web), ("Entry", &out)] {
+            assert_eq!(shown[kind][*key]["hosts"], *hosts, "{kind} {key}");
+            assert_eq!(shown[kind][*key]["protocol"], *protocol, "{kind} {key}");
+        }
+        assert!(!web["Outbound"].contains_key(*key), "{key} has no virtual address of the zone's");
+    }
+    assert_eq!(out["Caller"]["default/web-1"]["entries"], json!(expected.each_ref().map(|(key, ..)| key)));
+    assert_eq!(via(&east, expected[1].0)["egress"]["zone"], "east");
+}
+
+#[test]
 fn a_pinned_service_needs_the_other_zones_ingress() {
     let mut east = east_with(strict());
     let far = east.picture.ingresses.keys().find(|key| key.zone == "west").cloned().unwrap();

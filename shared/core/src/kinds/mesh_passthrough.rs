@@ -1,4 +1,3 @@
-use crate::check::NOT_SUPPORTED;
 use crate::enums::text_enum;
 use crate::registry::Standing::Executed;
 use crate::validate::{self, is_port};
@@ -42,7 +41,7 @@ text_enum! {
 pub struct Match {
     #[serde(rename = "type")]
     pub type_: MatchType,
-    /// A name or an address.
+    /// A name (`*.` before it: every name below it; `*`: every name), an address, or a range of addresses.
     pub value: String,
     /// Unset: every port.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,10 +106,6 @@ impl Spec for MeshPassthrough {
             let mut found = Violations::default();
             matched.check_port(&path, &mut by_port, &mut seen, &mut found);
             matched.check(&path, &mut found);
-            if found.is_empty() {
-                // What Kuma would refuse is said in its words; what only we refuse comes after.
-                matched.check_supported(&path, &mut found);
-            }
             out.extend(found);
         }
     }
@@ -122,6 +117,11 @@ impl Spec for MeshPassthrough {
                 "spec.default.passthroughMode: All lets the selected proxies reach every public address"
                     .into(),
             );
+        }
+        for (i, matched) in self.default.append_match.iter().enumerate() {
+            if let Some(warning) = matched.warning() {
+                out.push(format!("spec.default.appendMatch[{i}].value: {warning}"));
+            }
         }
     }
 }
@@ -187,7 +187,8 @@ impl Match {
             out.push(format!("{path}.protocol"), reason);
         }
         let wildcard = self.value.strip_prefix('*');
-        if wildcard.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('.')) {
+        let partial = wildcard.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('.'));
+        if partial {
             let reason = "provided DNS has incorrect value, partial wildcard is currently not supported";
             out.push(format!("{path}.value"), reason);
         }
@@ -198,19 +199,24 @@ impl Match {
             );
         }
         let name = self.value.strip_prefix("*.").unwrap_or(&self.value);
-        if !name.starts_with('*') && !names::is_hostname(name) {
+        if !partial && self.value != "*" && !names::is_hostname(name) {
             out.push(format!("{path}.value"), "provided DNS has incorrect value");
         }
     }
 
-    fn check_supported(&self, path: &str, out: &mut Violations) {
-        if self.type_ == MatchType::Cidr {
-            out.push(
-                format!("{path}.type"),
-                format!("{NOT_SUPPORTED}: CIDR; name each address with type IP"),
-            );
-        } else if self.value.contains('*') {
-            out.push(format!("{path}.value"), format!("{NOT_SUPPORTED}: wildcards; name each domain"));
+    /// What is easily written and opens more than was meant.
+    fn warning(&self) -> Option<&'static str> {
+        match &self.type_ {
+            MatchType::Domain if self.value == "*" => Some("* lets the selected proxies reach every name"),
+            MatchType::Domain if self.value.strip_prefix("*.").is_some_and(|rest| !rest.contains('.')) => {
+                Some(
+                    "a wildcard below a top-level domain lets the selected proxies reach names that anybody may register",
+                )
+            }
+            MatchType::Cidr if self.value.parse::<ipnet::IpNet>().is_ok_and(|net| net.prefix_len() == 0) => {
+                Some("this range is every address, private ones too")
+            }
+            _ => None,
         }
     }
 }

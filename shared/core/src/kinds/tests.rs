@@ -273,16 +273,36 @@ fn mesh_passthrough() {
         format!("{{type: MeshPassthrough, name: m, spec: {{default: {{appendMatch: [{matched}]}}}}}}")
     };
     right(&of("{type: Domain, value: a.example, port: 443, protocol: tls}, {type: IP, value: 192.0.2.1}"));
-    wrong(
-        &of(
-            "{type: Domain, value: '*.a.example', port: 443, protocol: tls}, {type: CIDR, value: 192.0.2.0/24}, {type: Domain, value: '*', port: 80, protocol: http}",
-        ),
-        &[
-            "spec.default.appendMatch[0].value: not supported yet: wildcards; name each domain",
-            "spec.default.appendMatch[1].type: not supported yet: CIDR; name each address with type IP",
-            "spec.default.appendMatch[2].value: not supported yet: wildcards; name each domain",
-        ],
+    let ranges = of(
+        "{type: Domain, value: '*.a.example', protocol: tls}, {type: CIDR, value: 192.0.2.0/24}, {type: CIDR, value: '2001:db8::/32', port: 5432}",
     );
+    right(&ranges);
+    assert_eq!(warnings(&ranges), Vec::<String>::new());
+    let wide = of(
+        "{type: Domain, value: '*', port: 80, protocol: http}, {type: Domain, value: '*.net', port: 443, protocol: tls}, {type: CIDR, value: 0.0.0.0/0, port: 22}",
+    );
+    right(&wide);
+    let said = warnings(&wide);
+    assert!(
+        said.len() == 3
+            && said.iter().zip(0..).all(|(it, i)| it.contains(&format!("appendMatch[{i}].value: "))),
+        "{said:?}"
+    );
+    for value in
+        ["*.", "*..example", "*.*.example", "*.a b", "*.10.1", "a.*.example", "b\u{fc}cher.example", ""]
+    {
+        wrong(
+            &of(&format!("{{type: Domain, value: '{value}', port: 443, protocol: tls}}")),
+            &["spec.default.appendMatch[0].value: provided DNS has incorrect value"],
+        );
+    }
+    for value in ["**", "*evil.example"] {
+        let reason = "provided DNS has incorrect value, partial wildcard is currently not supported";
+        wrong(
+            &of(&format!("{{type: Domain, value: '{value}', port: 443, protocol: tls}}")),
+            &[&format!("spec.default.appendMatch[0].value: {reason}")],
+        );
+    }
     wrong(
         &of("{value: a.example, port: 443, protocol: tls}"),
         &[

@@ -67,6 +67,26 @@ fn matches_add_up_and_the_strongest_mode_holds() {
 }
 
 #[test]
+fn ranges_and_wildcards_have_one_form() {
+    let listed = policy(
+        "p",
+        "{kind: Mesh}",
+        "appendMatch: [{type: CIDR, value: 10.1.2.3/8, protocol: tcp}, {type: CIDR, value: '::ffff:10.0.0.0/104', protocol: tcp}, \
+         {type: CIDR, value: '2001:DB8::1/32', protocol: tcp}, {type: IP, value: '::ffff:192.0.2.7', protocol: tcp}, \
+         {type: Domain, value: '*.Example.COM.', port: 443, protocol: tls}, {type: Domain, value: '*.example.com', port: 443, protocol: tls}]",
+    );
+    assert_eq!(
+        keys(&of_web(&mesh(false), &[listed])),
+        [
+            "CIDR/10.0.0.0/8/*/tcp",
+            "CIDR/2001:db8::/32/*/tcp",
+            "Domain/*.example.com/443/tls",
+            "IP/192.0.2.7/*/tcp"
+        ]
+    );
+}
+
+#[test]
 fn none_and_all_need_no_entries() {
     let list = "appendMatch: [{type: IP, value: 192.0.2.7, protocol: tcp}]";
     for (mode, expected) in [("None", CallerMode::None), ("All", CallerMode::All)] {

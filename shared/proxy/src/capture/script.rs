@@ -18,8 +18,8 @@ const OWN: &str = "0x4d000000";
 pub struct Vip;
 
 impl Vip {
-    /// 240/8 to 243/8.
-    pub const DEFAULT: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(240, 0, 0, 0), 6));
+    /// 240/8 to 244/8 are in use (see [`crate::address`]); one prefix covers them.
+    pub const DEFAULT: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(240, 0, 0, 0), 5));
 }
 
 /// The rules for these options, as one transaction: the table as it was goes, the new one comes.

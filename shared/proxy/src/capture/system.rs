@@ -232,10 +232,10 @@ mod tests {
     #[test]
     fn the_boot_unit_comes_before_the_network() {
         let text =
-            unit(Path::new("/etc/meridian/x.nft"), &["-4 route replace 240.0.0.0/6 dev lo".to_owned()], "");
+            unit(Path::new("/etc/meridian/x.nft"), &["-4 route replace 240.0.0.0/5 dev lo".to_owned()], "");
         assert!(text.contains("Before=network-pre.target"));
         assert!(text.contains("ExecStart=/usr/sbin/nft -f /etc/meridian/x.nft\n"));
-        assert!(text.contains("ExecStart=/usr/sbin/ip -4 route replace 240.0.0.0/6 dev lo\n"));
+        assert!(text.contains("ExecStart=/usr/sbin/ip -4 route replace 240.0.0.0/5 dev lo\n"));
     }
 
     #[test]

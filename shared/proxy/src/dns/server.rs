@@ -4,6 +4,7 @@ use super::{
     Decision, decide,
     forward::forward,
     message::{Question, Reply, parse_query},
+    of_type,
 };
 use crate::{
     denial::{Reason, Refusal},
@@ -203,6 +204,11 @@ impl Server {
         };
         match decide(&question, &proxy.dns, &snapshot) {
             Decision::Answer(addresses) => {
+                Step::Done(Some(question.reply(&Reply::Addresses(addresses), udp)))
+            }
+            Decision::Lend(name) => {
+                let address = IpAddr::V4(self.shared.lent.lend(&name));
+                let addresses = of_type(&[address], question.kind, proxy.dns.ipv6);
                 Step::Done(Some(question.reply(&Reply::Addresses(addresses), udp)))
             }
             Decision::Forward => Step::Forward(question),

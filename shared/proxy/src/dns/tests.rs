@@ -85,7 +85,7 @@ fn proxy(port: u16, forward_all: bool) -> Proxy {
 
 fn question(name: &str, kind: u16) -> Vec<u8> {
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1];
-    for label in name.split('.') {
+    for label in name.trim_end_matches('.').split('.') {
         query.push(label.len() as u8);
         query.extend(label.as_bytes());
     }
@@ -183,6 +183,59 @@ async fn names_over_both_transports() {
         assert_eq!(ask(other, "backend.mesh", A, true).await, (0, ip("241.0.0.7")));
         let freed = || std::net::UdpSocket::bind(("127.0.0.1", free)).is_ok();
         until(freed, || format!("port {free} is still taken")).await;
+        serving.abort();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn names_below_a_wildcard_have_an_address_and_are_asked_of_nobody() {
+    local(async {
+        let (server, asked) = upstream().await;
+        let mut rig = Rig::new(Resolver::from_servers(vec![server]));
+        let port = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        rig.put(types::PROXY, "self", &proxy(port, false));
+        let listed = config::External {
+            entry: "below".into(),
+            kind: config::EntryKind::MeshPassthrough,
+            protocol: config::Protocol::Tls,
+            hosts: vec![HostMatch::Wildcard("example.com".into())],
+            ports: vec![443],
+            originates_tls: false,
+            via: Via::Refused("no-egress".into()),
+        };
+        rig.put(types::EXTERNAL, "below", &listed);
+        rig.publish();
+        let serving = tokio::task::spawn_local(run(rig.shared().clone()));
+        let (code, lent) = ask(port, "API.example.com.", A, true).await;
+        let Some(IpAddr::V4(lent)) = lent else { panic!("{code}: {lent:?}") };
+        assert_eq!((code, lent.octets()[0]), (0, 244));
+        for udp in [true, false] {
+            assert_eq!(ask(port, "api.example.com", A, udp).await, (0, Some(lent.into())));
+            let mapped = IpAddr::from(lent.to_ipv6_mapped());
+            assert_eq!(ask(port, "api.example.com", AAAA, udp).await, (0, Some(mapped)));
+            // No keys for hidden names, and no text.
+            for kind in [65, 16] {
+                assert_eq!(ask(port, "api.example.com", kind, udp).await, (0, None));
+            }
+            for name in [
+                "example.com",
+                "evilexample.com",
+                "example.com.evil",
+                "api.example.com.evil",
+                "com",
+                "b\u{fc}cher.example.com",
+                "-.example.com",
+            ] {
+                assert_eq!(ask(port, name, A, udp).await, (3, None), "{name}");
+            }
+        }
+        let (_, deep) = ask(port, "xn--bcher-kva.a.example.com", A, true).await;
+        assert!(deep.is_some_and(|deep| deep != lent), "{deep:?}");
+        assert_eq!(asked.load(Ordering::Relaxed), 0, "nothing of it left");
+        rig.remove(types::EXTERNAL, "below");
+        rig.publish();
+        assert_eq!(ask(port, "api.example.com", A, true).await, (3, None));
         serving.abort();
     })
     .await;

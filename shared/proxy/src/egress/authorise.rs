@@ -1,6 +1,6 @@
 use crate::{
     denial::Reason,
-    host::{Asked, canonical},
+    host::Asked,
     preface::{ANY_ENTRY, Preface},
     snapshot::{Entry, Snapshot},
 };
@@ -73,12 +73,9 @@ pub(crate) fn terms(entry: &Entry, preface: &Preface) -> Result<(), Denied> {
 
 /// Whether one of `hosts` is what was asked for.
 pub(crate) fn lists(hosts: &[HostMatch], asked: &Asked) -> bool {
-    hosts.iter().any(|host| match (host, asked) {
-        (HostMatch::Exact(listed), Asked::Name(name)) => {
-            listed.trim_end_matches('.').eq_ignore_ascii_case(name.as_str())
-        }
-        (HostMatch::Ip(listed), Asked::Ip(ip)) => canonical(*listed) == *ip,
-        _ => false,
+    hosts.iter().any(|host| match asked {
+        Asked::Name(name) => host.has_name(name.as_str()),
+        Asked::Ip(ip) => host.has_address(*ip),
     })
 }
 

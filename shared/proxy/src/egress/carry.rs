@@ -18,7 +18,7 @@ use crate::{
     tls::Peer,
     worker::{Check, ConnectionInfo, Direction, Tracked, Worker},
 };
-use meridian_proxy_config::HostMatch;
+use meridian_proxy_config::{HostMatch, Protocol};
 use std::{cell::Cell, net::IpAddr, rc::Rc, sync::Arc};
 
 /// Who asks for what, granted.
@@ -90,18 +90,21 @@ impl Errand {
         if entry.config.tls.is_some() {
             return Hold::NoTls;
         }
-        match &self.asked {
+        let only_tls = entry.config.protocol == Protocol::Tls;
+        let names = match &self.asked {
             // The address is what is listed, and it is held.
-            Asked::Ip(_) if entry.config.endpoints.is_empty() => Hold::Nothing,
-            Asked::Name(name) if entry.config.endpoints.is_empty() => Hold::Names(vec![name.clone()]),
+            Asked::Ip(_) if entry.config.endpoints.is_empty() && !only_tls => return Hold::Nothing,
+            Asked::Ip(_) if entry.config.endpoints.is_empty() => Vec::new(),
+            Asked::Name(name) if entry.config.endpoints.is_empty() => vec![name.clone()],
             _ => {
                 let names = entry.config.hosts.iter().filter_map(|host| match host {
                     HostMatch::Exact(name) => crate::host::HostName::parse(name.as_bytes()).ok(),
-                    HostMatch::Ip(_) => None,
+                    HostMatch::Wildcard(_) | HostMatch::Ip(_) | HostMatch::Net(_) => None,
                 });
-                Hold::Names(names.collect())
+                names.collect()
             }
-        }
+        };
+        if only_tls { Hold::OnlyTls(names) } else { Hold::Names(names) }
     }
 }
 
@@ -231,9 +234,13 @@ async fn opaque<S: Stream>(
     }
 }
 
-/// The client began with a ClientHello that the entry does not take: it understands an alert.
+/// The client began with what the entry does not take. One that sent a ClientHello understands an alert.
 async fn broken<S: Stream>(worker: &Rc<Worker>, client: S, reset: &Reset, errand: &Errand, breach: &Breach) {
     let (reason, answer) = match breach {
+        Breach::NoTls => {
+            errand.report(worker, &Denied::new(Reason::WRONG_PROTOCOL, errand.key()));
+            return reset.arm();
+        }
         Breach::OriginatesTls => (Reason::ENTRY_ORIGINATES_TLS, Alert::AccessDenied),
         Breach::NoName => (Reason::NO_SERVER_NAME, Alert::UnrecognizedName),
         Breach::WrongName(_) | Breach::Hello(crate::hello::HelloError::NameChanged) => {

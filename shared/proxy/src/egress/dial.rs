@@ -6,7 +6,7 @@ use super::{
     originate::{Application, OriginateError},
 };
 use crate::{
-    address::{Scope, judge, literals},
+    address::{Scope, judge, literals, ranges},
     denial::Reason,
     host::Asked,
     io::{Socket, Transport, tune},
@@ -100,7 +100,9 @@ pub(super) async fn dial(
 pub(super) fn allowed(ip: IpAddr, entry: Option<&Entry>, protected: &[IpAddr]) -> Result<(), String> {
     let own = entry.map(|entry| literals(&entry.config)).unwrap_or_default();
     let allowed = entry.map(|entry| entry.config.addresses.allowed.as_slice()).unwrap_or_default();
-    judge(ip, Scope { literals: &own, allowed, protected }).map_err(|refused| refused.to_string())
+    let ranges = entry.map(|entry| ranges(&entry.config)).unwrap_or_default();
+    judge(ip, Scope { literals: &own, allowed, ranges: &ranges, protected })
+        .map_err(|refused| refused.to_string())
 }
 
 /// Lowest priority first; equal ones from a random one on, so that load spreads.

@@ -23,6 +23,8 @@ pub enum Hold {
     NoTls,
     /// One of these must be its server name.
     Names(Vec<HostName>),
+    /// There must be one; with one of these names, if there are any.
+    OnlyTls(Vec<HostName>),
     /// Nothing: the entry is an address, and the address is held.
     Nothing,
 }
@@ -32,6 +34,8 @@ pub enum Hold {
 pub enum Breach {
     #[error("a ClientHello to an entry that originates TLS itself")]
     OriginatesTls,
+    #[error("no ClientHello where nothing else is taken")]
+    NoTls,
     #[error("a ClientHello without a server name")]
     NoName,
     #[error("a ClientHello for {0}")]
@@ -100,10 +104,12 @@ enum Verdict {
 fn judge(held: &[u8], hold: &Hold) -> Result<Verdict, Breach> {
     match (opening(held), hold) {
         (Opening::Undecided, _) => Ok(Verdict::Need(1)),
+        (Opening::Other, Hold::OnlyTls(_)) => Err(Breach::NoTls),
         (Opening::Other, _) | (_, Hold::Nothing) => Ok(Verdict::Pass),
         (Opening::Tls, Hold::NoTls) => Err(Breach::OriginatesTls),
-        (Opening::Tls, Hold::Names(names)) => match read(held)? {
+        (Opening::Tls, Hold::Names(names) | Hold::OnlyTls(names)) => match read(held)? {
             Parsed::Missing(count) => Ok(Verdict::Need(count)),
+            Parsed::Hello(_) if names.is_empty() && matches!(hold, Hold::OnlyTls(_)) => Ok(Verdict::Pass),
             Parsed::Hello(hello) => match hello.server_name {
                 None => Err(Breach::NoName),
                 Some(name) if names.contains(&name) => Ok(Verdict::Pass),
@@ -146,8 +152,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
             ready!(Pin::new(inner).poll_read(cx, &mut buffer))?;
             if buffer.filled().is_empty() {
                 // The end: a beginning that might have become a hello is just bytes, a begun hello is none.
-                if opening(held) == Opening::Tls {
-                    return broken(Breach::Unfinished);
+                match (opening(held), &hold) {
+                    (Opening::Tls, _) => return broken(Breach::Unfinished),
+                    (_, Hold::OnlyTls(_)) if !held.is_empty() => return broken(Breach::NoTls),
+                    _ => {}
                 }
                 if let Err(breach) = this.open() {
                     return broken(breach);
@@ -225,6 +233,28 @@ mod tests {
         let hello = Sample::named("good.example").bytes();
         assert_eq!(pass(Hold::NoTls, &hello, 1).await, (vec![], Some(Breach::OriginatesTls)));
         assert_eq!(pass(Hold::NoTls, b"HELO", 1).await, (b"HELO".to_vec(), None));
+    }
+
+    #[tokio::test]
+    async fn where_only_tls_is_taken_nothing_else_passes() {
+        let only = |names: &[&str]| {
+            Hold::OnlyTls(names.iter().map(|name| HostName::parse(name.as_bytes()).unwrap()).collect())
+        };
+        for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16", b"\x16\x02ab", b"SSH-2.0-x\r\n"] {
+            for hold in [only(&["good.example"]), only(&[])] {
+                assert_eq!(pass(hold, bytes, 1).await, (vec![], Some(Breach::NoTls)), "{bytes:?}");
+            }
+        }
+        assert_eq!(pass(only(&[]), b"", 1).await, (vec![], None));
+        let [good, evil] = ["good.example", "evil.example"].map(|name| Sample::named(name).bytes());
+        let nameless = Sample::default().bytes();
+        assert_eq!(pass(only(&["good.example"]), &good, 7).await, (good, None));
+        assert!(matches!(pass(only(&["good.example"]), &evil, 7).await.1, Some(Breach::WrongName(_))));
+        assert_eq!(pass(only(&["good.example"]), &nameless, 7).await, (vec![], Some(Breach::NoName)));
+        // An address is listed: it is held, and whatever name goes with it.
+        for hello in [evil, nameless] {
+            assert_eq!(pass(only(&[]), &hello, 7).await, (hello, None));
+        }
     }
 
     #[tokio::test]

@@ -439,6 +439,146 @@ async fn a_listed_name_that_leads_inside_is_refused() {
     .await;
 }
 
+/// What the caller's sidecar was told that it may reach.
+fn let_through(egress: &mut Egress, entries: &[Entry]) {
+    for entry in entries {
+        egress.put(types::ENTRY, &entry.key, entry);
+    }
+    let caller = Caller {
+        mesh: MESH.into(),
+        dataplane: "web-1".into(),
+        mode: CallerMode::Matched,
+        entries: entries.iter().map(|entry| entry.key.clone()).collect(),
+    };
+    egress.put(types::CALLER, "default/web-1", &caller);
+    egress.publish();
+}
+
+fn passthrough(host: HostMatch, protocol: Protocol, port: u16) -> Entry {
+    Entry {
+        key: "through".into(),
+        mesh: MESH.into(),
+        kind: EntryKind::MeshPassthrough,
+        protocol,
+        hosts: vec![host],
+        ports: vec![port],
+        endpoints: vec![],
+        tls: None,
+        addresses: AddressPolicy::default(),
+        permission: Permission::default(),
+    }
+}
+
+#[tokio::test]
+async fn the_egress_itself_holds_a_preface_to_the_wildcard() {
+    local(async {
+        let (server, bytes) = echo().await;
+        let address = Arc::new(Mutex::new(server.ip()));
+        let mut egress = Egress::start(name_server(address.clone()).await).await;
+        let port = server.port();
+        let mut listed = passthrough(HostMatch::Wildcard("example.com".into()), Protocol::Tls, port);
+        // The laboratory has no public address.
+        listed.hosts.push(HostMatch::Ip(server.ip()));
+        let_through(&mut egress, std::slice::from_ref(&listed));
+        let hello_a = hello("a.example.com");
+        let mut stream = egress.call("web", "through", "A.example.com.", port).await;
+        stream.write_all(&hello_a).await.unwrap();
+        let mut got = vec![0; hello_a.len()];
+        within(stream.read_exact(&mut got)).await.unwrap();
+        assert_eq!(got, hello_a);
+        let before = bytes.load(Ordering::Relaxed);
+        for (host, port, reason) in [
+            ("example.com", port, "name-mismatch"),
+            ("evilexample.com", port, "name-mismatch"),
+            ("example.com.evil", port, "name-mismatch"),
+            ("127.0.0.2", port, "name-mismatch"),
+            ("a.example.com", 1, "port-not-listed"),
+        ] {
+            let mut stream = egress.call("web", "through", host, port).await;
+            drop(stream.write_all(&hello_a).await);
+            rest(&mut stream).await;
+            assert!(egress.denied(host, reason), "{host}: {:?}", egress.denials());
+        }
+        // Another name below the same wildcard: the address was resolved for the first one.
+        for (said, destination, reason) in [
+            (hello("b.example.com"), "b.example.com", "name-mismatch"),
+            (crate::hello::samples::Sample::default().bytes(), "a.example.com", "server-name-missing"),
+            (b"GET / HTTP/1.1\r\nHost: a.example.com\r\n\r\n".to_vec(), "a.example.com", "wrong-protocol"),
+        ] {
+            let mut stream = egress.call("web", "through", "a.example.com", port).await;
+            drop(stream.write_all(&said).await);
+            rest(&mut stream).await;
+            assert!(egress.denied(destination, reason), "{reason}: {:?}", egress.denials());
+        }
+        // Somebody else's caller has no list.
+        let mut other = egress.call("other", "through", "a.example.com", port).await;
+        drop(other.write_all(&hello_a).await);
+        rest(&mut other).await;
+        assert_eq!(bytes.load(Ordering::Relaxed), before);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_name_below_a_wildcard_that_leads_inside_is_refused() {
+    local(async {
+        let (server, bytes) = echo().await;
+        for inside in ["127.0.0.1", "169.254.169.254", "10.0.0.1", "244.0.0.1", "::1", "fd00:ec2::254"] {
+            let address = Arc::new(Mutex::new(inside.parse().unwrap()));
+            let mut egress = Egress::start(name_server(address).await).await;
+            let host = HostMatch::Wildcard("example.com".into());
+            let_through(&mut egress, &[passthrough(host, Protocol::Tls, server.port())]);
+            let mut stream = egress.call("web", "through", "a.example.com", server.port()).await;
+            drop(stream.write_all(&hello("a.example.com")).await);
+            assert_eq!(rest(&mut stream).await.0[..2], [21, 3], "{inside}: an alert");
+            assert!(egress.denied("a.example.com", "address-refused"), "{inside}: {:?}", egress.denials());
+        }
+        assert_eq!(bytes.load(Ordering::Relaxed), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_range_is_held_to_the_address_that_is_dialled() {
+    local(async {
+        let (server, bytes) = echo().await;
+        let mut egress = Egress::start(Resolver::default()).await;
+        let port = server.port();
+        for (net, host, reason) in [
+            // Loopback needs the very address, however it is written.
+            ("127.0.0.0/8", "127.0.0.1", "address-refused"),
+            ("0.0.0.0/0", "127.0.0.1", "address-refused"),
+            ("::ffff:127.0.0.0/104", "::ffff:127.0.0.1", "address-refused"),
+            ("::/0", "::1", "address-refused"),
+            ("169.254.0.0/16", "169.254.169.254", "address-refused"),
+            ("240.0.0.0/4", "241.0.0.1", "address-refused"),
+            ("10.0.0.0/8", "11.0.0.1", "name-mismatch"),
+            ("::/0", "10.0.0.1", "name-mismatch"),
+            ("0.0.0.0/0", "a.example", "name-mismatch"),
+        ] {
+            let range = HostMatch::Net(net.parse().unwrap());
+            let_through(&mut egress, &[passthrough(range, Protocol::Tcp, port)]);
+            let mut stream = egress.call("web", "through", host, port).await;
+            drop(stream.write_all(b"hello").await);
+            assert!(rest(&mut stream).await.1, "{net} {host}");
+            let reported = host.parse::<IpAddr>().map_or(host.to_owned(), |ip| ip.to_canonical().to_string());
+            assert!(egress.denied(&reported, reason), "{net} {host}: {:?}", egress.denials());
+        }
+        assert_eq!(bytes.load(Ordering::Relaxed), 0);
+        // The literal beside the range.
+        let mut listed = passthrough(HostMatch::Net("0.0.0.0/0".parse().unwrap()), Protocol::Tcp, port);
+        listed.hosts.push(HostMatch::Ip(server.ip()));
+        let_through(&mut egress, &[listed]);
+        let mut stream = egress.call("web", "through", "127.0.0.1", port).await;
+        stream.write_all(b"x").await.unwrap();
+        within(stream.read_u8()).await.unwrap();
+        // The list shrinks: what it had let through ends.
+        let_through(&mut egress, &[]);
+        assert!(rest(&mut stream).await.1, "a reset");
+    })
+    .await;
+}
+
 /// A TLS server with a certificate of its own CA for `name`; with `clients`, it wants certificates of that CA.
 struct Server {
     address: SocketAddr,

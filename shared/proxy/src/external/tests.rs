@@ -4,6 +4,7 @@ use super::{serve_captured, serve_entry};
 use crate::{
     denial::Reason,
     hello::samples::Sample,
+    host::HostName,
     listener::Accepted,
     refuse::DENIED,
     resolve::Resolver,
@@ -202,6 +203,43 @@ async fn a_listed_address_is_not_listened_to() {
         let mut got = [0; 4];
         within(client.read_exact(&mut got)).await.unwrap();
         assert_eq!(&got, b"220 ");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_address_of_a_name_below_a_wildcard_says_the_name_of_a_silent_client() {
+    local(async {
+        let server = server().await;
+        let mut rig = sidecar(Unlisted::Refuse);
+        let mut listed = external(Protocol::Tls, &[443], server);
+        listed.hosts = vec![HostMatch::Wildcard("example.com".into())];
+        if let Via::Sidecar(entry) = &mut listed.via {
+            entry.hosts.clone_from(&listed.hosts);
+        }
+        list(&mut rig, &listed);
+        let lent =
+            |name: &str| rig.shared().lent.lend(&HostName::parse(name.as_bytes()).unwrap()).to_string();
+        let address = lent("a.example.com");
+        let mut client = captured(&rig, (&address, 443)).await;
+        let mut got = [0; 4];
+        within(client.read_exact(&mut got)).await.unwrap();
+        assert_eq!(&got, b"220 ");
+        // What is said decides, where something is said.
+        let mut client = captured(&rig, (&address, 443)).await;
+        client.write_all(&Sample::named("evil.example").bytes()).await.unwrap();
+        assert_eq!(rest(&mut client).await.0, [21, 3, 3, 0, 2, 2, 49]);
+        assert!(rig.refused("web", "evil.example", &Reason::UNKNOWN_DESTINATION), "{:?}", rig.denials());
+        // On another port, for a name that is listed no longer, and for an address that was lent to nobody.
+        let gone = lent("a.example.net");
+        for (address, port, destination, reason) in [
+            (address.as_str(), 8443, "a.example.com", Reason::PORT_NOT_LISTED),
+            (&gone, 443, "a.example.net", Reason::UNKNOWN_DESTINATION),
+            ("244.255.255.254", 443, "244.255.255.254", Reason::UNKNOWN_DESTINATION),
+        ] {
+            assert_eq!(rest(&mut captured(&rig, (address, port)).await).await, (vec![], true), "{address}");
+            assert!(rig.refused("web", destination, &reason), "{address}: {:?}", rig.denials());
+        }
     })
     .await;
 }

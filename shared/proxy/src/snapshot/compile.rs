@@ -130,7 +130,15 @@ impl Compiler<'_> {
                 Arc::new(External { config: config.clone(), egress: egress.clone(), entry, traffic })
             });
             for host in &config.hosts {
-                self.next.external_hosts.entry(canonical(host)).or_default().push(external.clone());
+                let host = canonical(host);
+                match &host {
+                    HostMatch::Wildcard(_) => self.next.wildcards = true,
+                    HostMatch::Net(net) => {
+                        self.next.range_lengths.insert((net.addr().is_ipv6(), net.prefix_len()));
+                    }
+                    HostMatch::Exact(_) | HostMatch::Ip(_) => {}
+                }
+                self.next.external_hosts.entry(host).or_default().push(external.clone());
             }
             self.next.externals.insert(name.clone(), external);
         }
@@ -155,6 +163,12 @@ impl Compiler<'_> {
                 let new = config.vips.iter().filter(|vip| !addresses.contains(vip)).copied();
                 let new: Vec<_> = new.collect();
                 addresses.extend(new);
+            }
+            if let Target::External(_) = outbound.target
+                && let Some(hostname) = config.hostnames.first()
+            {
+                let vips = config.vips.iter().map(|vip| (vip.to_canonical(), hostname.clone()));
+                self.next.vip_names.extend(vips);
             }
             self.next.outbounds.insert(name.clone(), outbound);
         }
@@ -349,6 +363,8 @@ fn same_target(a: &Target, b: &Target) -> bool {
 fn canonical(host: &HostMatch) -> HostMatch {
     match host {
         HostMatch::Exact(name) => HostMatch::Exact(name.trim_end_matches('.').to_ascii_lowercase()),
+        HostMatch::Wildcard(parent) => HostMatch::Wildcard(parent.trim_matches('.').to_ascii_lowercase()),
         HostMatch::Ip(address) => HostMatch::Ip(address.to_canonical()),
+        HostMatch::Net(net) => HostMatch::Net(config::canonical_net(*net)),
     }
 }
