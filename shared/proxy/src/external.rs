@@ -192,7 +192,11 @@ async fn unlisted(
     };
     // A virtual address that nothing has is never somebody's real one.
     if snapshot.is_vip(original.ip()) {
-        return refuse_wish(worker, client, &wish, Reason::UNKNOWN_DESTINATION, "").await;
+        let reason = match wish.asked {
+            Asked::Name(_) => Reason::NOT_LISTED,
+            Asked::Ip(_) => Reason::UNKNOWN_DESTINATION,
+        };
+        return refuse_wish(worker, client, &wish, reason, "").await;
     }
     match &proxy.unlisted {
         Unlisted::Refuse => refuse_wish(worker, client, &wish, Reason::NOT_LISTED, "").await,

@@ -229,12 +229,12 @@ async fn the_address_of_a_name_below_a_wildcard_says_the_name_of_a_silent_client
         let mut client = captured(&rig, (&address, 443)).await;
         client.write_all(&Sample::named("evil.example").bytes()).await.unwrap();
         assert_eq!(rest(&mut client).await.0, [21, 3, 3, 0, 2, 2, 49]);
-        assert!(rig.refused("web", "evil.example", &Reason::UNKNOWN_DESTINATION), "{:?}", rig.denials());
+        assert!(rig.refused("web", "evil.example", &Reason::NOT_LISTED), "{:?}", rig.denials());
         // On another port, for a name that is listed no longer, and for an address that was lent to nobody.
         let gone = lent("a.example.net");
         for (address, port, destination, reason) in [
             (address.as_str(), 8443, "a.example.com", Reason::PORT_NOT_LISTED),
-            (&gone, 443, "a.example.net", Reason::UNKNOWN_DESTINATION),
+            (&gone, 443, "a.example.net", Reason::NOT_LISTED),
             ("244.255.255.254", 443, "244.255.255.254", Reason::UNKNOWN_DESTINATION),
         ] {
             assert_eq!(rest(&mut captured(&rig, (address, port)).await).await, (vec![], true), "{address}");

@@ -465,3 +465,102 @@ async fn passthrough_is_for_whom_it_selects_and_ends_when_it_is_taken_away() -> 
     curl_until(&web, &[&format!("http://{PUBLIC}/")], "none", |said| said.ends_with("403")).await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn wildcards_and_ranges_let_out_what_they_mean_and_no_more() -> Result<()> {
+    let mut mesh = Mesh::start("ranges", Backing::Sqlite, &["east"]).await?;
+    mesh.apply(EVERYTHING).await?;
+    mesh.internet.host.run(&["ip", "addr", "add", &format!("{PUBLIC}/32"), "dev", "lo"]).await?;
+    mesh.lab.route("192.31.196.0/24", &mesh.internet.host).await?;
+    let programs = mesh.programs.clone();
+    let records = [
+        format!("a.cdn.example.net={PUBLIC}"),
+        format!("deep.er.cdn.example.net={PUBLIC}"),
+        format!("cdn.example.net={PUBLIC}"),
+        format!("evilcdn.example.net={PUBLIC}"),
+        "metadata.cdn.example.net=169.254.169.254".to_owned(),
+        "private.cdn.example.net=10.0.0.10".to_owned(),
+    ];
+    mesh.internet.serve_names(&programs, &records.each_ref().map(String::as_str)).await?;
+    let entries = "appendMatch: [{type: Domain, value: '*.cdn.example.net', port: 80, protocol: http}, \
+                   {type: Domain, value: '*.cdn.example.net', port: 443, protocol: tls}, \
+                   {type: CIDR, value: 192.0.2.0/24, port: 7000, protocol: tcp}, \
+                   {type: CIDR, value: 10.0.0.0/8, port: 10002, protocol: tcp}, \
+                   {type: CIDR, value: 127.0.0.0/8, port: 80, protocol: http}]";
+    let one = "kind: Dataplane, labels: {kuma.io/display-name: web-1}";
+    mesh.apply(&passthrough(one, entries)).await?;
+    let web = mesh.workload("east", &Workload::http("web-1", "web")).await?;
+    let batch = mesh.workload("east", &Workload::http("batch-1", "batch")).await?;
+    let egress = mesh.zone("east")?.egress.as_ref().context("no egress")?.host.ip().to_string();
+    let through_egress =
+        |said: &str| said.ends_with("200") && said.contains(&format!(r#""peer":"{egress}""#));
+
+    // By name, at any depth, in any case: each gets an address of the sidecar's, and leaves by the egress.
+    for url in ["http://a.cdn.example.net/", "http://Deep.Er.CDN.example.net/", "https://a.cdn.example.net/"]
+    {
+        curl_until(&web, &["-k", url], url, through_egress).await?;
+    }
+    let (_, lent) = web.app(&["getent", "ahostsv4", "a.cdn.example.net"]).await?;
+    ensure!(lent.starts_with("244."), "{lent}");
+    // An application that holds the real address: SNI and Host decide.
+    let old = ["-k", "--resolve", &format!("a.cdn.example.net:443:{PUBLIC}"), "https://a.cdn.example.net/"];
+    curl_until(&web, &old, "at the address it held", through_egress).await?;
+
+    // What only looks like it has no address, is asked of nobody, and gets out by no other way either.
+    for name in ["cdn.example.net", "evilcdn.example.net", "a.cdn.example.net.evil.example.net"] {
+        let (found, said) = web.app(&["getent", "ahostsv4", name]).await?;
+        ensure!(!found, "{name} has an address: {said}");
+        for (scheme, port) in [("http", 80), ("https", 443)] {
+            for address in [PUBLIC, lent.split_whitespace().next().unwrap_or_default()] {
+                let resolve = format!("{name}:{port}:{address}");
+                let said = web.curl(&["-k", "--resolve", &resolve, &format!("{scheme}://{name}/")]).await?;
+                ensure!(!said.ends_with("200"), "{scheme} {name} at {address}: {said}");
+            }
+        }
+    }
+    let asked = mesh.internet.processes.first().map(|dns| dns.log()).unwrap_or_default();
+    ensure!(asked.contains("a.cdn.example.net") && !asked.contains("evil"), "{asked}");
+    // Another Host on the way of a listed name; and names that lead inside.
+    let said = web.curl(&["-i", "-H", "Host: evil.example.net", "http://a.cdn.example.net/"]).await?;
+    ensure!(said.contains("x-meridian-denied: not-listed"), "{said}");
+    for name in ["metadata", "private"] {
+        let said = web.curl(&["-i", &format!("http://{name}.cdn.example.net/")]).await?;
+        ensure!(said.contains("x-meridian-denied: address-refused"), "{name}: {said}");
+    }
+
+    // A range: documentation addresses are opened by it; loopback and the mesh's own parts are not.
+    let app = mesh.programs.app.display().to_string();
+    let (succeeded, said) = web.app(&[&app, "tcp-client", "--target", "192.0.2.10:7000"]).await?;
+    ensure!(succeeded && said.contains("until the end"), "an address of the range: {said}");
+    let (succeeded, said) = web.app(&[&app, "tcp-client", "--target", "198.51.100.10:7000"]).await?;
+    ensure!(!succeeded, "beside the range: {said}");
+    web.app(&[&app, "tcp-client", "--target", &format!("{egress}:10002")]).await?;
+    until("the refusal to lead to the egress itself", DEADLINE, || async {
+        let denials = mesh.get(&mesh.global, "/meshes/default/_denials").await?.to_string();
+        ensure!(denials.contains("one of this zone's own proxies"), "{denials}");
+        Ok(())
+    })
+    .await?;
+    ensure!(web.curl(&["http://192.0.2.10/"]).await?.ends_with("403"), "another port of the range");
+    let local = web.curl(&["-i", "-H", "Host: 127.0.0.1", &format!("http://{PUBLIC}/")]).await?;
+    ensure!(local.contains("x-meridian-denied: address-refused"), "{local}");
+
+    // Not for who is not selected.
+    let (succeeded, said) = batch.app(&[&app, "tcp-client", "--target", "192.0.2.10:7000"]).await?;
+    ensure!(!succeeded, "another caller: {said}");
+    let resolve = format!("a.cdn.example.net:80:{PUBLIC}");
+    let said = batch.curl(&["--resolve", &resolve, "http://a.cdn.example.net/"]).await?;
+    ensure!(said.ends_with("403"), "another caller: {said}");
+
+    // Taken away: what was open is cut.
+    let hold = [app.as_str(), "hold", "--kind", "tcp", "--target", "192.0.2.10:7000"];
+    let mut held = web.spawn_app("held", &hold)?;
+    held.wait_for_log("open", DEADLINE).await?;
+    mesh.meridian(&["delete", "meshpassthrough", "through"]).await?;
+    held.wait_for_log("closed:", DEADLINE).await?;
+    curl_until(&web, &["--resolve", &resolve, "http://a.cdn.example.net/"], "refused again", |said| {
+        said.ends_with("403")
+    })
+    .await?;
+    Ok(())
+}
