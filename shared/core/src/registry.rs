@@ -167,6 +167,12 @@ impl KindInfo {
         cell.get_or_init(|| Shape::new(self.schema(), self.format))
     }
 
+    /// Whether a `from` item of this policy says what an item of `rules` would: both have the same `default`.
+    pub fn from_means_rules(&self) -> bool {
+        let both = self.targets.is_some_and(|targets| targets.from && targets.rules);
+        both && self.shape().same_default("from", "rules")
+    }
+
     pub fn by_name(name: &str) -> Option<&'static Self> {
         kinds().iter().find(|info| info.kind.as_str() == name)
     }

@@ -38,6 +38,16 @@ impl Shape {
         Self { root: schema.to_value(), format }
     }
 
+    /// Whether the items of two lists have the same `default`.
+    pub(crate) fn same_default(&self, one: &str, other: &str) -> bool {
+        let default = |list: &str| {
+            let list = self.root.get("properties")?.get(list)?;
+            let item = self.resolve(list.get("items")?);
+            Some(self.resolve(item.get("properties")?.get("default")?))
+        };
+        default(one).is_some() && default(one) == default(other)
+    }
+
     /// The document in its one spelling; what is wrong with it goes to `out` and is left out of the answer.
     pub(crate) fn normalise(&self, value: &Value, out: &mut Violations) -> Value {
         let path = match self.format {

@@ -1,7 +1,8 @@
 use crate::Parsed;
-use crate::matching::{is_executed, is_service};
+use crate::matching::is_service;
+use crate::meta::Meta;
 use crate::permission::{Builder, of_entry};
-use crate::precedence::{is_for_namespace, sorted};
+use crate::precedence::sorted;
 use meridian_core::kinds::external_service::ExternalService;
 use meridian_core::kinds::mesh::Mesh;
 use meridian_core::kinds::mesh_external_service::MeshExternalService;
@@ -41,9 +42,9 @@ pub fn mesh_external_service_permission(
     sni: &str,
     policies: &[Parsed<MeshTrafficPermission>],
 ) -> Permission {
-    let of_mesh = policies
-        .iter()
-        .filter(|policy| policy.resource.key.mesh == resource.key.mesh && is_executed(&policy.resource));
+    let of_mesh = policies.iter().filter(|policy| {
+        policy.resource.key.mesh == resource.key.mesh && !Meta::from(&policy.resource).is_shadow()
+    });
     let mut builder = Builder::default();
     for policy in sorted(of_mesh, |spec| spec.target_ref.as_ref()) {
         let target = policy.spec.target_ref.as_ref();
@@ -70,7 +71,8 @@ pub fn mesh_external_service_permission(
 
 /// A workload owner's policies are about their own workloads, not about what is outside.
 fn is_for_all(policy: &Resource) -> bool {
-    is_executed(policy) && !is_for_namespace(policy)
+    let meta = Meta::from(policy);
+    !meta.is_shadow() && !meta.is_for_namespace()
 }
 
 fn is_for_sidecars(target: &TargetRef) -> bool {
@@ -81,13 +83,9 @@ fn means(target: &TargetRef, resource: &Resource) -> bool {
     match target.kind {
         TargetKind::Mesh => is_for_sidecars(target),
         TargetKind::MeshExternalService => {
-            let display = names::display(&resource.key.name, &resource.labels);
-            let label = |name: &str| match name {
-                meridian_core::labels::DISPLAY_NAME => Some(display),
-                _ => resource.labels.get(name).map(String::as_str),
-            };
-            let labelled = target.labels.iter().flatten().all(|(name, value)| label(name) == Some(value));
-            let named = target.name().is_none_or(|name| name == display);
+            let meta = Meta::from(resource);
+            let named = target.name().is_none_or(|name| name == meta.display());
+            let labelled = meta.has_labels(target.labels.as_ref());
             (target.name().is_some() || target.has_labels()) && named && labelled
         }
         _ => false,

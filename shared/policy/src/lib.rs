@@ -1,17 +1,43 @@
 //! Which policies select what, and what they add up to: pure functions over resources.
 //!
+//! One matcher ([`selects`]), one order and one merge serve all kinds. They work on the canonical JSON of a policy
+//! ([`Policy`]), of which the kind's entry in the registry says which lists it has; the merged configuration is
+//! turned into its kind's type by whoever asks ([`Merged::conf`]).
+//!
 //! The order in which policies arrive never matters: whatever is compiled is sorted by Kuma's precedence first.
 
+mod destinations;
+mod egress;
 mod external;
+mod hash;
+mod inbound;
 mod matching;
+mod merge;
+mod meta;
+mod outbound;
 mod passthrough;
 mod permission;
+mod policy;
 mod precedence;
+mod proxy;
+mod routes;
+mod subset;
 
+pub use destinations::{DestinationId, Destinations};
+pub use egress::{EgressRules, egress_rules};
 pub use external::{external_service_permission, mesh_external_service_permission};
-pub use matching::{InboundRef, Subject, selects};
+pub use hash::matches_hash;
+pub use inbound::{InboundConf, InboundRule, from_conf, from_rules, inbound_confs, inbound_rules};
+pub use matching::{InboundRef, Section, Subject, selects};
+pub use merge::{Merged, Origin, merge};
+pub use meta::kri;
+pub use outbound::{MATCHES_HASH_TAG, ResourceRule, ResourceRules, ToItem, to_conf, to_items, to_rules};
 pub use passthrough::{Passthrough, PassthroughEntry, passthrough};
 pub use permission::inbound_permission;
+pub use policy::{Form, Policy, PolicyError, sort};
+pub use proxy::proxy_conf;
+pub use routes::Routes;
+pub use subset::{Subset, SubsetRule, Tag};
 
 use meridian_core::{Resource, Spec};
 

@@ -1,12 +1,12 @@
 use crate::precedence::sorted;
+use crate::subset::tags_of;
 use crate::{Parsed, Subject, selects};
 use meridian_core::kinds::dataplane::Inbound;
 use meridian_core::kinds::mesh_traffic_permission::{
     Action as Said, From, MeshTrafficPermission, RuleMatch, SpiffeIdMatchType,
 };
-use meridian_core::{Resource, TargetKind, TargetRef, labels, names};
+use meridian_core::{Resource, names};
 use meridian_proxy_config::{Action, CallerMatch, Permission, PermissionRule};
-use std::collections::BTreeMap;
 
 /// Who may call one inbound of a Dataplane, by all MeshTrafficPermissions of its mesh (in any order).
 pub fn inbound_permission(
@@ -123,23 +123,10 @@ fn from_rule(from: &From, policy: &str) -> Option<PermissionRule> {
         Some(Said::AllowWithShadowDeny) => Action::AllowWithShadowDeny,
         Some(Said::Deny | Said::Other(_)) | None => Action::Deny,
     };
-    match tags(&from.target_ref) {
+    match tags_of(&from.target_ref) {
         Some(tags) => Some(rule(action, CallerMatch { tags, ..CallerMatch::default() }, policy)),
         None if action == Action::Deny => Some(rule(action, CallerMatch::default(), policy)),
         None => None,
-    }
-}
-
-/// Callers by the tags in their certificates.
-fn tags(target: &TargetRef) -> Option<BTreeMap<String, String>> {
-    let service = || target.name().map(|name| (labels::SERVICE.to_owned(), name.to_owned()));
-    let tags = target.tags.clone().unwrap_or_default();
-    match target.kind {
-        TargetKind::Mesh => Some(BTreeMap::new()),
-        TargetKind::MeshSubset => Some(tags),
-        TargetKind::MeshService => Some([service()?].into()),
-        TargetKind::MeshServiceSubset => Some(tags.into_iter().chain([service()?]).collect()),
-        _ => None,
     }
 }
 

@@ -5,30 +5,50 @@
 //! ones the name, where the alphabetically first is the strongest.
 
 use crate::Parsed;
-use meridian_core::{Resource, TargetKind, TargetRef, labels, names};
+use crate::meta::{Meta, Origin, Role};
+use meridian_core::{Key, Resource, TargetKind, TargetRef};
 use std::cmp::Reverse;
 
-/// Sorts from weak to strong. Any two policies differ in their keys, so the order is total: that of arrival never
+/// A policy's place in the order. Any two policies differ in their keys, so the order is total: that of arrival never
 /// shows.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Precedence {
+    pub(crate) strength: Strength,
+    pub(crate) name: Reverse<(String, Key)>,
+}
+
+/// All of the order but the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Strength {
+    kind: u8,
+    precision: u8,
+    origin: Origin,
+    role: Role,
+}
+
+impl Precedence {
+    pub(crate) fn of(policy: &Resource, target: Option<&TargetRef>) -> Self {
+        let meta = Meta::from(policy);
+        let kind = target.map_or(1, |target| rank(&target.kind));
+        let precision = target.map_or(0, precision);
+        let strength = Strength { kind, precision, origin: meta.origin(), role: meta.role() };
+        Self { strength, name: meta.order() }
+    }
+}
+
+/// Sorts from weak to strong.
 pub(crate) fn sorted<'a, T>(
     policies: impl Iterator<Item = &'a Parsed<T>>,
     target: impl Fn(&T) -> Option<&TargetRef>,
 ) -> Vec<&'a Parsed<T>> {
     let mut policies: Vec<_> = policies.collect();
-    policies.sort_by_cached_key(|policy| {
-        let resource = &policy.resource;
-        let display = names::display(&resource.key.name, &resource.labels).to_owned();
-        let strength = (top_level(target(&policy.spec)), origin(resource), role(resource));
-        (strength, Reverse((display, resource.key.clone())))
-    });
+    policies.sort_by_cached_key(|policy| Precedence::of(&policy.resource, target(&policy.spec)));
     policies
 }
 
-fn top_level(target: Option<&TargetRef>) -> (u8, u8) {
-    let Some(target) = target else {
-        return (1, 0);
-    };
-    let kind = match target.kind {
+/// Kuma's order of targetRef kinds, at the top level and in `to`.
+pub(crate) fn rank(kind: &TargetKind) -> u8 {
+    match kind {
         TargetKind::Mesh | TargetKind::Other(_) => 1,
         TargetKind::Dataplane => 2,
         TargetKind::MeshSubset => 3,
@@ -38,49 +58,20 @@ fn top_level(target: Option<&TargetRef>) -> (u8, u8) {
         TargetKind::MeshMultiZoneService => 7,
         TargetKind::MeshServiceSubset => 8,
         TargetKind::MeshHttpRoute => 9,
-    };
+    }
+}
+
+/// How precisely Dataplanes are named.
+fn precision(target: &TargetRef) -> u8 {
+    if target.kind != TargetKind::Dataplane {
+        return 0;
+    }
     let named = target.name().is_some() || target.namespace().is_some();
-    let precision = match (named, target.section_name().is_some(), target.has_labels()) {
+    match (named, target.section_name().is_some(), target.has_labels()) {
         (true, true, _) => 4,
         (true, false, _) => 3,
         (false, true, _) => 2,
         (false, false, true) => 1,
         (false, false, false) => 0,
-    };
-    (kind, if target.kind == TargetKind::Dataplane { precision } else { 0 })
-}
-
-fn origin(policy: &Resource) -> u8 {
-    match policy.labels.get(labels::ORIGIN).map(String::as_str) {
-        Some(labels::ORIGIN_GLOBAL) => 1,
-        Some(labels::ORIGIN_ZONE) => 3,
-        _ => 2,
     }
-}
-
-fn role(policy: &Resource) -> u8 {
-    match policy.labels.get(labels::POLICY_ROLE).map(String::as_str) {
-        Some(labels::ROLE_PRODUCER) => 2,
-        Some(labels::ROLE_CONSUMER) => 3,
-        Some(labels::ROLE_WORKLOAD_OWNER) => 4,
-        _ => 1,
-    }
-}
-
-/// Whose policies hold for the workloads of their namespace only.
-pub(crate) fn is_for_namespace(policy: &Resource) -> bool {
-    role(policy) > 2
-}
-
-/// The zone where a resource was written, or empty.
-pub(crate) fn zone(resource: &Resource) -> &str {
-    zone_of(&resource.key, &resource.labels)
-}
-
-pub(crate) fn zone_of<'a>(
-    key: &'a meridian_core::Key,
-    labels: &'a std::collections::BTreeMap<String, String>,
-) -> &'a str {
-    let labelled = labels.get(meridian_core::labels::ZONE).map_or("", String::as_str);
-    if key.zone.is_empty() { labelled } else { &key.zone }
 }
