@@ -11,6 +11,7 @@ mod check;
 pub mod document;
 pub mod duration;
 mod enums;
+mod int_or_string;
 mod key;
 pub mod kinds;
 pub mod labels;
@@ -24,6 +25,7 @@ mod target_ref;
 mod validate;
 mod violation;
 
+pub use int_or_string::IntOrString;
 pub use key::{Key, Kind};
 pub use registry::{Checked, Flow, Format, KindInfo, Scope, Standing, TargetRefs, WrittenAt, kinds};
 pub use resource::{ParseError, Resource};

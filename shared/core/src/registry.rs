@@ -2,8 +2,8 @@
 
 use crate::kinds::{
     dataplane, external_service, global_secret, hostname_generator, mesh, mesh_external_service,
-    mesh_passthrough, mesh_service, mesh_traffic_permission, secret, token_key, token_revocation,
-    trust_bundle, zone, zone_egress, zone_ingress,
+    mesh_http_route, mesh_passthrough, mesh_service, mesh_tcp_route, mesh_traffic_permission, secret,
+    token_key, token_revocation, trust_bundle, zone, zone_egress, zone_ingress,
 };
 use crate::shape::Shape;
 use crate::{Context, Kind, Spec, Violation};
@@ -194,7 +194,7 @@ pub fn kinds() -> &'static [KindInfo] {
     &KINDS
 }
 
-static KINDS: [KindInfo; 16] = [
+static KINDS: [KindInfo; 18] = [
     mesh::INFO,
     zone::INFO,
     global_secret::INFO,
@@ -208,6 +208,8 @@ static KINDS: [KindInfo; 16] = [
     mesh_external_service::INFO,
     mesh_passthrough::INFO,
     mesh_traffic_permission::INFO,
+    mesh_http_route::INFO,
+    mesh_tcp_route::INFO,
     trust_bundle::INFO,
     token_key::INFO,
     token_revocation::INFO,

@@ -29,7 +29,10 @@ enum Node<'a> {
     Integer,
     Number,
     Boolean,
-    IntegerOrText,
+    /// `signed`: the schema names a minimum below zero.
+    IntegerOrText {
+        signed: bool,
+    },
     Any,
 }
 
@@ -73,8 +76,9 @@ impl Shape {
             }
             (Node::Integer, _) => integer(value, self.format),
             (Node::Number, Value::Number(_)) | (Node::Boolean, Value::Bool(_)) => Some(value.clone()),
-            (Node::IntegerOrText, Value::String(_)) => Some(value.clone()),
-            (Node::IntegerOrText, _) => integer(value, self.format),
+            (Node::IntegerOrText { .. }, Value::String(_)) => Some(value.clone()),
+            (Node::IntegerOrText { signed: true }, _) => signed(value),
+            (Node::IntegerOrText { signed: false }, _) => integer(value, self.format),
             _ => None,
         };
         if checked.is_none() {
@@ -155,7 +159,7 @@ impl Shape {
         match self.node(schema) {
             Node::Object(_) | Node::Map(_) => Value::Object(Map::new()),
             Node::List(_) => Value::Array(Vec::new()),
-            Node::Text(_) | Node::IntegerOrText => Value::String(String::new()),
+            Node::Text(_) | Node::IntegerOrText { .. } => Value::String(String::new()),
             Node::Integer | Node::Number => Value::from(0),
             Node::Boolean => Value::Bool(false),
             Node::Enum(values) => values.first().cloned().unwrap_or_default(),
@@ -187,7 +191,7 @@ impl Shape {
             (Some("number"), ..) => Node::Number,
             (Some("boolean"), ..) => Node::Boolean,
             (None, Some(Value::Array(values)), _) => Node::Enum(values),
-            _ if keywords.contains_key("anyOf") => Node::IntegerOrText,
+            _ if keywords.contains_key("anyOf") => Node::IntegerOrText { signed: is_signed(keywords) },
             _ => Node::Any,
         }
     }
@@ -233,7 +237,7 @@ impl Node<'_> {
             Self::Integer => "must be an integer of at least 0 and less than 4294967296".into(),
             Self::Number => "must be a number".into(),
             Self::Boolean => "must be true or false".into(),
-            Self::IntegerOrText => "must be an integer or a string".into(),
+            Self::IntegerOrText { .. } => "must be an integer or a string".into(),
             Self::Any => "is not valid".into(),
         }
     }
@@ -263,6 +267,18 @@ fn integer(value: &Value, format: Format) -> Option<Value> {
         _ => return None,
     };
     u32::try_from(number).ok().map(Value::from)
+}
+
+/// Of an `anyOf`: whether one of its alternatives takes numbers below zero.
+fn is_signed(keywords: &Map<String, Value>) -> bool {
+    let alternatives = keywords.get("anyOf").and_then(Value::as_array);
+    let minimum = |schema: &Value| schema.get("minimum").and_then(Value::as_i64);
+    alternatives.into_iter().flatten().filter_map(minimum).any(|minimum| minimum < 0)
+}
+
+/// Kubernetes' integers: 32 bits, with a sign.
+fn signed(value: &Value) -> Option<Value> {
+    value.as_i64().and_then(|number| i32::try_from(number).ok()).map(Value::from)
 }
 
 fn whole(number: &Number) -> Option<u64> {

@@ -82,6 +82,9 @@ impl TargetRef {
 
     /// A word on a reference that means less than it seems to.
     pub(crate) fn name_warning(&self) -> Option<String> {
+        if self.kind == TargetKind::MeshGateway {
+            return Some("spec.targetRef selects nothing: there are no builtin gateways".to_owned());
+        }
         (self.kind == TargetKind::Dataplane && self.name().is_some()).then(|| {
             "spec.targetRef.name selects Dataplanes only of the zone where the policy is written; labels select \
              everywhere"

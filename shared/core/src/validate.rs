@@ -1,11 +1,39 @@
 //! Checks that several kinds share, in Kuma's words.
 
-use crate::{Violations, labels, names};
+use crate::{IntOrString, Violations, labels, names};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// Protocols that the tag `kuma.io/protocol` and `appProtocol` may name.
 pub(crate) const PROTOCOLS: [&str; 5] = ["grpc", "http", "http2", "kafka", "tcp"];
+
+pub(crate) const MUST_BE_DEFINED: &str = "must be defined";
+pub(crate) const MUST_NOT_BE_DEFINED: &str = "must not be defined";
+pub(crate) const MUST_NOT_BE_EMPTY: &str = "must not be empty";
+/// Of an `IntOrString`.
+pub(crate) const NUMBER_EXPECTED: &str = "string must be a valid number";
+pub(crate) const NOT_A_PERCENTAGE: &str = "must be in inclusive range [0.0, 100.0]";
+
+pub(crate) fn percentage(path: &str, value: &IntOrString, not_a_number: &str, out: &mut Violations) {
+    match value.number() {
+        None => out.push(path, not_a_number),
+        Some(number) if !(0.0..=100.0).contains(&number) => out.push(path, NOT_A_PERCENTAGE),
+        Some(_) => {}
+    }
+}
+
+/// Whether `text` is a regular expression that can be executed: in linear time, within a bound of memory.
+pub(crate) fn regex(path: &str, text: &str, out: &mut Violations) {
+    if regex::RegexBuilder::new(text).size_limit(REGEX_BYTES).build().is_err() {
+        out.push(path, "invalid regex");
+    }
+}
+
+/// Of one compiled expression; ten times what usual ones take.
+const REGEX_BYTES: usize = 256 * 1024;
+
+/// What Kuma asks of ports in the newer kinds.
+pub(crate) const INVALID_PORT: &str = "port must be a valid (1-65535)";
 
 /// What Kuma asks of protobuf kinds' ports.
 pub(crate) fn port(path: &str, port: u32, out: &mut Violations) {

@@ -1,16 +1,20 @@
 //! One file a kind.
 
+pub mod backend_ref;
 pub mod data_source;
 pub mod dataplane;
 mod dataplane_checks;
 pub mod external_service;
 pub mod global_secret;
 pub mod hostname_generator;
+pub mod http_headers;
 pub mod mesh;
 pub mod mesh_external_service;
+pub mod mesh_http_route;
 mod mesh_observability;
 pub mod mesh_passthrough;
 pub mod mesh_service;
+pub mod mesh_tcp_route;
 pub mod mesh_traffic_permission;
 pub mod secret;
 pub mod token_key;

@@ -5,7 +5,7 @@ use super::mesh::{Mesh, mesh_default};
 use crate::document;
 use std::collections::BTreeMap;
 
-fn violations(yaml: &str) -> Vec<String> {
+pub(super) fn violations(yaml: &str) -> Vec<String> {
     match document::check(&document::parse_text(yaml).unwrap(), None) {
         Ok(_) => Vec::new(),
         Err(problem) => {
@@ -17,17 +17,17 @@ fn violations(yaml: &str) -> Vec<String> {
     }
 }
 
-fn warnings(yaml: &str) -> Vec<String> {
+pub(super) fn warnings(yaml: &str) -> Vec<String> {
     document::check(&document::parse_text(yaml).unwrap(), None).unwrap().warnings
 }
 
 #[track_caller]
-fn wrong(yaml: &str, expected: &[&str]) {
+pub(super) fn wrong(yaml: &str, expected: &[&str]) {
     assert_eq!(violations(yaml), expected, "{yaml}");
 }
 
 #[track_caller]
-fn right(yaml: &str) {
+pub(super) fn right(yaml: &str) {
     wrong(yaml, &[]);
 }
 

@@ -23,10 +23,10 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 32] = [
+const ALL: [Unsupported; 30] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
-    unsupported("TrafficRoute", "traffic-routes", Later("MeshHTTPRoute or MeshTCPRoute")),
+    unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
     unsupported("TrafficLog", "traffic-logs", Later("MeshAccessLog")),
     unsupported("TrafficTrace", "traffic-traces", Later("MeshTrace")),
     unsupported("HealthCheck", "health-checks", Later("MeshHealthCheck")),
@@ -43,7 +43,7 @@ const ALL: [Unsupported; 32] = [
         "meshgateways",
         Other("a delegated gateway: a Dataplane with networking.gateway"),
     ),
-    unsupported("MeshGatewayRoute", "meshgatewayroutes", Later("MeshHTTPRoute or MeshTCPRoute")),
+    unsupported("MeshGatewayRoute", "meshgatewayroutes", Kind("MeshHTTPRoute or MeshTCPRoute")),
     unsupported("MeshGatewayInstance", "meshgatewayinstances", Other("a delegated gateway")),
     unsupported("MeshGatewayConfig", "meshgatewayconfigs", Other("a delegated gateway")),
     // Kuma's kinds that come later.
@@ -51,14 +51,12 @@ const ALL: [Unsupported; 32] = [
     unsupported("MeshCircuitBreaker", "meshcircuitbreakers", NotYet),
     unsupported("MeshFaultInjection", "meshfaultinjections", NotYet),
     unsupported("MeshHealthCheck", "meshhealthchecks", NotYet),
-    unsupported("MeshHTTPRoute", "meshhttproutes", NotYet),
     unsupported("MeshLoadBalancingStrategy", "meshloadbalancingstrategies", NotYet),
     unsupported("MeshMetric", "meshmetrics", NotYet),
     unsupported("MeshMultiZoneService", "meshmultizoneservices", NotYet),
     unsupported("MeshProxyPatch", "meshproxypatches", NotYet),
     unsupported("MeshRateLimit", "meshratelimits", NotYet),
     unsupported("MeshRetry", "meshretries", NotYet),
-    unsupported("MeshTCPRoute", "meshtcproutes", NotYet),
     unsupported("MeshTimeout", "meshtimeouts", NotYet),
     unsupported("MeshTLS", "meshtlses", Other("the Mesh's mtls.backends[].mode")),
     unsupported("MeshTrace", "meshtraces", NotYet),

@@ -72,7 +72,7 @@ fn lines(missing: &[Expected], unexpected: &[Violation]) -> Value {
 /// The whole document: a case may give a spec only.
 fn document_of(case: &Case) -> Value {
     if let Some(resource) = &case.resource {
-        return resource.clone();
+        return enveloped(case, resource.clone());
     }
     let spec = case.spec.clone().unwrap_or_else(|| json!({}));
     let legacy =
@@ -89,4 +89,19 @@ fn document_of(case: &Case) -> Value {
         fields.insert("mesh".into(), "default".into());
     }
     Value::Object(fields)
+}
+
+/// Some of Kuma's tests read a document into a policy's spec, so that type, mesh and name stand beside the spec's fields.
+fn enveloped(case: &Case, mut resource: Value) -> Value {
+    let format = KindInfo::by_name(&case.kind).map(|info| info.format);
+    let flat = format == Some(meridian_core::Format::Spec) && resource.get("spec").is_none();
+    let Some(fields) = resource.as_object_mut().filter(|_| flat) else {
+        return resource;
+    };
+    let (envelope, spec): (Map<_, _>, Map<_, _>) = std::mem::take(fields)
+        .into_iter()
+        .partition(|(name, _)| ["type", "mesh", "name", "labels"].contains(&name.as_str()));
+    *fields = envelope;
+    fields.insert("spec".into(), Value::Object(spec));
+    resource
 }

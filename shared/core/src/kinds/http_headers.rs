@@ -1,0 +1,90 @@
+//! Headers as several policies match and modify them.
+
+use crate::Violations;
+use crate::enums::text_enum;
+use crate::validate::{self, MUST_NOT_BE_EMPTY};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// A condition on one header.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct HeaderMatch {
+    /// Unset: Exact.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub type_: Option<HeaderMatchType>,
+    /// In lower case.
+    pub name: String,
+    /// Of all types but Present and Absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+}
+
+text_enum! {
+    /// How a header is compared.
+    HeaderMatchType, default HeaderMatchType::Exact, {
+        Exact = "Exact",
+        Present = "Present",
+        RegularExpression = "RegularExpression",
+        Absent = "Absent",
+        Prefix = "Prefix",
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct HeaderKeyValue {
+    pub name: String,
+    pub value: String,
+}
+
+impl HeaderMatch {
+    pub(crate) fn check(&self, path: &str, out: &mut Violations) {
+        check_header_name(&format!("{path}.name"), &self.name, out);
+        if self.type_.as_ref().is_some_and(|type_| !type_.is_known()) {
+            out.push(format!("{path}.type"), validate::one_of("type", HeaderMatchType::VALUES));
+        }
+        if self.type_ == Some(HeaderMatchType::RegularExpression) {
+            validate::regex(&format!("{path}.value"), self.value.as_deref().unwrap_or_default(), out);
+        }
+    }
+}
+
+/// Checks lists of a header modifier: names of headers, at most 16 a list, no name in two places.
+pub(crate) fn check_modifier<'a>(
+    path: &str,
+    lists: impl IntoIterator<Item = (&'static str, Vec<&'a str>)>,
+    out: &mut Violations,
+) {
+    let mut seen = BTreeSet::new();
+    for (list, names) in lists {
+        if names.len() > MAX_MODIFIED {
+            out.push(format!("{path}.{list}"), format!("must have at most {MAX_MODIFIED} items"));
+        }
+        for (i, name) in names.into_iter().enumerate() {
+            let item = match list {
+                "remove" => format!("{path}.{list}[{i}]"),
+                _ => format!("{path}.{list}[{i}].name"),
+            };
+            check_header_name(&item, name, out);
+            if !seen.insert(name.to_ascii_lowercase()) {
+                out.push(item, "duplicate header name");
+            }
+        }
+    }
+}
+
+/// In Kuma's CRDs.
+const MAX_MODIFIED: usize = 16;
+const MAX_NAME: usize = 256;
+
+/// A header's name: RFC 9110's token, in lower case as HTTP/2 has it.
+fn check_header_name(path: &str, name: &str, out: &mut Violations) {
+    let is_token = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() {
+        out.push(path, MUST_NOT_BE_EMPTY);
+    } else if name.len() > MAX_NAME || !name.bytes().all(is_token) {
+        out.push(path, "must be a header's name in lower case, of at most 256 characters");
+    }
+}
