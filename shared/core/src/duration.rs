@@ -13,6 +13,14 @@ pub struct ProtoDuration(pub Duration);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GoDuration(pub Duration);
 
+/// A duration of a policy: Go's form with units from `ns` to `h`, as Kuma's policies have it. A sign parses, so that
+/// validation can say what is wrong with it; in a resource that passed its check there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyDuration {
+    negative: bool,
+    length: Duration,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid duration {0:?}")]
 pub struct InvalidDuration(String);
@@ -90,6 +98,37 @@ impl GoDuration {
     }
 }
 
+impl PolicyDuration {
+    pub fn parse(text: &str) -> Result<Self, InvalidDuration> {
+        let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+        let length = GoDuration::parse(unsigned).map(|duration| duration.0);
+        match length {
+            Ok(length) if length.as_nanos() <= GO_MAX_NANOS && !unsigned.contains(['d', 'w', 'y']) => {
+                Ok(Self { negative: text.starts_with('-') && !length.is_zero(), length })
+            }
+            _ => Err(InvalidDuration(text.to_owned())),
+        }
+    }
+
+    /// As Go prints it.
+    pub fn format(self) -> String {
+        let sign = if self.negative { "-" } else { "" };
+        format!("{sign}{}", GoDuration(self.length).format())
+    }
+
+    /// Its length; zero for what is negative.
+    pub fn get(self) -> Duration {
+        if self.negative { Duration::ZERO } else { self.length }
+    }
+
+    pub fn is_negative(self) -> bool {
+        self.negative
+    }
+}
+
+/// Go's durations are signed 64-bit nanoseconds: 292 years.
+const GO_MAX_NANOS: u128 = i64::MAX as u128;
+
 /// `number` (digits, at most one dot) times `scale`, in nanoseconds.
 fn decimal(number: &str, scale: u64) -> Option<u128> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -160,6 +199,12 @@ text_form!(
     r"^(0|(([0-9]+(\.[0-9]+)?|\.[0-9]+)(ns|us|µs|ms|s|m|h|d|w|y))+)$",
     "1h30m"
 );
+text_form!(
+    PolicyDuration,
+    "policy-duration",
+    r"^(0|(([0-9]+(\.[0-9]+)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+)$",
+    "15s"
+);
 
 #[cfg(test)]
 mod tests {
@@ -187,6 +232,18 @@ mod tests {
         }
         for text in ["", "1", "-1s", "h", "1x", "1h 2m", "1..s"] {
             assert!(GoDuration::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn durations_of_policies_have_a_sign_and_no_days() {
+        let of = |text| PolicyDuration::parse(text).unwrap();
+        assert_eq!(of("1h30m").get(), Duration::from_secs(5400));
+        assert!(of("-5s").is_negative() && of("-5s").get().is_zero());
+        assert_eq!(of("-5s").format(), "-5s");
+        assert!(!of("-0s").is_negative());
+        for text in ["1d", "2w", "1y", "--1s", "- 1s", "", "5", "9000000h"] {
+            assert!(PolicyDuration::parse(text).is_err(), "{text:?}");
         }
     }
 

@@ -1,9 +1,10 @@
 //! The one list of kinds. REST routes, store, sync, CLI and OpenAPI are loops over it.
 
 use crate::kinds::{
-    dataplane, external_service, global_secret, hostname_generator, mesh, mesh_external_service,
-    mesh_http_route, mesh_passthrough, mesh_service, mesh_tcp_route, mesh_traffic_permission, secret,
-    token_key, token_revocation, trust_bundle, zone, zone_egress, zone_ingress,
+    dataplane, external_service, global_secret, hostname_generator, mesh, mesh_circuit_breaker,
+    mesh_external_service, mesh_http_route, mesh_passthrough, mesh_service, mesh_tcp_route, mesh_timeout,
+    mesh_tls, mesh_traffic_permission, secret, token_key, token_revocation, trust_bundle, zone, zone_egress,
+    zone_ingress,
 };
 use crate::shape::Shape;
 use crate::{Context, Kind, Spec, Violation};
@@ -194,7 +195,7 @@ pub fn kinds() -> &'static [KindInfo] {
     &KINDS
 }
 
-static KINDS: [KindInfo; 18] = [
+static KINDS: [KindInfo; 21] = [
     mesh::INFO,
     zone::INFO,
     global_secret::INFO,
@@ -210,6 +211,9 @@ static KINDS: [KindInfo; 18] = [
     mesh_traffic_permission::INFO,
     mesh_http_route::INFO,
     mesh_tcp_route::INFO,
+    mesh_timeout::INFO,
+    mesh_circuit_breaker::INFO,
+    mesh_tls::INFO,
     trust_bundle::INFO,
     token_key::INFO,
     token_revocation::INFO,

@@ -26,7 +26,10 @@ enum Node<'a> {
     /// Texts with the numbers that stand for them (protobuf).
     Enum(&'a Vec<Value>),
     Text(Option<&'a str>),
-    Integer,
+    /// `signed`: the schema names no minimum of zero.
+    Integer {
+        signed: bool,
+    },
     Number,
     Boolean,
     /// `signed`: the schema names a minimum below zero.
@@ -74,7 +77,8 @@ impl Shape {
             (Node::Text(format), _) => {
                 text(value).filter(|text| format.is_none_or(|format| formatted(format, text)))
             }
-            (Node::Integer, _) => integer(value, self.format),
+            (Node::Integer { signed: true }, _) => signed(value),
+            (Node::Integer { signed: false }, _) => integer(value, self.format),
             (Node::Number, Value::Number(_)) | (Node::Boolean, Value::Bool(_)) => Some(value.clone()),
             (Node::IntegerOrText { .. }, Value::String(_)) => Some(value.clone()),
             (Node::IntegerOrText { signed: true }, _) => signed(value),
@@ -160,7 +164,7 @@ impl Shape {
             Node::Object(_) | Node::Map(_) => Value::Object(Map::new()),
             Node::List(_) => Value::Array(Vec::new()),
             Node::Text(_) | Node::IntegerOrText { .. } => Value::String(String::new()),
-            Node::Integer | Node::Number => Value::from(0),
+            Node::Integer { .. } | Node::Number => Value::from(0),
             Node::Boolean => Value::Bool(false),
             Node::Enum(values) => values.first().cloned().unwrap_or_default(),
             Node::Any => Value::Null,
@@ -187,7 +191,7 @@ impl Shape {
             (Some("array"), ..) => Node::List(keywords.get("items")),
             // A `text_enum`: its validation has Kuma's words for wrong values.
             (Some("string"), ..) => Node::Text(keywords.get("format").and_then(Value::as_str)),
-            (Some("integer"), ..) => Node::Integer,
+            (Some("integer"), ..) => Node::Integer { signed: !keywords.contains_key("minimum") },
             (Some("number"), ..) => Node::Number,
             (Some("boolean"), ..) => Node::Boolean,
             (None, Some(Value::Array(values)), _) => Node::Enum(values),
@@ -231,10 +235,17 @@ impl Node<'_> {
                 format!("must be one of: {}", names.join(", "))
             }
             Self::Text(Some("proto-duration")) => "must be a duration in seconds, like 1.5s".into(),
-            Self::Text(Some("go-duration")) => "must be a duration, like 1h30m or 500ms".into(),
+            Self::Text(Some("go-duration" | "policy-duration")) => {
+                "must be a duration, like 1h30m or 500ms".into()
+            }
             Self::Text(Some("cidr")) => "must be addresses in CIDR notation, like 192.0.2.0/24".into(),
             Self::Text(_) => "must be a string".into(),
-            Self::Integer => "must be an integer of at least 0 and less than 4294967296".into(),
+            Self::Integer { signed: false } => {
+                "must be an integer of at least 0 and less than 4294967296".into()
+            }
+            Self::Integer { signed: true } => {
+                "must be an integer of at least -2147483648 and less than 2147483648".into()
+            }
             Self::Number => "must be a number".into(),
             Self::Boolean => "must be true or false".into(),
             Self::IntegerOrText { .. } => "must be an integer or a string".into(),
@@ -292,6 +303,7 @@ fn formatted(format: &str, value: &Value) -> bool {
     match format {
         "proto-duration" => crate::duration::ProtoDuration::parse(text).is_ok(),
         "go-duration" => crate::duration::GoDuration::parse(text).is_ok(),
+        "policy-duration" => crate::duration::PolicyDuration::parse(text).is_ok(),
         "cidr" => text.parse::<ipnet::IpNet>().is_ok(),
         _ => true,
     }

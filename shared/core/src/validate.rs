@@ -1,5 +1,6 @@
 //! Checks that several kinds share, in Kuma's words.
 
+use crate::duration::PolicyDuration;
 use crate::{IntOrString, Violations, labels, names};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -136,3 +137,38 @@ pub(crate) fn protocol_tag(path: &str, tags: &BTreeMap<String, String>, out: &mu
         );
     }
 }
+
+/// A duration that may be zero, which mostly means "never".
+pub(crate) fn not_negative(path: &str, value: Option<PolicyDuration>, out: &mut Violations) {
+    if value.is_some_and(PolicyDuration::is_negative) {
+        out.push(path, "must not be negative when defined");
+    }
+}
+
+/// A duration that may be left out, but not be zero.
+pub(crate) fn positive_duration(path: &str, value: Option<PolicyDuration>, out: &mut Violations) {
+    if value.is_some_and(|value| value.get().is_zero()) {
+        out.push(path, POSITIVE_WHEN_DEFINED);
+    }
+}
+
+/// A count that may be left out, but not be zero.
+pub(crate) fn positive_count(path: &str, value: Option<u32>, out: &mut Violations) {
+    if value == Some(0) {
+        out.push(path, GREATER_THAN_ZERO);
+    }
+}
+
+/// A whole percentage.
+pub(crate) fn whole_percentage(path: &str, value: Option<i64>, out: &mut Violations) {
+    if value.is_some_and(|value| !(0..=100).contains(&value)) {
+        out.push(path, "must be in inclusive range [0, 100]");
+    }
+}
+
+pub(crate) fn at_least_one(fields: &[&str]) -> String {
+    format!("must have at least one defined: {}", fields.join(", "))
+}
+
+pub(crate) const GREATER_THAN_ZERO: &str = "must be greater than 0";
+const POSITIVE_WHEN_DEFINED: &str = "must be greater than zero when defined";

@@ -211,9 +211,11 @@ impl RuleConf {
 }
 
 impl RuleMatch {
-    fn check(&self, path: &str, out: &mut Violations) {
+    pub(crate) fn check(&self, path: &str, out: &mut Violations) {
         if let Some(id) = &self.spiffe_id {
-            if !id.type_.is_known() {
+            if id.type_.as_str().is_empty() {
+                out.push(format!("{path}.spiffeID.type"), "must be set");
+            } else if !id.type_.is_known() {
                 out.push(
                     format!("{path}.spiffeID.type"),
                     validate::one_of("type", SpiffeIdMatchType::VALUES),
@@ -224,7 +226,9 @@ impl RuleMatch {
             }
         }
         if let Some(sni) = &self.sni {
-            if !sni.type_.is_known() {
+            if sni.type_.as_str().is_empty() {
+                out.push(format!("{path}.sni.type"), "must be set");
+            } else if !sni.type_.is_known() {
                 out.push(format!("{path}.sni.type"), validate::one_of("type", SniMatchType::VALUES));
             }
             if sni.value.is_empty() {

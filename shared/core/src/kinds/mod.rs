@@ -9,13 +9,17 @@ pub mod global_secret;
 pub mod hostname_generator;
 pub mod http_headers;
 pub mod mesh;
+pub mod mesh_circuit_breaker;
 pub mod mesh_external_service;
 pub mod mesh_http_route;
 mod mesh_observability;
 pub mod mesh_passthrough;
 pub mod mesh_service;
 pub mod mesh_tcp_route;
+pub mod mesh_timeout;
+pub mod mesh_tls;
 pub mod mesh_traffic_permission;
+pub mod policy;
 pub mod secret;
 pub mod token_key;
 pub mod token_revocation;
@@ -41,5 +45,7 @@ fn cidrs(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({ "type": "array", "items": { "type": "string", "format": "cidr" } })
 }
 
+#[cfg(test)]
+mod policy_tests;
 #[cfg(test)]
 mod tests;

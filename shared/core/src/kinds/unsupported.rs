@@ -23,16 +23,16 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 30] = [
+const ALL: [Unsupported; 27] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
     unsupported("TrafficLog", "traffic-logs", Later("MeshAccessLog")),
     unsupported("TrafficTrace", "traffic-traces", Later("MeshTrace")),
     unsupported("HealthCheck", "health-checks", Later("MeshHealthCheck")),
-    unsupported("CircuitBreaker", "circuit-breakers", Later("MeshCircuitBreaker")),
+    unsupported("CircuitBreaker", "circuit-breakers", Kind("MeshCircuitBreaker")),
     unsupported("Retry", "retries", Later("MeshRetry")),
-    unsupported("Timeout", "timeouts", Later("MeshTimeout")),
+    unsupported("Timeout", "timeouts", Kind("MeshTimeout")),
     unsupported("RateLimit", "rate-limits", Later("MeshRateLimit")),
     unsupported("FaultInjection", "fault-injections", Later("MeshFaultInjection")),
     unsupported("VirtualOutbound", "virtual-outbounds", Kind("HostnameGenerator")),
@@ -48,7 +48,6 @@ const ALL: [Unsupported; 30] = [
     unsupported("MeshGatewayConfig", "meshgatewayconfigs", Other("a delegated gateway")),
     // Kuma's kinds that come later.
     unsupported("MeshAccessLog", "meshaccesslogs", NotYet),
-    unsupported("MeshCircuitBreaker", "meshcircuitbreakers", NotYet),
     unsupported("MeshFaultInjection", "meshfaultinjections", NotYet),
     unsupported("MeshHealthCheck", "meshhealthchecks", NotYet),
     unsupported("MeshLoadBalancingStrategy", "meshloadbalancingstrategies", NotYet),
@@ -57,8 +56,6 @@ const ALL: [Unsupported; 30] = [
     unsupported("MeshProxyPatch", "meshproxypatches", NotYet),
     unsupported("MeshRateLimit", "meshratelimits", NotYet),
     unsupported("MeshRetry", "meshretries", NotYet),
-    unsupported("MeshTimeout", "meshtimeouts", NotYet),
-    unsupported("MeshTLS", "meshtlses", Other("the Mesh's mtls.backends[].mode")),
     unsupported("MeshTrace", "meshtraces", NotYet),
     unsupported("MeshIdentity", "meshidentities", Other("the Mesh's mtls")),
 ];

@@ -1,0 +1,186 @@
+//! What the specs of several policies have in common.
+
+use super::mesh_traffic_permission::RuleMatch;
+use crate::{TargetKind, TargetRef, Violations};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A configuration for whom a reference names: an item of `to` (a destination) or of `from` (callers).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "camelCase",
+    default,
+    bound(deserialize = "C: Deserialize<'de> + Default")
+)]
+#[schemars(rename = "Targeted", bound = "C: JsonSchema + Default + Serialize")]
+pub struct Targeted<C> {
+    pub target_ref: TargetRef,
+    pub default: C,
+}
+
+/// A configuration for callers by SPIFFE ID and server name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "camelCase",
+    default,
+    bound(deserialize = "C: Deserialize<'de> + Default")
+)]
+#[schemars(rename = "Rule", bound = "C: JsonSchema + Default + Serialize")]
+pub struct Rule<C> {
+    /// One of them must match. Unset: every caller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matches: Option<Vec<RuleMatch>>,
+    pub default: C,
+}
+
+/// A configuration for every caller.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "camelCase",
+    default,
+    bound(deserialize = "C: Deserialize<'de> + Default")
+)]
+#[schemars(rename = "Rule", bound = "C: JsonSchema + Default + Serialize")]
+pub struct PlainRule<C> {
+    pub default: C,
+}
+
+/// What a policy that acts on both directions may select; those with routes add MeshHTTPRoute.
+pub(crate) const TOP: [TargetKind; 6] = [
+    TargetKind::Mesh,
+    TargetKind::MeshSubset,
+    TargetKind::MeshGateway,
+    TargetKind::MeshService,
+    TargetKind::MeshServiceSubset,
+    TargetKind::Dataplane,
+];
+
+pub(crate) const TOP_OR_ROUTE: [TargetKind; 7] = [
+    TargetKind::Mesh,
+    TargetKind::MeshSubset,
+    TargetKind::MeshGateway,
+    TargetKind::MeshService,
+    TargetKind::MeshServiceSubset,
+    TargetKind::MeshHttpRoute,
+    TargetKind::Dataplane,
+];
+
+/// What `to` may name.
+pub(crate) const TO: [TargetKind; 4] = [
+    TargetKind::Mesh,
+    TargetKind::MeshService,
+    TargetKind::MeshExternalService,
+    TargetKind::MeshMultiZoneService,
+];
+
+pub(crate) const TO_OR_ROUTE: [TargetKind; 5] = [
+    TargetKind::Mesh,
+    TargetKind::MeshService,
+    TargetKind::MeshExternalService,
+    TargetKind::MeshMultiZoneService,
+    TargetKind::MeshHttpRoute,
+];
+
+pub(crate) const ONLY_MESH: [TargetKind; 1] = [TargetKind::Mesh];
+
+/// Of a field that `what` (a top-level reference, matches) leaves no place for.
+pub(crate) const NOT_BY_CALLER: &str = "can't be specified when matches contain spiffeID because this field cannot be conditioned on source identity";
+
+/// The three lists of a policy; which of them are there.
+#[derive(Clone, Copy)]
+pub(crate) struct Lists {
+    pub(crate) from: bool,
+    pub(crate) to: bool,
+    pub(crate) rules: bool,
+}
+
+impl Lists {
+    pub(crate) fn new<F, T, R>(from: Option<&Vec<F>>, to: Option<&Vec<T>>, rules: Option<&Vec<R>>) -> Self {
+        let given = |length: Option<usize>| length.is_some_and(|length| length > 0);
+        Self {
+            from: given(from.map(Vec::len)),
+            to: given(to.map(Vec::len)),
+            rules: given(rules.map(Vec::len)),
+        }
+    }
+
+    pub(crate) fn inbound(self) -> bool {
+        self.from || self.rules
+    }
+
+    pub(crate) fn check(self, out: &mut Violations) {
+        if !self.from && !self.to && !self.rules {
+            out.push("spec", "at least one of 'from', 'to' or 'rules' has to be defined");
+        }
+        if self.rules && (self.from || self.to) {
+            out.push("spec", "fields 'to' and 'from' must be empty when 'rules' is defined");
+        }
+    }
+}
+
+/// The kind of what the policy selects; Mesh where nothing says so.
+pub(crate) fn top_kind(top: Option<&TargetRef>) -> TargetKind {
+    top.map_or(TargetKind::Mesh, |top| top.kind.clone())
+}
+
+pub(crate) fn check_top(top: Option<&TargetRef>, kinds: &[TargetKind], inbound: bool, out: &mut Violations) {
+    if let Some(target) = top {
+        target.check("spec.targetRef", kinds, inbound, out);
+    }
+}
+
+/// Each item's reference and its configuration, which `check` looks at with its path.
+pub(crate) fn check_targets<C>(
+    list: &str,
+    items: Option<&Vec<Targeted<C>>>,
+    kinds: &[TargetKind],
+    out: &mut Violations,
+    mut check: impl FnMut(&Targeted<C>, &str, &mut Violations),
+) {
+    for (i, item) in items.into_iter().flatten().enumerate() {
+        let path = format!("spec.{list}[{i}]");
+        item.target_ref.check(&format!("{path}.targetRef"), kinds, false, out);
+        check(item, &format!("{path}.default"), out);
+    }
+}
+
+/// Each rule's matches and its configuration, which `check` looks at with its path.
+pub(crate) fn check_rules<C>(
+    rules: Option<&Vec<Rule<C>>>,
+    out: &mut Violations,
+    check: impl Fn(&Rule<C>, &str, &mut Violations),
+) {
+    for (i, rule) in rules.into_iter().flatten().enumerate() {
+        let path = format!("spec.rules[{i}]");
+        for (j, matched) in rule.matches.iter().flatten().enumerate() {
+            let path = format!("{path}.matches[{j}]");
+            if matched.spiffe_id.is_none() && matched.sni.is_none() {
+                out.push(path, "at least one of 'spiffeID' or 'sni' has to be defined");
+            } else {
+                matched.check(&path, out);
+            }
+        }
+        check(rule, &format!("{path}.default"), out);
+    }
+}
+
+impl<C> Rule<C> {
+    /// Whether the rule asks who the caller is: what acts before that is known can't depend on it.
+    pub(crate) fn asks_for_caller(&self) -> bool {
+        self.matches.iter().flatten().any(|matched| matched.spiffe_id.is_some())
+    }
+}
+
+/// What a reference selects less than it seems to.
+pub(crate) fn warn_of_top(top: Option<&TargetRef>, out: &mut Vec<String>) {
+    out.extend(top.and_then(TargetRef::name_warning));
+    if top_kind(top) == TargetKind::MeshHttpRoute {
+        out.push(
+            "spec.targetRef selects nothing: routes belong to builtin gateways there, and there are none"
+                .into(),
+        );
+    }
+}

@@ -1,0 +1,144 @@
+//! Policies in good and bad forms.
+
+use super::tests::{right, violations, warnings};
+
+/// A document of `kind` with this spec, in YAML's flow style.
+fn of(kind: &str, spec: &str) -> String {
+    format!("{{type: {kind}, name: p, mesh: m, spec: {{{spec}}}}}")
+}
+
+/// All that is wrong, in any order.
+#[track_caller]
+fn wrong(yaml: &str, expected: &[&str]) {
+    let mut expected = expected.to_vec();
+    expected.sort_unstable();
+    assert_eq!(violations(yaml), expected, "{yaml}");
+}
+
+const BY_CALLER: &str = "can't be specified when matches contain spiffeID because this field cannot be conditioned on source identity";
+
+#[test]
+fn mesh_timeouts() {
+    let of = |spec| of("MeshTimeout", spec);
+    right(&of("to: [{targetRef: {kind: MeshService, name: db}, default: {idleTimeout: 0s}}]"));
+    right(&of("from: [{targetRef: {kind: Mesh}, default: {http: {requestHeadersTimeout: 1.5s}}}]"));
+    right(&of(
+        "rules: [{matches: [{sni: {type: Exact, value: db.mesh}}], default: {connectionTimeout: 1m}}]",
+    ));
+    wrong(&of(""), &["spec: at least one of 'from', 'to' or 'rules' has to be defined"]);
+    wrong(
+        &of(
+            "to: [{targetRef: {kind: MeshServiceSubset, name: db}, default: {http: {}}}, {targetRef: {kind: Mesh}, default: {connectionTimeout: 0s, idleTimeout: -1s, http: {requestTimeout: -1h, streamIdleTimeout: 10d}}}]",
+        ),
+        &[
+            "spec.to[1].default.http.streamIdleTimeout: must be a duration, like 1h30m or 500ms",
+            "spec.to[0].targetRef.kind: value 'MeshServiceSubset' is not supported",
+            "spec.to[0].default.http: at least one timeout in this section should be configured",
+            "spec.to[1].default.connectionTimeout: must be greater than zero when defined",
+            "spec.to[1].default.idleTimeout: must not be negative when defined",
+            "spec.to[1].default.http.requestTimeout: must not be negative when defined",
+        ],
+    );
+    wrong(
+        &of(
+            "rules: [{matches: [{}, {spiffeID: {type: Prefix, value: 'spiffe://m/a'}}], default: {idleTimeout: 1s, http: {requestTimeout: 1s, maxConnectionDuration: 1s}}}]",
+        ),
+        &[
+            "spec.rules[0].matches[0]: at least one of 'spiffeID' or 'sni' has to be defined",
+            &format!("spec.rules[0].default.idleTimeout: {BY_CALLER}"),
+            &format!("spec.rules[0].default.http.maxConnectionDuration: {BY_CALLER}"),
+        ],
+    );
+    wrong(
+        &of(
+            "targetRef: {kind: MeshHTTPRoute, name: r}, to: [{targetRef: {kind: MeshService, name: db}, default: {connectionTimeout: 1s}}]",
+        ),
+        &[
+            "spec.to[0].targetRef.kind: value 'MeshService' is not supported",
+            "spec.to[0].default.connectionTimeout: can't be specified when top-level TargetRef is referencing MeshHTTPRoute",
+        ],
+    );
+}
+
+#[test]
+fn what_no_proxy_executes_is_warned_of() {
+    let document = of(
+        "MeshTimeout",
+        "targetRef: {kind: MeshGateway, name: g}, to: [{targetRef: {kind: Mesh}, default: {idleTimeout: 1h}}]",
+    );
+    assert_eq!(
+        warnings(&document),
+        [
+            "spec.targetRef selects nothing: there are no builtin gateways",
+            "spec.to[0].default has no effect: timeouts come later",
+        ]
+    );
+}
+
+#[test]
+fn mesh_circuit_breakers() {
+    let of = |spec| of("MeshCircuitBreaker", spec);
+    right(&of(
+        "to: [{targetRef: {kind: Mesh}, default: {outlierDetection: {maxEjectionPercent: 0, healthyPanicThreshold: '0.5', detectors: {totalFailures: {}}}}}]",
+    ));
+    right(&of("rules: [{default: {connectionLimits: {maxRequests: 1}}}]"));
+    wrong(
+        &of(
+            "from: [{targetRef: {kind: MeshSubset}, default: {}}], rules: [{default: {outlierDetection: {}}}]",
+        ),
+        &[
+            "spec: fields 'to' and 'from' must be empty when 'rules' is defined",
+            "spec.from[0].targetRef.kind: value 'MeshSubset' is not supported",
+            "spec.from[0].default: at least one of: 'connectionLimits' or 'outlierDetection' should be configured",
+            "spec.from[0].default.outlierDetection.detectors: must be defined",
+        ],
+    );
+    wrong(
+        &of(
+            "to: [{targetRef: {kind: Mesh}, default: {connectionLimits: {maxRetries: 0}, outlierDetection: {interval: -1s, maxEjectionPercent: 101, healthyPanicThreshold: '100.1', detectors: {successRate: {standardDeviationFactor: '0'}, failurePercentage: {requestVolume: 0, threshold: 200}}}}}]",
+        ),
+        &[
+            "spec.to[0].default.connectionLimits.maxRetries: must be greater than 0",
+            "spec.to[0].default.outlierDetection.interval: must be greater than zero when defined",
+            "spec.to[0].default.outlierDetection.maxEjectionPercent: must be in inclusive range [0, 100]",
+            "spec.to[0].default.outlierDetection.healthyPanicThreshold: must be in inclusive range [0.0, 100.0]",
+            "spec.to[0].default.outlierDetection.detectors.successRate.standardDeviationFactor: must be greater than 0",
+            "spec.to[0].default.outlierDetection.detectors.failurePercentage.requestVolume: must be greater than 0",
+            "spec.to[0].default.outlierDetection.detectors.failurePercentage.threshold: must be in inclusive range [0, 100]",
+        ],
+    );
+    wrong(
+        &of(
+            "to: [{targetRef: {kind: Mesh}, default: {outlierDetection: {healthyPanicThreshold: most, detectors: {}}}}]",
+        ),
+        &[
+            "spec.to[0].default.outlierDetection.healthyPanicThreshold: string must be a valid number",
+            "spec.to[0].default.outlierDetection.detectors: must have at least one defined: totalFailures, gatewayFailures, localOriginFailures, successRate, failurePercentage",
+        ],
+    );
+}
+
+#[test]
+fn mesh_tls() {
+    let of = |spec| of("MeshTLS", spec);
+    right(&of("rules: [{default: {mode: Permissive, tlsVersion: {min: TLS13, max: TLSAuto}}}]"));
+    wrong(
+        &of(
+            "from: [{targetRef: {kind: Mesh}, default: {mode: Strict, tlsVersion: {min: TLS13, max: TLS12}, tlsCiphers: [RC4]}}]",
+        ),
+        &[
+            "spec.from[0].default.tlsVersion.min: min version must be lower than max",
+            "spec.from[0].default.tlsCiphers[0]: \"tlsCiphers\" must be one of [\"ECDHE-ECDSA-AES128-GCM-SHA256\", \"ECDHE-ECDSA-AES256-GCM-SHA384\", \"ECDHE-ECDSA-CHACHA20-POLY1305\", \"ECDHE-RSA-AES128-GCM-SHA256\", \"ECDHE-RSA-AES256-GCM-SHA384\", \"ECDHE-RSA-CHACHA20-POLY1305\"]",
+            "spec.from[0].default.mode: not supported yet: plaintext would still be taken in a PERMISSIVE mesh; set the Mesh's mtls.backends[].mode",
+        ],
+    );
+    wrong(
+        &of(
+            "targetRef: {kind: Dataplane, labels: {a: b}}, rules: [{default: {mode: Loose, tlsVersion: {min: SSL3}}}]",
+        ),
+        &[
+            "spec.rules[0].default.tlsVersion: tlsVersion can only be defined with top level targetRef kind: Mesh",
+            "spec.rules[0].default.mode: \"mode\" must be one of [\"Permissive\", \"Strict\"]",
+        ],
+    );
+}
