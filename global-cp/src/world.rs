@@ -104,7 +104,12 @@ impl World {
                 }
             }
         }
-        let view = View::recorded(delta_store(self.store), delta_revision(self.floor), absent);
+        let view = View::recorded(
+            delta_store(self.store),
+            delta_revision(self.floor),
+            delta_revision(self.revision),
+            absent,
+        );
         view.replace(delta_revision(self.revision), given);
         self.views.insert(zone.to_owned(), Arc::clone(&view));
         view
@@ -333,6 +338,19 @@ mod tests {
         assert!(names(&mut world, "east").is_empty());
         change(&mut world, Err(resource("Zone", "", "west", json!({})).key));
         assert!(names(&mut world, "east").is_empty());
+    }
+
+    /// A zone that comes back after a deletion, and another write before its stream has begun.
+    #[test]
+    fn the_record_of_a_deletion_outlives_the_next_write() {
+        let mut world = empty();
+        change(&mut world, Ok(resource("ExternalService", "", "gone", json!({}))));
+        change(&mut world, Err(resource("ExternalService", "", "gone", json!({})).key));
+        let view = world.view("east");
+        let records = view.tombstones();
+        assert_eq!(records, 1);
+        change(&mut world, Ok(resource("Mesh", "", "default", json!({}))));
+        assert_eq!(view.tombstones(), records);
     }
 
     #[test]

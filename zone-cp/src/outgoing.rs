@@ -70,7 +70,12 @@ impl Outgoing {
 
     /// Begins anew from one consistent reading of the store.
     pub(crate) fn load(&self, snapshot: &Snapshot, deleted: BTreeSet<Id>) {
-        let view = View::recorded(StoreId(snapshot.store_id.0), delta(snapshot.floor), deleted);
+        let view = View::recorded(
+            StoreId(snapshot.store_id.0),
+            delta(snapshot.floor),
+            delta(snapshot.revision),
+            deleted,
+        );
         let own = snapshot.resources.iter().map(|stored| &stored.resource).filter(|it| self.is_ours(&it.key));
         let mut all: Vec<Arc<Encoded>> = own.filter_map(|resource| self.encode(resource.clone())).collect();
         all.extend(self.reports().values().cloned());

@@ -286,7 +286,7 @@ async fn deletions_of_a_zone_that_nothing_vouches_for_wait_for_an_operator() {
     let store = east.disk.view.position().store;
     let mut disk = east.stop().await;
     assert_eq!(global.post(path, json!({})).await.status, 409, "it is not connected");
-    let emptied = View::recorded(store, Revision(0), []);
+    let emptied = View::recorded(store, Revision(0), Revision(0), []);
     emptied.advance(Revision(100));
     disk.view = emptied;
     let east = disk.run(global.bound.sync, 2, false);

@@ -87,6 +87,10 @@ impl Index {
         self.last
     }
 
+    pub(crate) fn tombstones(&self) -> usize {
+        self.tombstones
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.live
     }
@@ -128,10 +132,10 @@ impl Index {
         }
     }
 
-    /// Before the first contents: this name is missing for a reason.
-    pub(crate) fn record_absent(&mut self, id: Id) {
+    /// Before the first contents: this name is missing for a reason in the reading of `revision`. The record counts
+    /// until the history is forgotten up to there: whoever was at an older position still has to hear of it.
+    pub(crate) fn record_absent(&mut self, revision: Revision, id: Id) {
         if self.get(&id.type_, &id.name).is_none() {
-            let revision = self.revision;
             self.enter(revision, id, None);
         }
     }
@@ -152,7 +156,10 @@ impl Index {
     }
 
     pub(crate) fn raise_floor(&mut self, floor: Revision) {
-        self.floor = self.floor.max(floor);
+        if floor <= self.floor {
+            return;
+        }
+        self.floor = floor;
         let old: Vec<Order> = self
             .order
             .iter()

@@ -36,12 +36,17 @@ impl View {
 
     /// A view of stored resources, whose deletions are recorded one by one from `floor` on.
     ///
-    /// `absent` are the names that are missing for a reason: deleted after `floor` (from the history), or present in
-    /// the store and not meant for this audience. Any other name that a subscriber turns out to hold was lost by the
+    /// `absent` are the names that are missing for a reason in the reading of revision `at`: deleted after `floor` (from
+    /// the history), or present in the store and not meant for this audience. Any other name that a subscriber turns out to hold was lost by the
     /// store, not deleted, and is kept by the subscriber until an operator confirms.
-    pub fn recorded(store: StoreId, floor: Revision, absent: impl IntoIterator<Item = Id>) -> Arc<View> {
+    pub fn recorded(
+        store: StoreId,
+        floor: Revision,
+        at: Revision,
+        absent: impl IntoIterator<Item = Id>,
+    ) -> Arc<View> {
         let mut index = Index::new(store, floor, Deletions::Recorded);
-        absent.into_iter().for_each(|id| index.record_absent(id));
+        absent.into_iter().for_each(|id| index.record_absent(at, id));
         View::with(index)
     }
 
@@ -109,6 +114,11 @@ impl View {
 
     pub fn len(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Deletions that are remembered, each until the history is forgotten up to it or there are too many.
+    pub fn tombstones(&self) -> usize {
+        self.lock().tombstones()
     }
 
     pub fn is_empty(&self) -> bool {

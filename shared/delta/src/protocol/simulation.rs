@@ -205,9 +205,12 @@ impl Process {
     pub(super) fn start(&mut self) {
         self.view = match self.mode {
             Deletions::Derived => View::new(self.store, self.floor),
-            Deletions::Recorded => {
-                View::recorded(self.store, self.floor, self.deleted.iter().cloned().collect::<Vec<_>>())
-            }
+            Deletions::Recorded => View::recorded(
+                self.store,
+                self.floor,
+                self.revision,
+                self.deleted.iter().cloned().collect::<Vec<_>>(),
+            ),
         };
         self.view.replace(self.revision, self.truth.values().cloned().collect::<Vec<_>>());
     }
