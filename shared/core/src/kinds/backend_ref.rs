@@ -53,6 +53,11 @@ impl BackendRef {
         TargetRef { kind, name, namespace, tags, labels, section_name, mesh, proxy_types }
     }
 
+    /// The share is stored, so that readers see what counts.
+    pub(crate) fn complete(&mut self) {
+        self.weight.get_or_insert(1);
+    }
+
     pub(crate) fn check(&self, path: &str, out: &mut Violations) {
         let mut target = self.target();
         if KINDS.contains(&self.kind) && target.name().is_none() && !target.has_labels() {

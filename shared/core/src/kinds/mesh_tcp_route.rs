@@ -72,6 +72,11 @@ impl MeshTcpRoute {
 impl Spec for MeshTcpRoute {
     const KIND: Kind = MeshTcpRoute::KIND;
 
+    fn complete(&mut self, _context: &Context<'_>, _warnings: &mut Vec<String>) {
+        let rules = self.to.iter_mut().flatten().flat_map(|to| &mut to.rules);
+        rules.flat_map(|rule| rule.default.backend_refs.iter_mut().flatten()).for_each(BackendRef::complete);
+    }
+
     fn validate(&self, _context: &Context<'_>, out: &mut Violations) {
         let gateway = self.target_ref.as_ref().is_some_and(|target| target.kind == TargetKind::MeshGateway);
         if let Some(target) = &self.target_ref {

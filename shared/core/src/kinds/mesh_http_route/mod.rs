@@ -257,6 +257,14 @@ impl MeshHttpRoute {
 impl Spec for MeshHttpRoute {
     const KIND: Kind = MeshHttpRoute::KIND;
 
+    fn complete(&mut self, _context: &Context<'_>, _warnings: &mut Vec<String>) {
+        for rule in self.to.iter_mut().flatten().flat_map(|to| &mut to.rules) {
+            rule.default.backend_refs.iter_mut().flatten().for_each(BackendRef::complete);
+            let filters = rule.default.filters.iter_mut().flatten();
+            filters.filter_map(|it| it.request_mirror.as_mut()).for_each(|it| it.backend_ref.complete());
+        }
+    }
+
     fn validate(&self, _context: &Context<'_>, out: &mut Violations) {
         self.check(out);
     }
