@@ -9,7 +9,7 @@ use crate::status;
 use crate::trust::{self, Held, rfc3339};
 use crate::vault::{self, Intermediate};
 use meridian_api::{Problem, RotateCa};
-use meridian_core::kinds::trust_bundle::TrustBundle;
+use meridian_core::kinds::{trust_bundle::TrustBundle, zone_egress::ZoneEgress};
 use meridian_pki::RootCa;
 use meridian_store::{Author, Change, Expect, Revision, WriteError};
 use serde_json::{Value, json};
@@ -221,13 +221,17 @@ async fn facts(global: &Global, mesh: &str, held: &TrustBundle, revision: Revisi
             let certificates = proxy.status.iter().flat_map(|status| &status.certificates);
             let leaf = certificates.into_iter().find(|c| c.mesh == mesh).map(|c| c.root.clone());
             let trusts = proxy.trusted_roots.get(mesh);
-            if proxy.mesh != mesh && leaf.is_none() && trusts.is_none() {
+            let heard = proxy.status.is_some();
+            // An egress has a certificate of every mesh with mTLS, once it is heard of.
+            let may_have = proxy.kind == ZoneEgress::KIND.as_str() && !heard;
+            if proxy.mesh != mesh && leaf.is_none() && trusts.is_none() && !may_have {
                 continue;
             }
             let trusts = trusts.into_iter().flatten().cloned().collect();
-            facts
-                .proxies
-                .insert(format!("zone {} {}", report.zone, proxy.wire_name()), ProxyFacts { trusts, leaf });
+            facts.proxies.insert(
+                format!("zone {} {}", report.zone, proxy.wire_name()),
+                ProxyFacts { trusts, heard, leaf },
+            );
         }
     }
     Ok(facts)

@@ -62,6 +62,8 @@ pub(crate) struct ZoneFacts {
 pub(crate) struct ProxyFacts {
     /// Roots that it has acknowledged.
     pub(crate) trusts: BTreeSet<String>,
+    /// It has said what certificates it has, to the zone control plane that runs now.
+    pub(crate) heard: bool,
     /// The root of its leaf; none: it has no certificate yet.
     pub(crate) leaf: Option<String>,
 }
@@ -81,6 +83,8 @@ impl Rotation {
                 let knows = is.trusts.contains(&self.target) && is.trusts.contains(&self.leaving);
                 (!knows).then(|| format!("{proxy}: has not acknowledged both roots"))
             }
+            // A zone control plane that has just restarted knows of proxies before it hears from them.
+            Phase::Reissuing if !is.heard => Some(format!("{proxy}: has not reported its certificates")),
             Phase::Reissuing => (is.leaf.as_ref().is_some_and(|root| *root != self.target))
                 .then(|| format!("{proxy}: its certificate is of the leaving root")),
         });
@@ -136,6 +140,7 @@ mod tests {
     fn facts(acknowledged: bool, issuer: &str, trusts: &[&str], leaf: Option<&str>) -> Facts {
         let proxy = ProxyFacts {
             trusts: trusts.iter().map(|t| (*t).to_owned()).collect(),
+            heard: true,
             leaf: leaf.map(str::to_owned),
         };
         Facts {
@@ -145,6 +150,15 @@ mod tests {
             )]),
             proxies: BTreeMap::from([("east Dataplane/default/web".to_owned(), proxy)]),
         }
+    }
+
+    #[test]
+    fn a_proxy_that_has_not_been_heard_yet_is_waited_for() {
+        let mut facts = facts(true, "new", &["old", "new"], None);
+        assert!(rotation(Phase::Reissuing).waiting_for(&facts).is_empty());
+        facts.proxies.values_mut().for_each(|proxy| proxy.heard = false);
+        let waiting = rotation(Phase::Reissuing).waiting_for(&facts);
+        assert_eq!(waiting, ["east Dataplane/default/web: has not reported its certificates"]);
     }
 
     #[test]
