@@ -6,7 +6,7 @@
 use crate::{
     IdentityHandle, PkiError, SpkiHash, TrustError,
     key::sha256_from_hex,
-    mesh_tls::{algorithms, chain, only_tls13, owned},
+    mesh_tls::{algorithms, chain, only_tls13_signatures, owned},
     provider,
     trust::path_error,
     x509,
@@ -296,27 +296,7 @@ impl ClientCertVerifier for ZoneVerifier {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-    }
+    only_tls13_signatures!();
 }
 
 fn anchors(certificates: &[CertificateDer<'_>]) -> Result<Vec<TrustAnchor<'static>>, PkiError> {
