@@ -83,8 +83,12 @@ impl Lab {
 
     /// A network whose gateways have these addresses (`10.1.0.1/24`, `fd00:1::1/64`).
     pub async fn network(&self, gateways: &[&str]) -> Result<Network> {
-        let bridge = format!("br{}", self.networks.fetch_add(1, Ordering::Relaxed));
-        self.in_router(&["ip", "link", "add", &bridge, "type", "bridge"]).await?;
+        let number = self.networks.fetch_add(1, Ordering::Relaxed);
+        let bridge = format!("br{number}");
+        // An address of its own: a bridge takes the lowest of its ports' else, so that a host that joins could change
+        // the gateway's, and what the others know of it would lead nowhere for half a minute.
+        let hardware = format!("02:00:00:00:00:{:02x}", number & 0xff);
+        self.in_router(&["ip", "link", "add", &bridge, "address", &hardware, "type", "bridge"]).await?;
         self.in_router(&["ip", "link", "set", &bridge, "up"]).await?;
         let mut parsed = Vec::new();
         for gateway in gateways {
