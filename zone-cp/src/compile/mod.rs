@@ -7,6 +7,7 @@
 
 pub(crate) mod external;
 pub(crate) mod members;
+pub(crate) mod policies;
 pub(crate) mod proxy;
 pub(crate) mod routes;
 pub(crate) mod services;
