@@ -11,7 +11,7 @@ use crate::picture::Picture;
 use crate::vip::{Owner, VipTable};
 use meridian_core::Key;
 use meridian_delta::{Encoded, Id, Revision, StoreId, View, ViewChange};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The views of proxies, by key. A proxy that asks before it has registered gets a pending one, which stays silent.
@@ -63,6 +63,8 @@ pub(crate) struct Audiences {
     units: HashMap<Unit, Compiled>,
     groups: HashMap<Group, GroupState>,
     proxies: HashMap<Key, ProxyState>,
+    /// By mesh: what policies say, a unit a selection.
+    policy_units: BTreeMap<String, BTreeSet<Unit>>,
     /// Proxies that hold a unit by themselves.
     own_holders: HashMap<Unit, BTreeSet<Key>>,
     /// Units that need an address: it is released when the last is gone.
@@ -113,6 +115,7 @@ impl Audiences {
             units: HashMap::new(),
             groups: HashMap::new(),
             proxies: HashMap::new(),
+            policy_units: BTreeMap::new(),
             own_holders: HashMap::new(),
             address_users: HashMap::new(),
             addresses_of: HashMap::new(),
@@ -236,7 +239,8 @@ impl Audiences {
         moved: &BTreeMap<Key, Option<(Group, BTreeSet<Unit>)>>,
         group_changes: &HashMap<Group, GroupChange>,
     ) -> HashMap<Unit, Option<Compiled>> {
-        let held = touched.units.iter().filter(|unit| self.units.contains_key(unit));
+        let of_policies = touched.policies.iter().filter_map(|mesh| self.policy_units.get(mesh)).flatten();
+        let held = touched.units.iter().chain(of_policies).filter(|unit| self.units.contains_key(unit));
         let joined = group_changes.values().flat_map(|change| &change.added);
         let own = moved.values().flatten().flat_map(|(_, own)| own);
         let fresh = joined.chain(own).filter(|unit| !self.units.contains_key(unit));
@@ -249,6 +253,9 @@ impl Audiences {
                 self.problems.remove(&unit);
             } else {
                 self.problems.insert(unit.clone(), compiled.problems.clone());
+            }
+            if let Unit::Policies { mesh, .. } = &unit {
+                self.policy_units.entry(mesh.clone()).or_default().insert(unit.clone());
             }
             let before = self.units.insert(unit.clone(), compiled);
             old.insert(unit, before);
@@ -280,7 +287,7 @@ impl Audiences {
         affected.extend(differences.keys().filter_map(|unit| self.own_holders.get(*unit)).flatten().cloned());
         for key in affected.into_iter().filter(|key| !moved.contains_key(key)) {
             let Some(state) = self.proxies.get(&key) else { continue };
-            let changes = self.stayed(state, group_changes.get(&state.group), &differences, old);
+            let changes = self.stayed(state, &state.own, group_changes, &differences, old);
             if !changes.is_empty() {
                 self.counters.views += 1;
                 state.view.apply(revision, changes);
@@ -288,46 +295,55 @@ impl Audiences {
         }
         for (key, next) in moved {
             let Some((group, own)) = next else { continue };
+            self.counters.views += 1;
+            if let Some(state) = self.proxies.get(key).filter(|state| state.group == *group) {
+                let changes = self.stayed(state, own, group_changes, &differences, old);
+                state.view.apply(revision, changes);
+                continue;
+            }
             let members = self.groups.get(group).map(|state| &state.members);
             let all: BTreeSet<&Unit> = members.into_iter().flatten().chain(own).collect();
             let resources =
                 all.into_iter().filter_map(|unit| self.units.get(unit)).flat_map(|unit| &unit.resources);
-            self.counters.views += 1;
             self.views.open(key).replace(revision, resources.cloned().collect::<Vec<_>>());
         }
     }
 
-    /// Changes for a proxy that is in the same group and has the same units of its own as before.
+    /// Changes for a proxy that is in the same group as before, with these units of its own from now on.
     fn stayed(
         &self,
         state: &ProxyState,
-        group: Option<&GroupChange>,
+        own_after: &BTreeSet<Unit>,
+        group_changes: &HashMap<Group, GroupChange>,
         differences: &HashMap<&Unit, Difference>,
         old: &HashMap<Unit, Option<Compiled>>,
     ) -> Vec<ViewChange> {
+        let (no_change, nothing) = (GroupChange::default(), BTreeSet::new());
+        let holding = Holding {
+            own_before: &state.own,
+            own_after,
+            members: self.groups.get(&state.group).map_or(&nothing, |group| &group.members),
+            group: group_changes.get(&state.group).unwrap_or(&no_change),
+        };
         let mut removals = Vec::new();
         let mut upserts = Vec::new();
-        let no_change = GroupChange::default();
-        let group = group.unwrap_or(&no_change);
-        for unit in group.removed.iter().filter(|unit| !state.own.contains(unit)) {
+        for unit in holding.removed() {
             let before = old.get(unit).and_then(Option::as_ref).or_else(|| self.units.get(unit));
             removals
                 .extend(before.into_iter().flat_map(|unit| &unit.resources).map(|resource| resource.id()));
         }
-        for unit in group.added.iter().filter(|unit| !state.own.contains(unit)) {
+        for unit in holding.added() {
             upserts.extend(self.units.get(unit).into_iter().flat_map(|unit| &unit.resources).cloned());
         }
-        let members = self.groups.get(&state.group).map(|group| &group.members);
         for (unit, difference) in differences {
-            let stayed_in_group =
-                members.is_some_and(|members| members.contains(*unit)) && !group.added.contains(unit);
-            if stayed_in_group || state.own.contains(*unit) {
+            if holding.before(unit) && holding.after(unit) {
                 removals.extend(difference.removals.iter().cloned());
                 upserts.extend(difference.upserts.iter().cloned());
             }
         }
-        // A name that moves from one unit to another is taken away first, then given.
-        let removals = removals.into_iter().map(ViewChange::Remove);
+        // What moves from one unit to another is not taken away: if it is the same there, nothing is sent.
+        let given: HashSet<Id> = upserts.iter().map(|resource| resource.id()).collect();
+        let removals = removals.into_iter().filter(|id| !given.contains(id)).map(ViewChange::Remove);
         removals.chain(upserts.into_iter().map(ViewChange::Upsert)).collect()
     }
 
@@ -389,6 +405,16 @@ impl Audiences {
         gone
     }
 
+    fn forget_policies(&mut self, unit: &Unit) {
+        let Unit::Policies { mesh, .. } = unit else { return };
+        if let Some(units) = self.policy_units.get_mut(mesh) {
+            units.remove(unit);
+            if units.is_empty() {
+                self.policy_units.remove(mesh);
+            }
+        }
+    }
+
     /// Units that nobody holds any more cost nothing from here on.
     fn drop_unheld(&mut self, candidates: BTreeSet<Unit>) {
         for unit in candidates {
@@ -396,8 +422,39 @@ impl Audiences {
             if !grouped && !self.own_holders.contains_key(&unit) {
                 self.units.remove(&unit);
                 self.problems.remove(&unit);
+                self.forget_policies(&unit);
             }
         }
+    }
+}
+
+/// What a proxy held before an update and what it holds after it.
+struct Holding<'a> {
+    own_before: &'a BTreeSet<Unit>,
+    own_after: &'a BTreeSet<Unit>,
+    /// Of its group, after.
+    members: &'a BTreeSet<Unit>,
+    group: &'a GroupChange,
+}
+
+impl Holding<'_> {
+    fn before(&self, unit: &Unit) -> bool {
+        let in_group = self.members.contains(unit) && !self.group.added.contains(unit);
+        self.own_before.contains(unit) || in_group || self.group.removed.contains(unit)
+    }
+
+    fn after(&self, unit: &Unit) -> bool {
+        self.own_after.contains(unit) || self.members.contains(unit)
+    }
+
+    fn removed(&self) -> BTreeSet<&Unit> {
+        let candidates = self.group.removed.iter().chain(self.own_before.difference(self.own_after));
+        candidates.filter(|unit| !self.after(unit)).collect()
+    }
+
+    fn added(&self) -> BTreeSet<&Unit> {
+        let candidates = self.group.added.iter().chain(self.own_after.difference(self.own_before));
+        candidates.filter(|unit| !self.before(unit)).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Compiling reads nothing else, so that what a proxy gets is a function of (picture, virtual addresses).
 
+use crate::compile::policies;
 use meridian_core::kinds::dataplane::Dataplane;
 use meridian_core::kinds::external_service::ExternalService;
 use meridian_core::kinds::hostname_generator::HostnameGenerator;
@@ -15,7 +16,7 @@ use meridian_core::kinds::trust_bundle::TrustBundle;
 use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, Kind, ParseError, Resource, Spec, labels};
-use meridian_policy::{Parsed, Subject};
+use meridian_policy::{Parsed, Policy, PolicyError, Subject};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -66,6 +67,8 @@ pub(crate) struct MeshPicture {
     /// Slices, because policies are always read all at once.
     pub(crate) passthroughs: Arc<Vec<Parsed<MeshPassthrough>>>,
     pub(crate) permissions: Arc<Vec<Parsed<MeshTrafficPermission>>>,
+    /// Of the kinds that [`crate::compile::policies`] turns into what proxies execute.
+    pub(crate) policies: Arc<BTreeMap<Key, Arc<Policy>>>,
     pub(crate) secrets: Table<Secret>,
     /// Dataplanes by the `kuma.io/service` of their inbounds.
     pub(crate) by_service: Arc<BTreeMap<String, BTreeSet<Key>>>,
@@ -242,6 +245,7 @@ impl MeshPicture {
             Secret::KIND => insert(&mut self.secrets, resource),
             MeshPassthrough::KIND => insert_policy(&mut self.passthroughs, resource),
             MeshTrafficPermission::KIND => insert_policy(&mut self.permissions, resource),
+            kind if policies::is_executed(kind) => self.put_policy(resource),
             _ => Ok(()),
         }
     }
@@ -263,8 +267,22 @@ impl MeshPicture {
             MeshTrafficPermission::KIND => {
                 Arc::make_mut(&mut self.permissions).retain(|it| it.resource.key != *key);
             }
+            kind if policies::is_executed(kind) => drop(Arc::make_mut(&mut self.policies).remove(key)),
             _ => {}
         }
+    }
+
+    fn put_policy(&mut self, resource: Resource) -> Result<(), ParseError> {
+        let key = resource.key.clone();
+        let policy = Policy::new(Arc::new(resource)).map_err(|error| match error {
+            PolicyError::Malformed { key, path, source } => ParseError { key, path, source },
+            // The registry's own forms: none without a targetRef is executed.
+            PolicyError::NotAPolicy(key) => {
+                ParseError { key, path: String::new(), source: serde::de::Error::custom("not a policy") }
+            }
+        })?;
+        Arc::make_mut(&mut self.policies).insert(key, Arc::new(policy));
+        Ok(())
     }
 
     fn unindex(&mut self, key: &Key) {
@@ -289,6 +307,7 @@ impl MeshPicture {
             && self.mesh_external_services.is_empty()
             && self.passthroughs.is_empty()
             && self.permissions.is_empty()
+            && self.policies.is_empty()
             && self.secrets.is_empty()
     }
 }
@@ -351,4 +370,5 @@ pub(crate) fn is_compiled(kind: Kind) -> bool {
         MeshTrafficPermission::KIND,
     ]
     .contains(&kind)
+        || policies::is_executed(kind)
 }

@@ -108,6 +108,21 @@ impl ResourceRules {
             .or_else(|| self.of_mesh(&destination.mesh))
     }
 
+    /// Whether a policy names the destination, or a port of it.
+    pub fn names(&self, destination: &Key) -> bool {
+        let first = DestinationId { key: destination.clone(), section: String::new() };
+        self.rules.range(first..).next().is_some_and(|(id, _)| id.key == *destination)
+    }
+
+    /// Whether a policy names the destination as a whole, or this port of it.
+    pub fn names_port(&self, destination: &Key, section: &str) -> bool {
+        let has = |section: &str| {
+            let id = DestinationId { key: destination.clone(), section: section.to_owned() };
+            self.rules.contains_key(&id)
+        };
+        has(section) || has("")
+    }
+
     /// What holds for what no policy names.
     pub fn of_mesh(&self, mesh: &str) -> Option<&ResourceRule> {
         let is_it = |id: &DestinationId| id.key.kind.as_str() == "Mesh" && id.key.name == mesh;

@@ -93,6 +93,29 @@ impl Policy {
         self.target.as_ref()
     }
 
+    /// Whether it says something of calls that go out.
+    pub fn is_outgoing(&self) -> bool {
+        !self.to.is_empty()
+    }
+
+    /// Whether it says something of calls that come in.
+    pub fn is_incoming(&self) -> bool {
+        !self.from.is_empty() || !self.rules.is_empty()
+    }
+
+    /// Kinds of the destinations that its `to` names one by one.
+    pub fn named_kinds(&self) -> impl Iterator<Item = &TargetKind> {
+        self.to.iter().map(|item| &item.target.kind).filter(|kind| **kind != TargetKind::Mesh)
+    }
+
+    /// The values of `kuma.io/service` that its `to` names.
+    pub fn named_tags(&self) -> impl Iterator<Item = &str> {
+        let by_tag = |target: &&TargetRef| {
+            matches!(target.kind, TargetKind::MeshService | TargetKind::MeshServiceSubset)
+        };
+        self.to.iter().map(|item| &item.target).filter(by_tag).filter_map(TargetRef::name)
+    }
+
     /// The route that it targets as a whole, if it targets one.
     pub(crate) fn route_target(&self) -> Option<&TargetRef> {
         self.target.as_ref().filter(|target| target.kind == TargetKind::MeshHttpRoute)

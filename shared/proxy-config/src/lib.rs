@@ -28,6 +28,7 @@ pub use permission::{Action, CallerIdentity, CallerMatch, Permission, Permission
 pub use policies::{
     BackOff, ConnectionTimeouts, DestinationPolicies, HeaderMatch, HeaderValueMatch, HostSelection,
     InboundPolicies, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn, StreamTimeouts,
+    policies_for_others,
 };
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};
@@ -42,6 +43,9 @@ pub mod types {
     pub const INBOUND: &str = "Inbound";
     /// [`crate::Outbound`].
     pub const OUTBOUND: &str = "Outbound";
+    /// [`crate::DestinationPolicies`], by the name of the [`crate::Destination`] that they are for, or by
+    /// [`crate::policies_for_others`] for those that have none of their own.
+    pub const POLICIES: &str = "Policies";
     /// [`crate::Destination`].
     pub const DESTINATION: &str = "Destination";
     /// [`crate::EndpointSet`].
@@ -57,8 +61,19 @@ pub mod types {
     /// [`crate::Bundle`], by mesh name.
     pub const BUNDLE: &str = "Bundle";
     /// Every type, in the order in which a reader best meets them.
-    pub const ALL: [&str; 10] =
-        [BUNDLE, PROXY, INBOUND, ENDPOINTS, DESTINATION, OUTBOUND, EXTERNAL, ENTRY, CALLER, SNI_ROUTE];
+    pub const ALL: [&str; 11] = [
+        BUNDLE,
+        PROXY,
+        INBOUND,
+        ENDPOINTS,
+        POLICIES,
+        DESTINATION,
+        OUTBOUND,
+        EXTERNAL,
+        ENTRY,
+        CALLER,
+        SNI_ROUTE,
+    ];
 }
 
 /// The resource types of the proxy -> zone direction. The proxy's own resource (`Dataplane`, `ZoneIngress`,

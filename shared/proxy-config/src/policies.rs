@@ -1,6 +1,7 @@
 //! What the mesh's traffic policies say of one destination or inbound, compiled: merged, durations in milliseconds,
 //! defaults of a policy filled in. What no policy says is left out, and then the proxy does as it does without one.
 
+use crate::Protocol;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 
@@ -12,7 +13,8 @@ pub use matching::{HeaderMatch, HeaderValueMatch};
 pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
 pub use timeouts::{ConnectionTimeouts, StreamTimeouts};
 
-/// For connections and requests to a destination.
+/// For connections and requests to a destination. A resource beside the destination, since it depends on who calls: a
+/// destination is the same for all sidecars of a mesh, and what holds for the whole mesh is said once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct DestinationPolicies {
@@ -35,6 +37,17 @@ pub struct InboundPolicies {
     pub connection_timeouts: ConnectionTimeouts,
     #[serde(skip_serializing_if = "unset")]
     pub stream_timeouts: StreamTimeouts,
+}
+
+/// The name of what holds for destinations of a protocol that have no policies of their own. No destination has it.
+pub fn policies_for_others(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Http => "*/http",
+        Protocol::Http2 => "*/http2",
+        Protocol::Grpc => "*/grpc",
+        Protocol::Tls => "*/tls",
+        Protocol::Tcp => "*/tcp",
+    }
 }
 
 /// Whether nothing is said: it then need not be sent, and a body without it stays the body that it was.

@@ -126,6 +126,32 @@ fn a_policy() -> impl Strategy<Value = Resource> {
     })
 }
 
+fn a_timeout() -> impl Strategy<Value = Resource> {
+    (0..3u32, 0..4usize, 0..5usize, 1..3u32, prop::bool::ANY).prop_map(|(n, target, to, seconds, inbound)| {
+        let target = [
+            json!({"kind": "Mesh"}),
+            json!({"kind": "MeshSubset", "tags": {"kuma.io/service": "web"}}),
+            json!({"kind": "Dataplane", "labels": {"kuma.io/zone": "east"}}),
+            json!({"kind": "Dataplane", "labels": {"kuma.io/zone": "west"}}),
+        ][target]
+            .clone();
+        let conf = json!({"idleTimeout": format!("{seconds}s"), "http": {"requestTimeout": format!("{n}s")}});
+        let to = [
+            json!({"kind": "Mesh"}),
+            json!({"kind": "MeshService", "name": "backend"}),
+            json!({"kind": "MeshService", "labels": {"kuma.io/display-name": "backend"}}),
+            json!({"kind": "MeshService", "labels": {"kuma.io/zone": "west"}, "sectionName": "9000"}),
+            json!({"kind": "MeshExternalService", "name": "mes-0"}),
+        ][to]
+            .clone();
+        let mut spec = json!({"targetRef": target, "to": [{"targetRef": to, "default": conf.clone()}]});
+        if inbound {
+            spec["rules"] = json!([{"default": conf}]);
+        }
+        global("MeshTimeout", "default", &format!("mt-{n}"), spec)
+    })
+}
+
 fn a_passthrough() -> impl Strategy<Value = Resource> {
     (0..2u32, prop::bool::ANY, 0..3usize).prop_map(|(n, all, mode)| {
         let target = if all {
@@ -215,6 +241,7 @@ fn op() -> impl Strategy<Value = Op> {
             2 => a_destination(),
             2 => a_policy(),
             2 => a_passthrough(),
+            3 => a_timeout(),
             3 => from_west(),
             4 => another(),
         ]
@@ -338,4 +365,39 @@ fn another_mesh_is_not_touched() {
         world.put(foreign);
     });
     assert!(cost.units <= 3 && cost.views <= 1, "{cost:?}");
+}
+
+fn timeout(name: &str, spec: serde_json::Value) -> Resource {
+    global("MeshTimeout", "default", name, spec)
+}
+
+#[test]
+fn a_policy_for_the_whole_mesh_is_compiled_once_and_is_small() {
+    let mut world = crowd();
+    let to = |seconds: &str| {
+        let default = json!({"http": {"requestTimeout": seconds}});
+        timeout("all", json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": default}]}))
+    };
+    let first = cost(&mut world, |world| world.put(to("3s")));
+    assert_eq!((first.units, first.views), (2, 51), "one for all sidecars, and the one that they give up");
+    let second = cost(&mut world, |world| world.put(to("4s")));
+    assert_eq!((second.units, second.views), (1, 51));
+    let shown = world.shown(&sidecar("east", "client-0"));
+    let names: Vec<&str> = shown["Policies"].keys().map(String::as_str).collect();
+    assert_eq!(names, ["*/grpc", "*/http", "*/http2", "*/tcp"], "said once, not for each service");
+}
+
+#[test]
+fn a_policy_for_some_sidecars_costs_the_others_nothing() {
+    let mut world = crowd();
+    let spec = json!({
+        "targetRef": {"kind": "MeshSubset", "tags": {"kuma.io/service": "web"}},
+        "to": [{"targetRef": {"kind": "Mesh"}, "default": {"idleTimeout": "3s"}}],
+    });
+    let cost = cost(&mut world, |world| world.put(timeout("web", spec)));
+    assert_eq!(
+        (cost.units, cost.views, cost.memberships),
+        (2, 1, 1),
+        "web-1 alone: its new unit, and the one that it gives up"
+    );
 }

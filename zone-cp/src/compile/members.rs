@@ -4,9 +4,9 @@
 //! worked out once; beside them each has few of its own.
 
 use super::Unit;
-use super::external;
 use super::proxy::{referenced_service, refers};
 use super::services::{legacy_services, service_of};
+use super::{external, policies};
 use crate::picture::{MeshPicture, Picture};
 use meridian_core::kinds::dataplane::{Dataplane, ReachableBackendRef, TransparentProxying};
 use meridian_core::kinds::external_service::ExternalService;
@@ -89,8 +89,10 @@ pub(crate) fn own_members(picture: &Picture, proxy: &Key) -> BTreeSet<Unit> {
     }
     let mut units = BTreeSet::from([Unit::Dataplane(proxy.clone())]);
     let Some(mesh) = picture.mesh(&proxy.mesh) else { return units };
-    let networking = mesh.dataplane(proxy).and_then(|it| it.spec.networking.as_ref());
-    for outbound in networking.into_iter().flat_map(|it| &it.outbound) {
+    let Some(dataplane) = mesh.dataplane(proxy) else { return units };
+    let selection = policies::selection(mesh, dataplane);
+    units.insert(Unit::Policies { mesh: proxy.mesh.clone(), selection });
+    for outbound in dataplane.spec.networking.iter().flat_map(|it| &it.outbound) {
         if let Some(service) = outbound.tags.get(labels::SERVICE) {
             units.extend(legacy_units(&proxy.mesh, mesh, service));
             let externals =

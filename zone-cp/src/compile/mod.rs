@@ -38,6 +38,8 @@ pub(crate) enum Unit {
     Endpoints(Key),
     /// Destinations of a `kuma.io/service` over all zones; the names too, where the mesh has them.
     Legacy { mesh: String, service: String },
+    /// What policies say of the calls of all sidecars that the same ones select.
+    Policies { mesh: String, selection: policies::Selection },
     /// An ExternalService or MeshExternalService, for sidecars.
     External(Key),
     /// The same, for the egress that it leaves by.
@@ -119,6 +121,7 @@ pub(crate) fn compile(unit: &Unit, inputs: Inputs<'_>) -> Compiled {
         Unit::Service(key) => services::service(inputs, key, &mut out),
         Unit::Endpoints(key) => services::endpoints(inputs, key, &mut out),
         Unit::Legacy { mesh, service } => services::legacy(inputs, mesh, service, &mut out),
+        Unit::Policies { mesh, selection } => policies::outgoing(inputs, mesh, selection, &mut out),
         Unit::External(key) => external::external(inputs, key, &mut out),
         Unit::Entry(key) => external::entry(inputs, key, &mut out),
         Unit::Dataplane(key) => proxy::dataplane(inputs, key, &mut out),

@@ -3,7 +3,7 @@
 use super::external::{NO_EGRESS, passthrough_sni, through_egress};
 use super::routes::EGRESSES;
 use super::services::{destination_name, host_owner, legacy_name, legacy_services};
-use super::{Compiled, Inputs, normal_name, port, protocol};
+use super::{Compiled, Inputs, normal_name, policies, port, protocol};
 use crate::picture::{MeshPicture, Picture, display_name, subject};
 use crate::vip::Owner;
 use ipnet::IpNet;
@@ -18,8 +18,8 @@ use meridian_core::{Key, labels};
 use meridian_policy::{Parsed, Passthrough, PassthroughEntry, inbound_permission, passthrough};
 use meridian_proxy_config::{
     AddressPolicy, Caller, CallerMode, Capture, DnsSettings, Entry, EntryKind, External, HostMatch, Inbound,
-    InboundPolicies, InboundTls, Outbound, Permission, Probe, Protocol, Proxy, Role, Target, Unlisted, Via,
-    canonical_net, types,
+    InboundTls, Outbound, Permission, Probe, Protocol, Proxy, Role, Target, Unlisted, Via, canonical_net,
+    types,
 };
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -54,7 +54,7 @@ pub(crate) fn dataplane(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     out.push(key, types::PROXY, "self", &sidecar(picture, mesh, dataplane, &passthrough));
     let mut names = BTreeSet::new();
     for inbound in networking.inbound.iter().filter(|inbound| inbound.state != InboundState::Ignored) {
-        let compiled = compile_inbound(mesh, dataplane, networking, inbound);
+        let compiled = compile_inbound(mesh, dataplane, networking, inbound, out);
         if names.insert(compiled.name.clone()) {
             out.push(key, types::INBOUND, &compiled.name.clone(), &compiled);
         } else {
@@ -150,6 +150,7 @@ fn compile_inbound(
     dataplane: &Parsed<Dataplane>,
     networking: &dataplane::Networking,
     inbound: &dataplane::Inbound,
+    out: &mut Compiled,
 ) -> Inbound {
     let name = &dataplane.resource.key.mesh;
     let address = if inbound.address.is_empty() { &networking.address } else { &inbound.address };
@@ -174,7 +175,7 @@ fn compile_inbound(
         mesh: name.clone(),
         permission: inbound_permission(name, &subject(dataplane), inbound, &mesh.permissions),
         probe: inbound.service_probe.as_ref().filter(|probe| probe.tcp.is_some()).map(probe),
-        policies: InboundPolicies::default(),
+        policies: policies::inbound(mesh, dataplane, inbound, out),
     }
 }
 

@@ -11,7 +11,8 @@ use meridian_core::{Key, labels};
 use meridian_policy::Parsed;
 use meridian_proxy_config::sni::{Sni, SniKind};
 use meridian_proxy_config::{
-    Destination, DestinationPolicies, DestinationTls, Endpoint, EndpointSet, Outbound, Target, types,
+    Destination, DestinationPolicies, DestinationTls, Endpoint, EndpointSet, Outbound, Protocol, Target,
+    types,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -164,6 +165,12 @@ pub(crate) fn legacy(inputs: Inputs<'_>, mesh_name: &str, service: &str, out: &m
         };
         out.push(&blame, types::OUTBOUND, &legacy_name(mesh_name, service, number), &outbound);
     }
+}
+
+/// Of services that don't agree, the first decides.
+pub(crate) fn legacy_protocol(mesh: &MeshPicture, service: &str, port: u32) -> Option<Protocol> {
+    let mut ports = legacy_services(mesh, service).flat_map(|it| &it.spec.ports);
+    ports.find(|declared| declared.port == port).map(|declared| protocol(declared.protocol()))
 }
 
 /// The MeshServices, of every zone, that are views of one `kuma.io/service`.

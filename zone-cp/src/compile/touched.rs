@@ -4,9 +4,9 @@
 //! test holds incremental compiling to compiling from nothing.
 
 use super::Unit;
-use super::external;
 use super::members::{Group, is_external};
 use super::services::{selected, selected_inbounds, service_of, tls_ready};
+use super::{external, policies};
 use crate::picture::{MeshPicture, Picture, subject};
 use meridian_core::kinds::dataplane::Dataplane;
 use meridian_core::kinds::hostname_generator::HostnameGenerator;
@@ -25,6 +25,8 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Touched {
     pub(crate) units: BTreeSet<Unit>,
+    /// Meshes of which every [`Unit::Policies`] may have changed.
+    pub(crate) policies: BTreeSet<String>,
     /// Groups whose set of units may have changed.
     pub(crate) groups: Groups,
     /// Proxies that came, went, or whose own set of units or group may have changed.
@@ -49,6 +51,7 @@ impl Touched {
 
     pub(crate) fn extend(&mut self, other: Self) {
         self.units.extend(other.units);
+        self.policies.extend(other.policies);
         self.proxies.extend(other.proxies);
         self.services.extend(other.services);
         self.groups.meshes.extend(other.groups.meshes);
@@ -83,6 +86,7 @@ pub(crate) fn touched(before: &Picture, after: &Picture, key: &Key) -> Touched {
             ZoneIngress::KIND => ingress(picture, key, &mut out),
             ZoneEgress::KIND => egress(picture, key, &mut out),
             HostnameGenerator::KIND => generator(picture, &mut out),
+            kind if policies::is_executed(kind) => policy(picture, key, &mut out),
             _ => {}
         }
     }
@@ -94,6 +98,7 @@ pub(crate) fn touched(before: &Picture, after: &Picture, key: &Key) -> Touched {
     }
     if same_reach(before, after, key) {
         out.groups = Groups::default();
+        out.policies.clear();
         out.proxies.retain(|proxy| proxy == key);
     }
     out
@@ -169,6 +174,7 @@ pub(crate) fn touched_by_facts(picture: &Picture, key: &Key) -> Touched {
 }
 
 fn whole_mesh(picture: &Picture, name: &str, out: &mut Touched) {
+    out.policies.insert(name.to_owned());
     out.groups.meshes.insert(name.to_owned());
     (out.groups.ingresses, out.groups.egresses) = (true, true);
     out.units.extend([Unit::Bundle(name.to_owned()), Unit::PassthroughEntries(name.to_owned())]);
@@ -252,6 +258,7 @@ fn service(picture: &Picture, key: &Key, out: &mut Touched) {
         return;
     }
     service_units(picture, mesh, key, out);
+    out.policies.insert(key.mesh.clone());
     if let Some(Unit::Legacy { service, .. }) = legacy_of(mesh, key) {
         // The `.mesh` name of an ExternalService gives way to a service's.
         let same = mesh.external_services.iter().filter(|(_, it)| it.spec.service() == Some(&service));
@@ -325,6 +332,21 @@ fn passthrough(picture: &Picture, key: &Key, out: &mut Touched) {
         out.units.extend([Unit::Dataplane(dataplane.clone()), Unit::Caller(dataplane)]);
     }
     out.units.insert(Unit::PassthroughEntries(key.mesh.clone()));
+}
+
+/// A policy's own sidecars get other units where it comes or goes; what the units say may change at any time.
+fn policy(picture: &Picture, key: &Key, out: &mut Touched) {
+    let Some(mesh) = picture.mesh(&key.mesh) else { return };
+    let Some(policy) = mesh.policies.get(key) else { return };
+    for (dataplane, it) in mesh.dataplanes.iter() {
+        if policies::selects_outgoing(policy, it) {
+            out.proxies.insert(dataplane.clone());
+        }
+        if policies::selects_incoming(policy, it) {
+            out.units.insert(Unit::Dataplane(dataplane.clone()));
+        }
+    }
+    out.policies.extend(policy.is_outgoing().then(|| key.mesh.clone()));
 }
 
 /// Dataplanes of which the policy selects at least a part.

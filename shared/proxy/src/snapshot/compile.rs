@@ -31,7 +31,7 @@ pub(super) struct Source {
     /// Instead of the endpoints' own: server name and zone.
     instead: Option<(String, String)>,
     zone: String,
-    policies: DestinationPolicies,
+    policies: Arc<DestinationPolicies>,
     /// Compiled from `policies`.
     retry: Option<Arc<RetryPolicy>>,
 }
@@ -190,6 +190,7 @@ impl Compiler<'_> {
                     return Target::Missing(format!("destination {name}"));
                 };
                 let destination = &parts.config;
+                let policies = self.resources.policies(name, parts);
                 let tls = match &destination.tls {
                     DestinationTls::Off => None,
                     DestinationTls::Mutual { mesh, identities } => {
@@ -203,8 +204,8 @@ impl Compiler<'_> {
                     tiers: destination.tiers.iter().map(|tier| self.sets(tier)).collect(),
                     instead: None,
                     zone: self.zone().to_owned(),
-                    policies: destination.policies.clone(),
-                    retry: parts.retry.clone(),
+                    policies: policies.config.clone(),
+                    retry: policies.retry.clone(),
                 };
                 Target::Cluster(self.cluster(key, "outbound", source))
             }
@@ -243,7 +244,7 @@ impl Compiler<'_> {
                 tiers: vec![self.sets(&route.endpoints)],
                 instead: None,
                 zone: self.next.proxy.as_ref().map(|proxy| proxy.zone.clone()).unwrap_or_default(),
-                policies: DestinationPolicies::default(),
+                policies: Arc::default(),
                 retry: None,
             };
             let cluster = self.cluster(format!("route/{name}"), "through", source);
@@ -281,7 +282,7 @@ impl Compiler<'_> {
             tiers: vec![self.sets(std::slice::from_ref(&endpoints.to_owned()))],
             instead,
             zone: self.zone().to_owned(),
-            policies: DestinationPolicies::default(),
+            policies: Arc::default(),
             retry: None,
         }
     }

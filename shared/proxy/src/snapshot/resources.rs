@@ -23,6 +23,8 @@ pub struct Resources {
     pub(super) refused_inbounds: BTreeMap<String, Arc<config::Inbound>>,
     pub(super) outbounds: BTreeMap<String, Arc<config::Outbound>>,
     pub(super) destinations: BTreeMap<String, DestinationParts>,
+    /// By the destination's name, or by its protocol.
+    policies: BTreeMap<String, PolicyParts>,
     pub(super) endpoints: BTreeMap<String, Arc<config::EndpointSet>>,
     pub(super) externals: BTreeMap<String, (Arc<config::External>, Option<EntryParts>)>,
     pub(super) entries: BTreeMap<String, EntryParts>,
@@ -34,6 +36,13 @@ pub struct Resources {
 #[derive(Clone)]
 pub(super) struct DestinationParts {
     pub(super) config: Arc<config::Destination>,
+    /// Its own, where nothing else is said.
+    policies: PolicyParts,
+}
+
+#[derive(Clone)]
+pub(super) struct PolicyParts {
+    pub(super) config: Arc<config::DestinationPolicies>,
     pub(super) retry: Option<Arc<RetryPolicy>>,
 }
 
@@ -100,6 +109,12 @@ impl Resources {
         self.proxy.as_ref().map(|proxy| proxy.identities.clone()).unwrap_or_default()
     }
 
+    /// What policies say of a destination.
+    pub(super) fn policies<'a>(&'a self, name: &str, destination: &'a DestinationParts) -> &'a PolicyParts {
+        let others = || self.policies.get(config::policies_for_others(destination.config.protocol));
+        self.policies.get(name).or_else(others).unwrap_or(&destination.policies)
+    }
+
     fn parse(&mut self, tls: &Tls, resource: &Encoded) -> Result<(), String> {
         let (name, body) = (resource.name.to_string(), &resource.body);
         match &*resource.type_ {
@@ -110,6 +125,7 @@ impl Resources {
             }
             types::OUTBOUND => drop(self.outbounds.insert(name, read(body)?)),
             types::DESTINATION => drop(self.destinations.insert(name, destination_parts(read(body)?)?)),
+            types::POLICIES => drop(self.policies.insert(name, policy_parts(read(body)?)?)),
             types::ENDPOINTS => drop(self.endpoints.insert(name, read(body)?)),
             types::EXTERNAL => {
                 let external: Arc<config::External> = read(body)?;
@@ -156,6 +172,7 @@ impl Resources {
             types::INBOUND => drop(self.inbounds.remove(name)),
             types::OUTBOUND => drop(self.outbounds.remove(name)),
             types::DESTINATION => drop(self.destinations.remove(name)),
+            types::POLICIES => drop(self.policies.remove(name)),
             types::ENDPOINTS => drop(self.endpoints.remove(name)),
             types::EXTERNAL => drop(self.externals.remove(name)),
             types::ENTRY => drop(self.entries.remove(name)),
@@ -171,8 +188,13 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {
 }
 
 fn destination_parts(config: Arc<config::Destination>) -> Result<DestinationParts, String> {
-    let retry = config.policies.retry.as_ref().map(RetryPolicy::compile).transpose()?.map(Arc::new);
-    Ok(DestinationParts { config, retry })
+    let policies = policy_parts(Arc::new(config.policies.clone()))?;
+    Ok(DestinationParts { config, policies })
+}
+
+fn policy_parts(config: Arc<config::DestinationPolicies>) -> Result<PolicyParts, String> {
+    let retry = config.retry.as_ref().map(RetryPolicy::compile).transpose()?.map(Arc::new);
+    Ok(PolicyParts { config, retry })
 }
 
 fn entry_parts(config: Arc<config::Entry>) -> Result<EntryParts, String> {

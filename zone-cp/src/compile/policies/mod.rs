@@ -1,2 +1,282 @@
-//! Merged configurations of policies, turned into what proxies execute: one file a kind, each a pure function over the
-//! kind's merged `Conf`.
+//! Traffic policies, merged and turned into what proxies execute. One file a kind holds a pure function over the kind's
+//! merged `Conf`; the tables here are all that the rest of the zone knows of kinds.
+//!
+//! What holds for calls that go out depends on who calls: on the policies that select the sidecar, its [`Selection`].
+//! Sidecars with one selection share one unit. It says what holds for the whole mesh once for each protocol, and beside
+//! that only what differs for destinations that a policy names: so a policy for the whole mesh is one small resource to
+//! each sidecar, however many services there are. Rejected: policies inside of destinations, which would then be as many
+//! as selections times services.
+
+use super::services::{self, legacy_services, service_of};
+use super::{Compiled, Inputs, protocol};
+use crate::picture::{MeshPicture, subject};
+use meridian_core::kinds::dataplane::{Dataplane, Inbound};
+use meridian_core::kinds::mesh_external_service::MeshExternalService;
+use meridian_core::kinds::mesh_service::{MeshService, Port};
+use meridian_core::kinds::mesh_timeout::MeshTimeout;
+use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
+use meridian_core::{Key, Kind};
+use meridian_policy::{
+    Destinations, InboundRule, Merged, Parsed, Policy, ResourceRules, Routes, Section, inbound_confs,
+    inbound_rules, sort, to_conf,
+};
+use meridian_proxy_config::{DestinationPolicies, InboundPolicies, Protocol, policies_for_others, types};
+use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+mod timeout;
+
+/// A kind whose `to` is executed.
+struct Outgoing {
+    kind: Kind,
+    apply: fn(&Merged, Protocol, &mut DestinationPolicies) -> Result<(), serde_json::Error>,
+}
+
+/// A kind whose `from` and `rules` are executed.
+struct Incoming {
+    kind: Kind,
+    apply: fn(&[InboundRule], &mut InboundPolicies) -> Result<(), serde_json::Error>,
+}
+
+const OUTGOING: &[Outgoing] = &[Outgoing {
+    kind: MeshTimeout::KIND,
+    apply: |merged, _, into| merged.conf().map(|conf| timeout::destination(&conf, into)),
+}];
+
+const INCOMING: &[Incoming] = &[Incoming {
+    kind: MeshTimeout::KIND,
+    apply: |rules, into| {
+        let confs = by_caller(rules)?;
+        for_everybody(&confs).map(|conf| timeout::inbound(conf, into));
+        Ok(())
+    },
+}];
+
+/// Protocols of destinations inside the mesh.
+const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
+
+/// Whether policies of a kind are turned into something here.
+pub(crate) fn is_executed(kind: Kind) -> bool {
+    OUTGOING.iter().map(|it| it.kind).chain(INCOMING.iter().map(|it| it.kind)).any(|it| it == kind)
+}
+
+/// The policies on outgoing calls that select a sidecar.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Selection(Arc<BTreeSet<Key>>);
+
+pub(crate) fn selection(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>) -> Selection {
+    let selecting = mesh.policies.values().filter(|policy| selects_outgoing(policy, dataplane));
+    Selection(Arc::new(selecting.map(|policy| policy.key().clone()).collect()))
+}
+
+/// Whether a policy says something of the calls that a sidecar's application makes.
+pub(crate) fn selects_outgoing(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
+    let is_here = OUTGOING.iter().any(|it| it.kind == policy.key().kind);
+    is_here && policy.is_outgoing() && policy.selects(&Routes::default(), &subject(dataplane), Section::Whole)
+}
+
+/// Whether a policy says something of the calls to some inbound of a sidecar.
+pub(crate) fn selects_incoming(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
+    let is_here = INCOMING.iter().any(|it| it.kind == policy.key().kind);
+    let inbounds = dataplane.spec.networking.iter().flat_map(|networking| &networking.inbound);
+    is_here && policy.is_incoming() && inbounds.into_iter().any(|inbound| takes(policy, dataplane, inbound))
+}
+
+fn takes(policy: &Policy, dataplane: &Parsed<Dataplane>, inbound: &Inbound) -> bool {
+    policy.selects(&Routes::default(), &subject(dataplane), Section::Inbound(inbound))
+}
+
+/// What holds for calls to an inbound.
+pub(crate) fn inbound(
+    mesh: &MeshPicture,
+    dataplane: &Parsed<Dataplane>,
+    inbound: &Inbound,
+    out: &mut Compiled,
+) -> InboundPolicies {
+    let mut policies = InboundPolicies::default();
+    for of in INCOMING {
+        let all =
+            mesh.policies.values().filter(|policy| policy.key().kind == of.kind && policy.is_incoming());
+        let selecting = all.filter(|policy| takes(policy, dataplane, inbound));
+        let rules = inbound_rules(&sort(selecting.cloned().collect()));
+        if let Err(error) = (of.apply)(&rules, &mut policies) {
+            blame(rules.iter().map(|rule| &rule.origin.policy.key), &error, out);
+        }
+    }
+    policies
+}
+
+/// What holds for the calls of all sidecars with a selection.
+pub(crate) fn outgoing(inputs: Inputs<'_>, mesh_name: &str, selection: &Selection, out: &mut Compiled) {
+    let Some(mesh) = inputs.picture.mesh(mesh_name).filter(|mesh| mesh.spec().is_some()) else { return };
+    let said = Said::new(mesh, mesh_name, selection);
+    let Some(blamed) = selection.0.first() else { return };
+    let others = PROTOCOLS.map(|protocol| (protocol, said.of_mesh(protocol, out)));
+    for (protocol, policies) in &others {
+        if *policies != DestinationPolicies::default() {
+            out.push(blamed, types::POLICIES, policies_for_others(*protocol), policies);
+        }
+    }
+    let differs = |protocol: Protocol, policies: &DestinationPolicies| {
+        others.iter().all(|(of, others)| *of != protocol || others != policies)
+    };
+    for service in mesh.services.values().filter(|service| said.names(service)) {
+        for port in &service.spec.ports {
+            let protocol = protocol(port.protocol());
+            let policies = said.of_port(service, port, protocol, out);
+            if differs(protocol, &policies) {
+                let name = services::destination_name(service, port.port);
+                out.push(blamed, types::POLICIES, &name, &policies);
+            }
+        }
+    }
+    let named = mesh.services.values().filter(|service| said.names(service));
+    let tags: BTreeSet<&str> = named.filter_map(|service| service_of(&service.spec)).collect();
+    for tag in tags {
+        let mut views: Vec<&Parsed<MeshService>> = legacy_services(mesh, tag).collect();
+        views.sort_by_key(|service| !inputs.picture.is_local(&service.resource.key));
+        let mut done = BTreeSet::new();
+        for (service, port) in views.iter().flat_map(|it| it.spec.ports.iter().map(move |port| (it, port))) {
+            let Some(protocol) = services::legacy_protocol(mesh, tag, port.port) else { continue };
+            if !done.insert(port.port) {
+                continue;
+            }
+            let policies = said.of_port(service, port, protocol, out);
+            if differs(protocol, &policies) {
+                let name = services::legacy_name(mesh_name, tag, port.port);
+                out.push(blamed, types::POLICIES, &name, &policies);
+            }
+        }
+    }
+}
+
+/// What the policies of one selection say, kind by kind.
+struct Said<'a> {
+    mesh: &'a str,
+    kinds: Vec<SaidByKind>,
+}
+
+struct SaidByKind {
+    of: &'static Outgoing,
+    /// From weak to strong.
+    policies: Vec<Arc<Policy>>,
+    by_resource: ResourceRules,
+    /// Values of `kuma.io/service` that they name.
+    tags: BTreeSet<String>,
+}
+
+impl<'a> Said<'a> {
+    fn new(mesh: &MeshPicture, name: &'a str, selection: &Selection) -> Self {
+        let selected: Vec<&Arc<Policy>> =
+            selection.0.iter().filter_map(|key| mesh.policies.get(key)).collect();
+        let destinations = destinations(mesh, &selected);
+        let kinds = OUTGOING.iter().map(|of| {
+            let own = selected.iter().filter(|policy| policy.key().kind == of.kind);
+            let policies = sort(own.map(|policy| Arc::clone(policy)).collect());
+            let by_resource = ResourceRules::new(&policies, &destinations);
+            let tags = policies.iter().flat_map(|policy| policy.named_tags().map(str::to_owned)).collect();
+            SaidByKind { of, policies, by_resource, tags }
+        });
+        Self { mesh: name, kinds: kinds.collect() }
+    }
+
+    /// Whether something is said of a service by its name.
+    fn names(&self, service: &Parsed<MeshService>) -> bool {
+        let tag = service_of(&service.spec);
+        self.kinds.iter().any(|kind| {
+            kind.by_resource.names(&service.resource.key) || tag.is_some_and(|tag| kind.tags.contains(tag))
+        })
+    }
+
+    fn of_mesh(&self, protocol: Protocol, out: &mut Compiled) -> DestinationPolicies {
+        let mut policies = DestinationPolicies::default();
+        for kind in &self.kinds {
+            let merged = kind.by_resource.of_mesh(self.mesh).map(|rule| &rule.merged);
+            kind.apply(merged, protocol, &mut policies, out);
+        }
+        policies
+    }
+
+    fn of_port(
+        &self,
+        service: &Parsed<MeshService>,
+        port: &Port,
+        protocol: Protocol,
+        out: &mut Compiled,
+    ) -> DestinationPolicies {
+        let mut policies = DestinationPolicies::default();
+        for kind in &self.kinds {
+            let by_tag = kind.by_tag(service, port);
+            let merged = by_tag.as_ref().or_else(|| kind.by_resource(service, port));
+            kind.apply(merged, protocol, &mut policies, out);
+        }
+        policies
+    }
+}
+
+impl SaidByKind {
+    fn by_resource(&self, service: &Parsed<MeshService>, port: &Port) -> Option<&Merged> {
+        let rule = self.by_resource.conf(&service.resource.key, &port.section_name(), None);
+        rule.map(|rule| &rule.merged)
+    }
+
+    /// What is said of the service by its `kuma.io/service`, unless a policy names the resource itself.
+    fn by_tag(&self, service: &Parsed<MeshService>, port: &Port) -> Option<Merged> {
+        let tag = service_of(&service.spec).filter(|tag| self.tags.contains(*tag))?;
+        if self.by_resource.names_port(&service.resource.key, &port.section_name()) {
+            return None;
+        }
+        to_conf(&self.policies, &Routes::default(), tag, None)
+    }
+
+    fn apply(
+        &self,
+        merged: Option<&Merged>,
+        protocol: Protocol,
+        policies: &mut DestinationPolicies,
+        out: &mut Compiled,
+    ) {
+        let Some(merged) = merged else { return };
+        if let Err(error) = (self.of.apply)(merged, protocol, policies) {
+            blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
+        }
+    }
+}
+
+/// The resources that policies may name: of kinds that they don't name, none.
+fn destinations(mesh: &MeshPicture, policies: &[&Arc<Policy>]) -> Destinations {
+    let kinds: BTreeSet<&str> =
+        policies.iter().flat_map(|policy| policy.named_kinds()).map(|kind| kind.as_str()).collect();
+    let mut destinations = Destinations::default();
+    mesh.mesh.iter().for_each(|mesh| destinations.insert(Arc::new(mesh.resource.clone())));
+    if kinds.contains(MeshService::KIND.as_str()) {
+        mesh.services.values().for_each(|it| destinations.insert(Arc::new(it.resource.clone())));
+    }
+    if kinds.contains(MeshExternalService::KIND.as_str()) {
+        let all = mesh.mesh_external_services.values();
+        all.for_each(|it| destinations.insert(Arc::new(it.resource.clone())));
+    }
+    destinations
+}
+
+/// What rules add up to for each kind of caller: the first that matches decides, the last is for everybody.
+fn by_caller<T: DeserializeOwned>(
+    rules: &[InboundRule],
+) -> Result<Vec<(Option<RuleMatch>, T)>, serde_json::Error> {
+    let confs = inbound_confs(rules);
+    confs.into_iter().map(|conf| Ok((conf.matched, conf.merged.conf()?))).collect()
+}
+
+fn for_everybody<T>(confs: &[(Option<RuleMatch>, T)]) -> Option<&T> {
+    confs.iter().find(|(matched, _)| matched.is_none()).map(|(_, conf)| conf)
+}
+
+/// A configuration that can't be read is its policies' fault; the others hold.
+fn blame<'a>(policies: impl Iterator<Item = &'a Key>, error: &serde_json::Error, out: &mut Compiled) {
+    let keys: BTreeSet<&Key> = policies.collect();
+    keys.into_iter().for_each(|key| out.problem(key, error.to_string()));
+}
+
+#[cfg(test)]
+mod tests;

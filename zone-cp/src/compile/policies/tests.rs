@@ -1,0 +1,112 @@
+//! What sidecars are told of policies.
+
+use crate::compile::fixture::*;
+use serde_json::{Value, json};
+
+const TO_ALL: &str = "*/http";
+const TO_BACKEND: &str = "default/west/backend/9000";
+const TO_LEGACY: &str = "default//backend/9000";
+
+/// What web of east holds for one name, after these policies.
+fn said(policies: &[(&str, Value)], name: &str) -> Option<Value> {
+    let (mut east, _) = world();
+    for (policy, spec) in policies {
+        east.put(global("MeshTimeout", "default", policy, spec.clone())).unwrap();
+    }
+    let world = World::new(east);
+    assert!(world.audiences.problems().is_empty(), "{:?}", world.audiences.problems());
+    let shown = world.shown(&sidecar("east", "web-1"));
+    shown.get("Policies").and_then(|all| all.get(name)).cloned()
+}
+
+fn to(target: Value, default: Value) -> Value {
+    json!({"to": [{"targetRef": target, "default": default}]})
+}
+
+fn request(seconds: u64) -> Value {
+    json!({"streamTimeouts": {"requestMillis": seconds * 1000}})
+}
+
+#[test]
+fn what_holds_for_the_mesh_is_said_once_and_a_service_only_differs() {
+    let mesh = to(json!({"kind": "Mesh"}), json!({"http": {"requestTimeout": "3s"}}));
+    assert_eq!(said(&[("all", mesh.clone())], TO_ALL), Some(request(3)));
+    assert_eq!(said(&[("all", mesh.clone())], TO_BACKEND), None, "it is like the others");
+
+    let by_tag = json!({"kind": "MeshService", "name": "backend"});
+    let by_label = json!({"kind": "MeshService", "labels": {"kuma.io/display-name": "backend"}});
+    for target in [by_tag, by_label] {
+        let own = to(target.clone(), json!({"idleTimeout": "7s"}));
+        let both = [("all", mesh.clone()), ("backend", own)];
+        let merged =
+            json!({"connectionTimeouts": {"idleMillis": 7000}, "streamTimeouts": {"requestMillis": 3000}});
+        assert_eq!(said(&both, TO_ALL), Some(request(3)));
+        assert_eq!(said(&both, TO_BACKEND), Some(merged.clone()), "{target}");
+        assert_eq!(said(&both, TO_LEGACY), Some(merged), "{target}: its .mesh name");
+    }
+}
+
+#[test]
+fn one_port_is_not_another() {
+    let port = |section: &str| json!({"kind": "MeshService", "labels": {"kuma.io/display-name": "backend"}, "sectionName": section});
+    let conf = json!({"http": {"requestTimeout": "4s"}});
+    assert_eq!(said(&[("one", to(port("9000"), conf.clone()))], TO_BACKEND), Some(request(4)));
+    assert_eq!(said(&[("one", to(port("9001"), conf))], TO_BACKEND), None);
+}
+
+#[test]
+fn a_policy_holds_for_whom_it_selects_in_its_zone_and_not_as_a_shadow() {
+    let conf = json!({"http": {"requestTimeout": "4s"}});
+    let mesh = json!({"kind": "Mesh"});
+    let with_target = |target: Value| {
+        let mut spec = to(mesh.clone(), conf.clone());
+        spec["targetRef"] = target;
+        spec
+    };
+    let web = with_target(json!({"kind": "MeshSubset", "tags": {"kuma.io/service": "web"}}));
+    assert_eq!(said(&[("web", web)], TO_ALL), Some(request(4)));
+    let other = with_target(json!({"kind": "MeshSubset", "tags": {"kuma.io/service": "other"}}));
+    assert_eq!(said(&[("other", other)], TO_ALL), None);
+
+    let (mut east, _) = world();
+    let mut shadow = global("MeshTimeout", "default", "all", to(mesh.clone(), conf.clone()));
+    shadow.labels.insert("kuma.io/effect".into(), "shadow".into());
+    east.put(shadow).unwrap();
+    let of_west = abroad("west", local("west", "MeshTimeout", "default", "all", to(mesh, conf)));
+    east.put(of_west).unwrap();
+    let shown = World::new(east).shown(&sidecar("east", "web-1"));
+    assert!(!shown.contains_key("Policies"), "{:?}", shown["Policies"]);
+}
+
+#[test]
+fn the_last_policy_takes_what_it_said_with_it() {
+    let (east, _) = world();
+    let mut world = World::new(east);
+    let policy = |name: &str, seconds: &str| {
+        let conf = json!({"http": {"requestTimeout": seconds}});
+        global("MeshTimeout", "default", name, to(json!({"kind": "Mesh"}), conf))
+    };
+    let (a, b) = (policy("a", "2s"), policy("b", "5s"));
+    world.put(b.clone());
+    assert_eq!(world.one(&sidecar("east", "web-1"), "Policies", TO_ALL), request(5));
+    world.put(a.clone());
+    assert_eq!(world.one(&sidecar("east", "web-1"), "Policies", TO_ALL), request(2), "a comes before b");
+    world.remove(&a.key);
+    assert_eq!(world.one(&sidecar("east", "web-1"), "Policies", TO_ALL), request(5));
+    world.remove(&b.key);
+    assert!(!world.shown(&sidecar("east", "web-1")).contains_key("Policies"));
+}
+
+#[test]
+fn calls_that_come_in_are_held_to_the_inbounds_own_policies() {
+    let (mut east, _) = world();
+    let rules = json!({"rules": [{"default": {"http": {"streamIdleTimeout": "9s"}}}]});
+    east.put(global("MeshTimeout", "default", "in", rules)).unwrap();
+    let elsewhere = json!({
+        "targetRef": {"kind": "Dataplane", "sectionName": "other"},
+        "rules": [{"default": {"http": {"streamIdleTimeout": "1s"}}}],
+    });
+    east.put(global("MeshTimeout", "default", "elsewhere", elsewhere)).unwrap();
+    let inbound = World::new(east).one(&sidecar("east", "web-1"), "Inbound", "8080");
+    assert_eq!(inbound["policies"], json!({"streamTimeouts": {"idleMillis": 9000}}));
+}
