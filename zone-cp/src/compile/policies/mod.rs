@@ -48,7 +48,9 @@ const INCOMING: &[Incoming] = &[Incoming {
     kind: MeshTimeout::KIND,
     apply: |rules, into| {
         let confs = by_caller(rules)?;
-        for_everybody(&confs).map(|conf| timeout::inbound(conf, into));
+        if let Some(conf) = for_everybody(&confs) {
+            timeout::inbound(conf, into);
+        }
         Ok(())
     },
 }];
