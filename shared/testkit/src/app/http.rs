@@ -1,7 +1,8 @@
 //! An HTTP application that tells what it saw.
 //!
 //! `/` and any other path: JSON of the request. `/echo`: the body (and trailers) back as it comes. `/ticks`: a line
-//! every 50 ms, without end. `/trailers`: a trailer after the body. `/status/N`: that status. `/websocket`: echo.
+//! every 50 ms, without end. `/trailers`: a trailer after the body. `/status/N`: that status. `/slow/N`: after N ms.
+//! `/every/N`: of all such requests each N-th is answered 200, the others 503. `/websocket`: echo.
 
 use super::{announce, websocket};
 use anyhow::{Context, Result};
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -95,6 +97,9 @@ where
             if request.uri().path() == "/echo" {
                 return echo(request).await;
             }
+            if let Some(millis) = number(request.uri().path(), "/slow/") {
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+            }
             Ok::<_, hyper::Error>(answer(request, peer, &name, &server_name))
         }
     });
@@ -111,15 +116,26 @@ fn answer(request: Request<Incoming>, peer: SocketAddr, name: &str, server_name:
         "/trailers" => with_trailers(),
         "/websocket" => websocket::accept(request)
             .map(|()| Full::new(Bytes::new()).map_err(|never| match never {}).boxed()),
-        _ => match path.strip_prefix("/status/").and_then(|code| code.parse().ok()) {
-            Some(code) => {
-                let mut response = Response::new(full(String::new()));
-                *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST);
-                response
+        path => match (number(path, "/status/"), number(path, "/every/")) {
+            (Some(code), _) => status(u16::try_from(code).unwrap_or_default()),
+            (None, Some(n)) => {
+                static COUNT: AtomicU64 = AtomicU64::new(0);
+                let is_its_turn = (COUNT.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(n);
+                status(if is_its_turn { 200 } else { 503 })
             }
-            None => Response::new(full(describe(&request, peer, name, server_name))),
+            (None, None) => Response::new(full(describe(&request, peer, name, server_name))),
         },
     }
+}
+
+fn number(path: &str, prefix: &str) -> Option<u64> {
+    path.strip_prefix(prefix)?.parse().ok()
+}
+
+fn status(code: u16) -> Response<Body> {
+    let mut response = Response::new(full(String::new()));
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST);
+    response
 }
 
 /// The body as it comes. The answer starts with its first piece, so that a client that waits for `100 Continue` gets it.

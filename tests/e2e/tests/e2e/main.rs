@@ -17,3 +17,4 @@ mod policies;
 mod replicas;
 mod rotation;
 mod sync;
+mod traffic;
