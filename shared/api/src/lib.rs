@@ -8,6 +8,7 @@ mod format;
 mod hooks;
 mod identify;
 mod insight;
+mod inspect;
 mod list;
 mod offer;
 mod operate;

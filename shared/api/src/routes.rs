@@ -3,12 +3,13 @@
 use crate::overview::OVERVIEWS;
 use crate::problem::Problem;
 use crate::resources::At;
-use crate::{Api, insight, operate, system};
+use crate::{Api, insight, inspect, operate, system};
 use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use http::{Request, StatusCode};
+use meridian_core::kinds::dataplane::Dataplane;
 use meridian_core::kinds::unsupported;
 use meridian_core::{KindInfo, Scope};
 use std::future::Future;
@@ -73,6 +74,14 @@ fn kind(mut router: Router, api: &Api, info: &'static KindInfo, plural: &str) ->
     };
     let name = if info.scope == Scope::Mesh { "{second}" } else { "{first}" };
     router = router.route(&base, all).route(&format!("{base}/{name}"), one);
+    if info.kind == Dataplane::KIND {
+        let why = get(on(api, move |api, request| inspect::rules(at, api, request)));
+        router = router.route(&format!("{base}/{name}/_rules"), why);
+    }
+    if info.targets.is_some() {
+        let selected = get(on(api, move |api, request| inspect::dataplanes(at, api, request)));
+        router = router.route(&format!("{base}/{name}/_resources/dataplanes"), selected);
+    }
     let Some(overview) = OVERVIEWS.into_iter().find(|overview| overview.kind == info.kind.as_str()) else {
         return router;
     };

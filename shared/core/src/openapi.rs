@@ -198,6 +198,14 @@ fn add_paths(info: &KindInfo, paths: &mut Map<String, Value>) {
         "delete": operation("delete", format!("Deletes a {kind}."), &[condition], deleted),
     });
     paths.insert(format!("{base}/{{name}}"), one);
+    if info.targets.is_some() {
+        let found = json!({
+            "200": { "description": "A page of Dataplanes." },
+            "default": { "$ref": "#/components/responses/Error" },
+        });
+        let selected = operation("selectedBy", format!("The Dataplanes that a {kind} selects."), &[], found);
+        paths.insert(format!("{base}/{{name}}/_resources/dataplanes"), json!({ "get": selected }));
+    }
 }
 
 fn list(info: &KindInfo, of: &str, parameters: &[Value]) -> Value {
@@ -234,7 +242,7 @@ fn path_parameter(name: &str) -> Value {
 }
 
 /// What is no kind: (method, path, summary).
-const FIXED: [(&str, &str, &str); 25] = [
+const FIXED: [(&str, &str, &str); 26] = [
     ("get", "/", "Product, version and instance."),
     ("get", "/ready", "Whether the control plane can serve."),
     ("get", "/healthy", "Whether the control plane lives."),
@@ -262,6 +270,11 @@ const FIXED: [(&str, &str, &str); 25] = [
     ("post", "/tokens/user", "Issues a user token."),
     ("get", "/meshes/{mesh}/dataplanes/_overview", "Dataplanes with their status."),
     ("get", "/meshes/{mesh}/dataplanes/{name}/_overview", "One Dataplane with its status."),
+    (
+        "get",
+        "/meshes/{mesh}/dataplanes/{name}/_rules",
+        "What policies add up to for one Dataplane, and which they are.",
+    ),
     ("get", "/zones/_overview", "Zones with their status and how far behind they are."),
     ("get", "/zones/{name}/_overview", "One zone with its status and how far behind it is."),
 ];

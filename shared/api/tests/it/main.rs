@@ -10,6 +10,7 @@
 mod bounds;
 mod contract;
 mod harness;
+mod inspect;
 mod operate;
 mod overviews;
 mod read_write;
