@@ -23,7 +23,7 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 27] = [
+const ALL: [Unsupported; 26] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
@@ -50,7 +50,6 @@ const ALL: [Unsupported; 27] = [
     unsupported("MeshAccessLog", "meshaccesslogs", NotYet),
     unsupported("MeshFaultInjection", "meshfaultinjections", NotYet),
     unsupported("MeshHealthCheck", "meshhealthchecks", NotYet),
-    unsupported("MeshLoadBalancingStrategy", "meshloadbalancingstrategies", NotYet),
     unsupported("MeshMetric", "meshmetrics", NotYet),
     unsupported("MeshMultiZoneService", "meshmultizoneservices", NotYet),
     unsupported("MeshProxyPatch", "meshproxypatches", NotYet),
