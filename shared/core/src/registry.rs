@@ -1,10 +1,10 @@
 //! The one list of kinds. REST routes, store, sync, CLI and OpenAPI are loops over it.
 
 use crate::kinds::{
-    dataplane, external_service, global_secret, hostname_generator, mesh, mesh_circuit_breaker,
-    mesh_external_service, mesh_http_route, mesh_load_balancing_strategy, mesh_passthrough, mesh_service,
-    mesh_tcp_route, mesh_timeout, mesh_tls, mesh_traffic_permission, secret, token_key, token_revocation,
-    trust_bundle, zone, zone_egress, zone_ingress,
+    dataplane, external_service, global_secret, hostname_generator, mesh, mesh_access_log,
+    mesh_circuit_breaker, mesh_external_service, mesh_http_route, mesh_load_balancing_strategy,
+    mesh_passthrough, mesh_service, mesh_tcp_route, mesh_timeout, mesh_tls, mesh_traffic_permission, secret,
+    token_key, token_revocation, trust_bundle, zone, zone_egress, zone_ingress,
 };
 use crate::shape::Shape;
 use crate::{Context, Kind, Spec, Violation};
@@ -195,7 +195,7 @@ pub fn kinds() -> &'static [KindInfo] {
     &KINDS
 }
 
-static KINDS: [KindInfo; 22] = [
+static KINDS: [KindInfo; 23] = [
     mesh::INFO,
     zone::INFO,
     global_secret::INFO,
@@ -214,6 +214,7 @@ static KINDS: [KindInfo; 22] = [
     mesh_timeout::INFO,
     mesh_circuit_breaker::INFO,
     mesh_load_balancing_strategy::INFO,
+    mesh_access_log::INFO,
     mesh_tls::INFO,
     trust_bundle::INFO,
     token_key::INFO,

@@ -23,11 +23,11 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 26] = [
+const ALL: [Unsupported; 25] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
-    unsupported("TrafficLog", "traffic-logs", Later("MeshAccessLog")),
+    unsupported("TrafficLog", "traffic-logs", Kind("MeshAccessLog")),
     unsupported("TrafficTrace", "traffic-traces", Later("MeshTrace")),
     unsupported("HealthCheck", "health-checks", Later("MeshHealthCheck")),
     unsupported("CircuitBreaker", "circuit-breakers", Kind("MeshCircuitBreaker")),
@@ -47,7 +47,6 @@ const ALL: [Unsupported; 26] = [
     unsupported("MeshGatewayInstance", "meshgatewayinstances", Other("a delegated gateway")),
     unsupported("MeshGatewayConfig", "meshgatewayconfigs", Other("a delegated gateway")),
     // Kuma's kinds that come later.
-    unsupported("MeshAccessLog", "meshaccesslogs", NotYet),
     unsupported("MeshFaultInjection", "meshfaultinjections", NotYet),
     unsupported("MeshHealthCheck", "meshhealthchecks", NotYet),
     unsupported("MeshMetric", "meshmetrics", NotYet),
