@@ -2,9 +2,10 @@
 
 use crate::kinds::{
     dataplane, external_service, global_secret, hostname_generator, mesh, mesh_access_log,
-    mesh_circuit_breaker, mesh_external_service, mesh_http_route, mesh_load_balancing_strategy,
-    mesh_passthrough, mesh_service, mesh_tcp_route, mesh_timeout, mesh_tls, mesh_traffic_permission, secret,
-    token_key, token_revocation, trust_bundle, zone, zone_egress, zone_ingress,
+    mesh_circuit_breaker, mesh_external_service, mesh_health_check, mesh_http_route,
+    mesh_load_balancing_strategy, mesh_passthrough, mesh_service, mesh_tcp_route, mesh_timeout, mesh_tls,
+    mesh_traffic_permission, secret, token_key, token_revocation, trust_bundle, zone, zone_egress,
+    zone_ingress,
 };
 use crate::shape::Shape;
 use crate::{Context, Kind, Spec, Violation};
@@ -195,7 +196,7 @@ pub fn kinds() -> &'static [KindInfo] {
     &KINDS
 }
 
-static KINDS: [KindInfo; 23] = [
+static KINDS: [KindInfo; 24] = [
     mesh::INFO,
     zone::INFO,
     global_secret::INFO,
@@ -214,6 +215,7 @@ static KINDS: [KindInfo; 23] = [
     mesh_timeout::INFO,
     mesh_circuit_breaker::INFO,
     mesh_load_balancing_strategy::INFO,
+    mesh_health_check::INFO,
     mesh_access_log::INFO,
     mesh_tls::INFO,
     trust_bundle::INFO,

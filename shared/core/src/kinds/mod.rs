@@ -12,6 +12,7 @@ pub mod mesh;
 pub mod mesh_access_log;
 pub mod mesh_circuit_breaker;
 pub mod mesh_external_service;
+pub mod mesh_health_check;
 pub mod mesh_http_route;
 pub mod mesh_load_balancing_strategy;
 mod mesh_observability;

@@ -23,13 +23,13 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 25] = [
+const ALL: [Unsupported; 24] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
     unsupported("TrafficLog", "traffic-logs", Kind("MeshAccessLog")),
     unsupported("TrafficTrace", "traffic-traces", Later("MeshTrace")),
-    unsupported("HealthCheck", "health-checks", Later("MeshHealthCheck")),
+    unsupported("HealthCheck", "health-checks", Kind("MeshHealthCheck")),
     unsupported("CircuitBreaker", "circuit-breakers", Kind("MeshCircuitBreaker")),
     unsupported("Retry", "retries", Later("MeshRetry")),
     unsupported("Timeout", "timeouts", Kind("MeshTimeout")),
@@ -48,7 +48,6 @@ const ALL: [Unsupported; 25] = [
     unsupported("MeshGatewayConfig", "meshgatewayconfigs", Other("a delegated gateway")),
     // Kuma's kinds that come later.
     unsupported("MeshFaultInjection", "meshfaultinjections", NotYet),
-    unsupported("MeshHealthCheck", "meshhealthchecks", NotYet),
     unsupported("MeshMetric", "meshmetrics", NotYet),
     unsupported("MeshMultiZoneService", "meshmultizoneservices", NotYet),
     unsupported("MeshProxyPatch", "meshproxypatches", NotYet),
