@@ -4,8 +4,8 @@ use crate::kinds::{
     dataplane, external_service, global_secret, hostname_generator, mesh, mesh_access_log,
     mesh_circuit_breaker, mesh_external_service, mesh_health_check, mesh_http_route,
     mesh_load_balancing_strategy, mesh_passthrough, mesh_service, mesh_tcp_route, mesh_timeout, mesh_tls,
-    mesh_traffic_permission, secret, token_key, token_revocation, trust_bundle, zone, zone_egress,
-    zone_ingress,
+    mesh_trace, mesh_traffic_permission, secret, token_key, token_revocation, trust_bundle, zone,
+    zone_egress, zone_ingress,
 };
 use crate::shape::Shape;
 use crate::{Context, Kind, Spec, Violation};
@@ -196,7 +196,7 @@ pub fn kinds() -> &'static [KindInfo] {
     &KINDS
 }
 
-static KINDS: [KindInfo; 24] = [
+static KINDS: [KindInfo; 25] = [
     mesh::INFO,
     zone::INFO,
     global_secret::INFO,
@@ -217,6 +217,7 @@ static KINDS: [KindInfo; 24] = [
     mesh_load_balancing_strategy::INFO,
     mesh_health_check::INFO,
     mesh_access_log::INFO,
+    mesh_trace::INFO,
     mesh_tls::INFO,
     trust_bundle::INFO,
     token_key::INFO,

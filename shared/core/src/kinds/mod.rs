@@ -21,6 +21,7 @@ pub mod mesh_service;
 pub mod mesh_tcp_route;
 pub mod mesh_timeout;
 pub mod mesh_tls;
+pub mod mesh_trace;
 pub mod mesh_traffic_permission;
 pub mod open_telemetry;
 pub mod policy;

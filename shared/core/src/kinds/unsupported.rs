@@ -23,12 +23,12 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 24] = [
+const ALL: [Unsupported; 23] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
     unsupported("TrafficLog", "traffic-logs", Kind("MeshAccessLog")),
-    unsupported("TrafficTrace", "traffic-traces", Later("MeshTrace")),
+    unsupported("TrafficTrace", "traffic-traces", Kind("MeshTrace")),
     unsupported("HealthCheck", "health-checks", Kind("MeshHealthCheck")),
     unsupported("CircuitBreaker", "circuit-breakers", Kind("MeshCircuitBreaker")),
     unsupported("Retry", "retries", Later("MeshRetry")),
@@ -53,7 +53,6 @@ const ALL: [Unsupported; 24] = [
     unsupported("MeshProxyPatch", "meshproxypatches", NotYet),
     unsupported("MeshRateLimit", "meshratelimits", NotYet),
     unsupported("MeshRetry", "meshretries", NotYet),
-    unsupported("MeshTrace", "meshtraces", NotYet),
     unsupported("MeshIdentity", "meshidentities", Other("the Mesh's mtls")),
 ];
 
