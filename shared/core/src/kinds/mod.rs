@@ -15,6 +15,7 @@ pub mod mesh_external_service;
 pub mod mesh_health_check;
 pub mod mesh_http_route;
 pub mod mesh_load_balancing_strategy;
+pub mod mesh_metric;
 mod mesh_observability;
 pub mod mesh_passthrough;
 pub mod mesh_service;

@@ -23,7 +23,7 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 23] = [
+const ALL: [Unsupported; 22] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
@@ -48,7 +48,6 @@ const ALL: [Unsupported; 23] = [
     unsupported("MeshGatewayConfig", "meshgatewayconfigs", Other("a delegated gateway")),
     // Kuma's kinds that come later.
     unsupported("MeshFaultInjection", "meshfaultinjections", NotYet),
-    unsupported("MeshMetric", "meshmetrics", NotYet),
     unsupported("MeshMultiZoneService", "meshmultizoneservices", NotYet),
     unsupported("MeshProxyPatch", "meshproxypatches", NotYet),
     unsupported("MeshRateLimit", "meshratelimits", NotYet),
