@@ -3,9 +3,9 @@
 use crate::kinds::{
     dataplane, external_service, global_secret, hostname_generator, mesh, mesh_access_log,
     mesh_circuit_breaker, mesh_external_service, mesh_health_check, mesh_http_route,
-    mesh_load_balancing_strategy, mesh_metric, mesh_passthrough, mesh_service, mesh_tcp_route, mesh_timeout,
-    mesh_tls, mesh_trace, mesh_traffic_permission, secret, token_key, token_revocation, trust_bundle, zone,
-    zone_egress, zone_ingress,
+    mesh_load_balancing_strategy, mesh_metric, mesh_passthrough, mesh_proxy_patch, mesh_service,
+    mesh_tcp_route, mesh_timeout, mesh_tls, mesh_trace, mesh_traffic_permission, secret, token_key,
+    token_revocation, trust_bundle, zone, zone_egress, zone_ingress,
 };
 use crate::shape::Shape;
 use crate::{Context, Kind, Spec, Violation};
@@ -196,7 +196,7 @@ pub fn kinds() -> &'static [KindInfo] {
     &KINDS
 }
 
-static KINDS: [KindInfo; 26] = [
+static KINDS: [KindInfo; 27] = [
     mesh::INFO,
     zone::INFO,
     global_secret::INFO,
@@ -219,6 +219,7 @@ static KINDS: [KindInfo; 26] = [
     mesh_access_log::INFO,
     mesh_trace::INFO,
     mesh_metric::INFO,
+    mesh_proxy_patch::INFO,
     mesh_tls::INFO,
     trust_bundle::INFO,
     token_key::INFO,

@@ -18,6 +18,7 @@ pub mod mesh_load_balancing_strategy;
 pub mod mesh_metric;
 mod mesh_observability;
 pub mod mesh_passthrough;
+pub mod mesh_proxy_patch;
 pub mod mesh_service;
 pub mod mesh_tcp_route;
 pub mod mesh_timeout;

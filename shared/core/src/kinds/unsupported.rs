@@ -23,7 +23,7 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 22] = [
+const ALL: [Unsupported; 21] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
@@ -36,7 +36,7 @@ const ALL: [Unsupported; 22] = [
     unsupported("RateLimit", "rate-limits", Later("MeshRateLimit")),
     unsupported("FaultInjection", "fault-injections", Later("MeshFaultInjection")),
     unsupported("VirtualOutbound", "virtual-outbounds", Kind("HostnameGenerator")),
-    unsupported("ProxyTemplate", "proxytemplates", Later("MeshProxyPatch")),
+    unsupported("ProxyTemplate", "proxytemplates", Kind("MeshProxyPatch")),
     // Builtin gateways.
     unsupported(
         "MeshGateway",
@@ -49,7 +49,6 @@ const ALL: [Unsupported; 22] = [
     // Kuma's kinds that come later.
     unsupported("MeshFaultInjection", "meshfaultinjections", NotYet),
     unsupported("MeshMultiZoneService", "meshmultizoneservices", NotYet),
-    unsupported("MeshProxyPatch", "meshproxypatches", NotYet),
     unsupported("MeshRateLimit", "meshratelimits", NotYet),
     unsupported("MeshRetry", "meshretries", NotYet),
     unsupported("MeshIdentity", "meshidentities", Other("the Mesh's mtls")),
