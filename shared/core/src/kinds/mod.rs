@@ -16,6 +16,7 @@ pub mod mesh_health_check;
 pub mod mesh_http_route;
 pub mod mesh_load_balancing_strategy;
 pub mod mesh_metric;
+pub mod mesh_multi_zone_service;
 mod mesh_observability;
 pub mod mesh_passthrough;
 pub mod mesh_proxy_patch;

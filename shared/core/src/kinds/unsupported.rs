@@ -23,7 +23,7 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 21] = [
+const ALL: [Unsupported; 20] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
@@ -48,7 +48,6 @@ const ALL: [Unsupported; 21] = [
     unsupported("MeshGatewayConfig", "meshgatewayconfigs", Other("a delegated gateway")),
     // Kuma's kinds that come later.
     unsupported("MeshFaultInjection", "meshfaultinjections", NotYet),
-    unsupported("MeshMultiZoneService", "meshmultizoneservices", NotYet),
     unsupported("MeshRateLimit", "meshratelimits", NotYet),
     unsupported("MeshRetry", "meshretries", NotYet),
     unsupported("MeshIdentity", "meshidentities", Other("the Mesh's mtls")),
