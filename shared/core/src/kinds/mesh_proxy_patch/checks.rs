@@ -8,7 +8,6 @@ use crate::check::NOT_SUPPORTED;
 use crate::kinds::policy;
 use crate::validate::{self, MUST_BE_DEFINED, MUST_NOT_BE_DEFINED, MUST_NOT_BE_EMPTY, exactly_one, only_one};
 use crate::{Context, Kind, Spec, Violations, document};
-use serde::Serialize;
 
 /// Filters that decide who may pass: a patch with one of them is no tuning.
 const DECIDING: [&str; 8] =
@@ -69,7 +68,7 @@ impl Modification {
     }
 }
 
-impl<M: Serialize> Patch<ResourceOperation, M> {
+impl<M> Patch<ResourceOperation, M> {
     /// `unfit` names the field by which something new can't be matched, since it is not there yet.
     fn check_resource(
         &self,
@@ -92,7 +91,7 @@ impl<M: Serialize> Patch<ResourceOperation, M> {
                 return out.push(format!("{path}.operation"), operations(ResourceOperation::VALUES));
             }
         }
-        self.refuse_decisions(path, out);
+        self.refuse_decisions(path, None, out);
     }
 }
 
@@ -121,11 +120,12 @@ impl Patch<FilterOperation, FilterMatch> {
                 return out.push(format!("{path}.operation"), operations(FilterOperation::VALUES));
             }
         }
-        self.refuse_decisions(path, out);
+        let patched = name.filter(|_| self.operation == FilterOperation::Patch);
+        self.refuse_decisions(path, patched, out);
     }
 }
 
-impl<O: Serialize, M: Serialize> Patch<O, M> {
+impl<O, M> Patch<O, M> {
     fn value(&self) -> Option<&str> {
         self.value.as_deref().filter(|value| !value.is_empty())
     }
@@ -169,9 +169,10 @@ impl<O: Serialize, M: Serialize> Patch<O, M> {
         }
     }
 
-    /// Ignoring a filter that keeps callers out would let them in.
-    fn refuse_decisions(&self, path: &str, out: &mut Violations) {
-        let text = serde_json::to_string(self).unwrap_or_default();
+    /// Ignoring a filter that keeps callers out would let them in. `patched` names the filter that is changed, if one
+    /// is: beside which other a new one stands decides nothing.
+    fn refuse_decisions(&self, path: &str, patched: Option<&str>, out: &mut Violations) {
+        let text = serde_json::to_string(&(&self.value, &self.json_patches, patched)).unwrap_or_default();
         let names = |filter: &str| {
             ["http", "network"].iter().any(|layer| text.contains(&format!("filters.{layer}.{filter}")))
         };

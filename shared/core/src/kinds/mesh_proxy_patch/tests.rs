@@ -137,6 +137,9 @@ fn what_keeps_callers_out_is_refused() {
         "httpFilter: {operation: AddLast, value: \"name: envoy.filters.http.lua\\ninlineCode: 'handle:respond({}, 1)'\"}",
         "httpFilter: not supported yet: what its script answers itself would be let through",
     );
+    right(&of(
+        "{httpFilter: {operation: AddBefore, match: {name: envoy.filters.http.rbac}, value: 'name: envoy.filters.http.gzip'}}",
+    ));
     right(&of("{httpFilter: {operation: Remove, match: {name: envoy.filters.http.rbac}}}"));
     right(&of(
         "{httpFilter: {operation: AddLast, value: \"name: envoy.filters.http.lua\\ninlineCode: 'handle:headers()'\"}}",
