@@ -22,6 +22,7 @@ mod resource;
 mod shape;
 mod spec;
 mod target_ref;
+mod url;
 mod validate;
 mod violation;
 

@@ -1,10 +1,11 @@
 //! The one list of kinds. REST routes, store, sync, CLI and OpenAPI are loops over it.
 
 use crate::kinds::{
-    dataplane, external_service, global_secret, hostname_generator, mesh, mesh_circuit_breaker,
-    mesh_external_service, mesh_http_route, mesh_passthrough, mesh_service, mesh_tcp_route, mesh_timeout,
-    mesh_tls, mesh_traffic_permission, secret, token_key, token_revocation, trust_bundle, zone, zone_egress,
-    zone_ingress,
+    dataplane, external_service, global_secret, hostname_generator, mesh, mesh_access_log,
+    mesh_circuit_breaker, mesh_external_service, mesh_health_check, mesh_http_route,
+    mesh_load_balancing_strategy, mesh_metric, mesh_multi_zone_service, mesh_passthrough, mesh_proxy_patch,
+    mesh_service, mesh_tcp_route, mesh_timeout, mesh_tls, mesh_trace, mesh_traffic_permission, secret,
+    token_key, token_revocation, trust_bundle, zone, zone_egress, zone_ingress,
 };
 use crate::shape::Shape;
 use crate::{Context, Kind, Spec, Violation};
@@ -195,7 +196,7 @@ pub fn kinds() -> &'static [KindInfo] {
     &KINDS
 }
 
-static KINDS: [KindInfo; 21] = [
+static KINDS: [KindInfo; 28] = [
     mesh::INFO,
     zone::INFO,
     global_secret::INFO,
@@ -205,6 +206,7 @@ static KINDS: [KindInfo; 21] = [
     zone_egress::INFO,
     dataplane::INFO,
     mesh_service::INFO,
+    mesh_multi_zone_service::INFO,
     external_service::INFO,
     mesh_external_service::INFO,
     mesh_passthrough::INFO,
@@ -213,6 +215,12 @@ static KINDS: [KindInfo; 21] = [
     mesh_tcp_route::INFO,
     mesh_timeout::INFO,
     mesh_circuit_breaker::INFO,
+    mesh_load_balancing_strategy::INFO,
+    mesh_health_check::INFO,
+    mesh_access_log::INFO,
+    mesh_trace::INFO,
+    mesh_metric::INFO,
+    mesh_proxy_patch::INFO,
     mesh_tls::INFO,
     trust_bundle::INFO,
     token_key::INFO,

@@ -170,5 +170,20 @@ pub(crate) fn at_least_one(fields: &[&str]) -> String {
     format!("must have at least one defined: {}", fields.join(", "))
 }
 
+/// Of `what`, which must say exactly one of these and says none.
+pub(crate) fn exactly_one(what: &str, fields: &[&str]) -> String {
+    format!("{what} must have exactly one defined: {}", fields.join(", "))
+}
+
+/// Of `what`, which must say exactly one of these and says several.
+pub(crate) fn only_one(what: &str, fields: &[&str]) -> String {
+    format!("{what} must have only one type defined: {}", fields.join(", "))
+}
+
+/// A file of the host on which a proxy runs.
+pub(crate) fn is_file_path(text: &str) -> bool {
+    text.starts_with('/') && !text.contains('\0')
+}
+
 pub(crate) const GREATER_THAN_ZERO: &str = "must be greater than 0";
-const POSITIVE_WHEN_DEFINED: &str = "must be greater than zero when defined";
+pub(crate) const POSITIVE_WHEN_DEFINED: &str = "must be greater than zero when defined";

@@ -218,7 +218,7 @@ fn legacy_and_coming_kinds_say_what_to_use() {
     let ask = |kind: &str| check(&json!({ "type": kind, "name": "x" }), None).unwrap_err();
     assert!(ask("TrafficPermission").detail.contains("use MeshTrafficPermission"));
     assert!(ask("MeshGateway").detail.contains("delegated gateway"));
-    assert!(ask("MeshAccessLog").detail.contains("not supported yet"));
+    assert!(ask("MeshRetry").detail.contains("not supported yet"));
     assert_eq!(ask("Nonsense").title, "Unknown kind");
     // What only control planes write is no kind to users.
     assert_eq!(ask("TrustBundle").title, "Unknown kind");

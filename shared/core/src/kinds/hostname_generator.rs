@@ -47,7 +47,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
     fields: &[
         ("selector.meshService", Executed),
         ("selector.meshExternalService", Executed),
-        ("selector.meshMultiZoneService", Warned("there are no MeshMultiZoneServices yet")),
+        ("selector.meshMultiZoneService", Warned("MeshMultiZoneServices have no names yet")),
         ("template", Executed),
         ("extension", Warned("there are no extensions")),
     ],

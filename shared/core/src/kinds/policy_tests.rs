@@ -9,7 +9,7 @@ fn of(kind: &str, spec: &str) -> String {
 
 /// All that is wrong, in any order.
 #[track_caller]
-fn wrong(yaml: &str, expected: &[&str]) {
+pub(super) fn wrong(yaml: &str, expected: &[&str]) {
     let mut expected = expected.to_vec();
     expected.sort_unstable();
     assert_eq!(violations(yaml), expected, "{yaml}");

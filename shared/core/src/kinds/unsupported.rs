@@ -23,20 +23,20 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 27] = [
+const ALL: [Unsupported; 20] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
-    unsupported("TrafficLog", "traffic-logs", Later("MeshAccessLog")),
-    unsupported("TrafficTrace", "traffic-traces", Later("MeshTrace")),
-    unsupported("HealthCheck", "health-checks", Later("MeshHealthCheck")),
+    unsupported("TrafficLog", "traffic-logs", Kind("MeshAccessLog")),
+    unsupported("TrafficTrace", "traffic-traces", Kind("MeshTrace")),
+    unsupported("HealthCheck", "health-checks", Kind("MeshHealthCheck")),
     unsupported("CircuitBreaker", "circuit-breakers", Kind("MeshCircuitBreaker")),
     unsupported("Retry", "retries", Later("MeshRetry")),
     unsupported("Timeout", "timeouts", Kind("MeshTimeout")),
     unsupported("RateLimit", "rate-limits", Later("MeshRateLimit")),
     unsupported("FaultInjection", "fault-injections", Later("MeshFaultInjection")),
     unsupported("VirtualOutbound", "virtual-outbounds", Kind("HostnameGenerator")),
-    unsupported("ProxyTemplate", "proxytemplates", Later("MeshProxyPatch")),
+    unsupported("ProxyTemplate", "proxytemplates", Kind("MeshProxyPatch")),
     // Builtin gateways.
     unsupported(
         "MeshGateway",
@@ -47,16 +47,9 @@ const ALL: [Unsupported; 27] = [
     unsupported("MeshGatewayInstance", "meshgatewayinstances", Other("a delegated gateway")),
     unsupported("MeshGatewayConfig", "meshgatewayconfigs", Other("a delegated gateway")),
     // Kuma's kinds that come later.
-    unsupported("MeshAccessLog", "meshaccesslogs", NotYet),
     unsupported("MeshFaultInjection", "meshfaultinjections", NotYet),
-    unsupported("MeshHealthCheck", "meshhealthchecks", NotYet),
-    unsupported("MeshLoadBalancingStrategy", "meshloadbalancingstrategies", NotYet),
-    unsupported("MeshMetric", "meshmetrics", NotYet),
-    unsupported("MeshMultiZoneService", "meshmultizoneservices", NotYet),
-    unsupported("MeshProxyPatch", "meshproxypatches", NotYet),
     unsupported("MeshRateLimit", "meshratelimits", NotYet),
     unsupported("MeshRetry", "meshretries", NotYet),
-    unsupported("MeshTrace", "meshtraces", NotYet),
     unsupported("MeshIdentity", "meshidentities", Other("the Mesh's mtls")),
 ];
 

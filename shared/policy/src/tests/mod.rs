@@ -1,6 +1,7 @@
 //! Policies as users write them, against Dataplanes as users write them.
 
 mod external;
+mod merging;
 mod order;
 mod passthrough;
 mod permission;
