@@ -23,7 +23,7 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 27] = [
+const ALL: [Unsupported; 25] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
@@ -33,8 +33,8 @@ const ALL: [Unsupported; 27] = [
     unsupported("CircuitBreaker", "circuit-breakers", Kind("MeshCircuitBreaker")),
     unsupported("Retry", "retries", Later("MeshRetry")),
     unsupported("Timeout", "timeouts", Kind("MeshTimeout")),
-    unsupported("RateLimit", "rate-limits", Later("MeshRateLimit")),
-    unsupported("FaultInjection", "fault-injections", Later("MeshFaultInjection")),
+    unsupported("RateLimit", "rate-limits", Kind("MeshRateLimit")),
+    unsupported("FaultInjection", "fault-injections", Kind("MeshFaultInjection")),
     unsupported("VirtualOutbound", "virtual-outbounds", Kind("HostnameGenerator")),
     unsupported("ProxyTemplate", "proxytemplates", Later("MeshProxyPatch")),
     // Builtin gateways.
@@ -48,13 +48,11 @@ const ALL: [Unsupported; 27] = [
     unsupported("MeshGatewayConfig", "meshgatewayconfigs", Other("a delegated gateway")),
     // Kuma's kinds that come later.
     unsupported("MeshAccessLog", "meshaccesslogs", NotYet),
-    unsupported("MeshFaultInjection", "meshfaultinjections", NotYet),
     unsupported("MeshHealthCheck", "meshhealthchecks", NotYet),
     unsupported("MeshLoadBalancingStrategy", "meshloadbalancingstrategies", NotYet),
     unsupported("MeshMetric", "meshmetrics", NotYet),
     unsupported("MeshMultiZoneService", "meshmultizoneservices", NotYet),
     unsupported("MeshProxyPatch", "meshproxypatches", NotYet),
-    unsupported("MeshRateLimit", "meshratelimits", NotYet),
     unsupported("MeshRetry", "meshretries", NotYet),
     unsupported("MeshTrace", "meshtraces", NotYet),
     unsupported("MeshIdentity", "meshidentities", Other("the Mesh's mtls")),
