@@ -5,10 +5,14 @@ use crate::Protocol;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 
+mod faults;
+mod limits;
 mod matching;
 mod retry;
 mod timeouts;
 
+pub use faults::{Effect, Fault, FaultRule};
+pub use limits::{Rate, RateLimits, RequestLimit};
 pub use matching::{HeaderMatch, HeaderValueMatch};
 pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
 pub use timeouts::{ConnectionTimeouts, StreamTimeouts};
@@ -37,6 +41,11 @@ pub struct InboundPolicies {
     pub connection_timeouts: ConnectionTimeouts,
     #[serde(skip_serializing_if = "unset")]
     pub stream_timeouts: StreamTimeouts,
+    /// Before the rate limits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultRule>,
+    #[serde(skip_serializing_if = "unset")]
+    pub rate_limits: RateLimits,
 }
 
 /// The name of what holds for destinations of a protocol that have no policies of their own. No destination has it.
@@ -67,6 +76,20 @@ mod tests {
             serde_json::from_str::<DestinationPolicies>("{}").unwrap(),
             DestinationPolicies::default()
         );
+    }
+
+    #[test]
+    fn faults_and_limits_travel_as_they_are() {
+        let body = r#"{"faults":[{"caller":{"spiffeExact":"spiffe://m/web"},"faults":[{"perMillion":5000,"effect":{"delay":100}},{"perMillion":1,"effect":{"abort":503}},{"perMillion":2,"effect":{"bandwidth":1024}}]}],"rateLimits":{"requests":[{"caller":{},"rate":{"num":5,"intervalMillis":1000},"status":429,"setHeaders":[["a","b"]]}],"connections":{"num":1,"intervalMillis":100}}}"#;
+        let policies: InboundPolicies = serde_json::from_str(body).unwrap();
+        assert_eq!(serde_json::to_string(&policies).unwrap(), body);
+        for wrong in [
+            r#"{"faults": [{"faults": [{"perMillion": 1, "effect": {"sigh": 1}}]}]}"#,
+            r#"{"rateLimits": {"requests": [{"status": 429, "burst": 1}]}}"#,
+            r#"{"rateLimits": {"connections": {"num": 0, "intervalMillis": 1000}}}"#,
+        ] {
+            assert!(serde_json::from_str::<InboundPolicies>(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -15,11 +15,12 @@ use crate::{
     worker::{Check, ConnectionInfo, Direction, Tracked, Worker},
 };
 use meridian_proxy_config::{InboundTls, Verdict, alpn};
-use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 mod beginners;
 mod http;
 mod permissive;
+mod terms;
 
 pub use beginners::Beginners;
 
@@ -113,11 +114,23 @@ impl Arrival {
     }
 
     async fn admit<S: Stream + Send>(self, stream: S, caller: Caller) {
+        if self.over_rate(&caller) {
+            self.inbound.traffic.cell(self.worker.index).rate_limited.inc();
+            return self.reset.arm();
+        }
         if self.inbound.config.protocol.is_http() {
             http::serve(self, stream, caller).await;
         } else {
             self.tcp(stream, caller).await;
         }
+    }
+
+    /// Whether a new connection is one too many. Who has no permission uses nothing up, and is told so.
+    fn over_rate(&self, caller: &Caller) -> bool {
+        let limits = &self.inbound.limits;
+        limits.of_connections()
+            && caller.verdict(&self.inbound).is_ok()
+            && !limits.admit_connection(Instant::now())
     }
 
     async fn tcp<S: Stream + Send>(self, mut stream: S, caller: Caller) {

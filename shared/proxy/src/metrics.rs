@@ -70,6 +70,12 @@ pub struct TrafficCell {
     pub retries_over_budget: Counter,
     /// Repetitions that could not be, as too much of the body had passed.
     pub retries_unrepeatable: Counter,
+    /// Requests and connections beyond a rate.
+    pub rate_limited: Counter,
+    /// Faults made on purpose.
+    pub faults_delayed: Counter,
+    pub faults_aborted: Counter,
+    pub faults_slowed: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     /// By the first digit of the status, 1 to 5; 0: no answer.
@@ -142,7 +148,7 @@ pub struct Metrics {
 
 type Series = (&'static str, &'static str, fn(&Traffic) -> u64);
 
-const SERIES: [Series; 10] = [
+const SERIES: [Series; 14] = [
     ("connections_opened_total", "Connections opened.", |t| t.sum(|c| &c.connections_opened)),
     ("connections_closed_total", "Connections closed.", |t| t.sum(|c| &c.connections_closed)),
     ("connect_failures_total", "Connections to the other side that failed.", |t| {
@@ -157,6 +163,10 @@ const SERIES: [Series; 10] = [
     ("retries_unrepeatable_total", "Repetitions that could not be: too much of the body had passed.", |t| {
         t.sum(|c| &c.retries_unrepeatable)
     }),
+    ("rate_limited_total", "Requests and connections beyond a rate.", |t| t.sum(|c| &c.rate_limited)),
+    ("faults_delayed_total", "Requests delayed on purpose.", |t| t.sum(|c| &c.faults_delayed)),
+    ("faults_aborted_total", "Requests answered by a fault.", |t| t.sum(|c| &c.faults_aborted)),
+    ("faults_slowed_total", "Answers slowed down on purpose.", |t| t.sum(|c| &c.faults_slowed)),
     ("received_bytes_total", "Bytes from downstream.", |t| t.sum(|c| &c.bytes_in)),
     ("sent_bytes_total", "Bytes to downstream.", |t| t.sum(|c| &c.bytes_out)),
 ];

@@ -8,6 +8,7 @@ use crate::{
     egress::Originator,
     metrics::Traffic,
     policy::{
+        limits::Limits,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
     },
@@ -69,6 +70,7 @@ pub struct Inbound {
     pub refused: bool,
     pub connections: ConnectionLimits,
     pub streams: StreamLimits,
+    pub limits: Limits,
     pub traffic: Arc<Traffic>,
 }
 

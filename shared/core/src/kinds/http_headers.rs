@@ -75,6 +75,13 @@ pub(crate) fn check_modifier<'a>(
     }
 }
 
+/// A value that a header can have: one that ends the line would write headers of its own.
+pub(crate) fn check_value(path: &str, value: &str, out: &mut Violations) {
+    if value.bytes().any(|b| b != b'\t' && b.is_ascii_control()) {
+        out.push(path, "must not hold control characters");
+    }
+}
+
 /// In Kuma's CRDs.
 const MAX_MODIFIED: usize = 16;
 const MAX_NAME: usize = 256;

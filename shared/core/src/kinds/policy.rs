@@ -1,6 +1,8 @@
 //! What the specs of several policies have in common.
 
 use super::mesh_traffic_permission::RuleMatch;
+use crate::target_ref::ProxyType;
+use crate::validate::MUST_NOT_BE_DEFINED;
 use crate::{TargetKind, TargetRef, Violations};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -115,6 +117,11 @@ impl Lists {
         if !self.from && !self.to && !self.rules {
             out.push("spec", "at least one of 'from', 'to' or 'rules' has to be defined");
         }
+        self.check_exclusive(out);
+    }
+
+    /// Of kinds that Kuma takes with no list at all.
+    pub(crate) fn check_exclusive(self, out: &mut Violations) {
         if self.rules && (self.from || self.to) {
             out.push("spec", "fields 'to' and 'from' must be empty when 'rules' is defined");
         }
@@ -124,6 +131,25 @@ impl Lists {
 /// The kind of what the policy selects; Mesh where nothing says so.
 pub(crate) fn top_kind(top: Option<&TargetRef>) -> TargetKind {
     top.map_or(TargetKind::Mesh, |top| top.kind.clone())
+}
+
+/// Whether builtin gateways are among what the policy selects: Kuma then has it speak of what goes out (`to`).
+pub(crate) fn includes_gateways(top: Option<&TargetRef>) -> bool {
+    match top_kind(top) {
+        TargetKind::MeshGateway | TargetKind::MeshHttpRoute => true,
+        TargetKind::Mesh | TargetKind::MeshSubset => {
+            top.is_none_or(|top| top.proxy_types.is_empty() || top.proxy_types.contains(&ProxyType::Gateway))
+        }
+        _ => false,
+    }
+}
+
+/// Of a list for what comes in, with a reference that [`includes_gateways`].
+pub(crate) fn not_with_gateways() -> String {
+    format!(
+        "{MUST_NOT_BE_DEFINED} when the scope includes a Gateway, select only proxyType Sidecar or select only \
+         gateways and use spec.to"
+    )
 }
 
 pub(crate) fn check_top(top: Option<&TargetRef>, kinds: &[TargetKind], inbound: bool, out: &mut Violations) {
@@ -168,6 +194,11 @@ pub(crate) fn check_rules<C>(
 }
 
 impl<C> Rule<C> {
+    /// Whether the rule is for some callers only.
+    pub(crate) fn is_for_some(&self) -> bool {
+        self.matches.as_ref().is_some_and(|matches| !matches.is_empty())
+    }
+
     /// Whether the rule asks who the caller is: what acts before that is known can't depend on it.
     pub(crate) fn asks_for_caller(&self) -> bool {
         self.matches.iter().flatten().any(|matched| matched.spiffe_id.is_some())

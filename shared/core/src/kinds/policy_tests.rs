@@ -142,3 +142,101 @@ fn mesh_tls() {
         ],
     );
 }
+
+#[test]
+fn mesh_rate_limits() {
+    let of = |spec: &str| of("MeshRateLimit", spec);
+    const SIDECARS: &str = "targetRef: {kind: Mesh, proxyTypes: [Sidecar]}";
+    const RATE: &str = "{num: 1, interval: 51ms}";
+    right(&of(&format!(
+        "{SIDECARS}, from: [{{targetRef: {{kind: Mesh}}, default: {{local: {{http: {{requestRate: {RATE}, onRateLimit: {{status: 503, headers: {{set: [{{name: retry-after, value: '1'}}], add: [{{name: retry-after, value: '2'}}]}}}}}}, tcp: {{connectionRate: {RATE}}}}}}}}}]"
+    )));
+    right(&of("to: [{targetRef: {kind: Mesh}, default: {local: {http: {disabled: true}}}}]"));
+    wrong(
+        &of("rules: [{default: {}}], from: [{targetRef: {kind: Mesh}, default: {}}]"),
+        &[
+            "spec: fields 'to' and 'from' must be empty when 'rules' is defined",
+            "spec.rules: must not be defined",
+            "spec.from: must not be defined when the scope includes a Gateway, select only proxyType Sidecar or select only gateways and use spec.to",
+        ],
+    );
+    wrong(
+        &of(&format!("{SIDECARS}, to: [{{targetRef: {{kind: Mesh}}, default: {{}}}}]")),
+        &["spec.to: must not be defined"],
+    );
+    wrong(
+        &of(
+            "targetRef: {kind: Dataplane}, rules: [{default: {local: {}}}, {default: {local: {http: {}, tcp: {}}}}, {matches: [{}, {spiffeID: {type: Prefix, value: 'spiffe://m/a'}}], default: {local: {tcp: {disabled: true}}}}]",
+        ),
+        &[
+            "spec.rules[0].default.local: must have at least one defined: tcp, http",
+            "spec.rules[1].default.local.http: must have at least one defined: disabled, requestRate, onRateLimit",
+            "spec.rules[1].default.local.tcp: must have at least one defined: disabled, connectionRate",
+            "spec.rules[2].matches[0]: at least one of 'spiffeID' or 'sni' has to be defined",
+            &format!("spec.rules[2].default.local.tcp: {BY_CALLER}"),
+        ],
+    );
+    wrong(
+        &of(
+            "targetRef: {kind: Dataplane}, rules: [{default: {local: {http: {requestRate: {num: 0, interval: 50ms}, onRateLimit: {status: 0, headers: {set: [{name: A, value: ''}], add: [{name: b, value: \"1\\r\\nc: 2\"}, {name: b, value: ''}]}}}}}}]",
+        ),
+        &[
+            "spec.rules[0].default.local.http.requestRate.num: must be greater than 0",
+            "spec.rules[0].default.local.http.requestRate.interval: must be greater than: 50ms",
+            "spec.rules[0].default.local.http.onRateLimit.status: must be greater than 0",
+            "spec.rules[0].default.local.http.onRateLimit.headers.set[0].name: must be a header's name in lower case, of at most 256 characters",
+            "spec.rules[0].default.local.http.onRateLimit.headers.add[0].value: must not hold control characters",
+            "spec.rules[0].default.local.http.onRateLimit.headers.add[1].name: duplicate header name",
+        ],
+    );
+    let by_name = of(
+        "targetRef: {kind: Dataplane}, rules: [{matches: [{sni: {type: Exact, value: db.mesh}}], default: {local: {tcp: {disabled: true}}}}]",
+    );
+    assert!(
+        warnings(&by_name).iter().any(|w| w.starts_with("spec.rules[0].default.local.tcp has no effect"))
+    );
+}
+
+#[test]
+fn mesh_fault_injections() {
+    let of = |spec: &str| of("MeshFaultInjection", spec);
+    right(&of("rules: [{default: {http: [{abort: {httpStatus: 503, percentage: '0.5'}}, {delay: {}}]}}]"));
+    right(&of("to: [{targetRef: {kind: Mesh}, default: {http: []}}]"));
+    let tags = of(
+        "targetRef: {kind: Dataplane}, from: [{targetRef: {kind: MeshService, name: web}, default: {}}, {targetRef: {kind: Mesh}, default: {}}]",
+    );
+    right(&tags);
+    let of_tags = |w: &&String| w.contains("callers are told apart by spiffeID");
+    assert_eq!(warnings(&tags).iter().filter(of_tags).count(), 1);
+    wrong(
+        &of("from: [{targetRef: {kind: Mesh}, default: {}}], rules: [{default: {}}]"),
+        &[
+            "spec: fields 'to' and 'from' must be empty when 'rules' is defined",
+            "spec.from: must not be defined when the scope includes a Gateway, select only proxyType Sidecar or select only gateways and use spec.to",
+        ],
+    );
+    wrong(
+        &of(
+            "rules: [{matches: [{}], default: {http: [{abort: {httpStatus: 99, percentage: -1}}, {delay: {value: -1s, percentage: all}, responseBandwidth: {percentage: '100.1'}}, {responseBandwidth: {limit: 1MBps}}]}}]",
+        ),
+        &[
+            "spec.rules[0].matches[0]: at least one of 'spiffeID' or 'sni' has to be defined",
+            "spec.rules[0].default.http.abort[0].httpStatus: must be in inclusive range [100, 599]",
+            "spec.rules[0].default.http.abort[0].percentage: must be in inclusive range [0.0, 100.0]",
+            "spec.rules[0].default.http.delay[1].value: must not be negative when defined",
+            "spec.rules[0].default.http.delay[1].percentage: string must be a valid number",
+            "spec.rules[0].default.http.responseBandwidth[1].limit: must be defined",
+            "spec.rules[0].default.http.responseBandwidth[1].percentage: must be in inclusive range [0.0, 100.0]",
+            "spec.rules[0].default.http.responseBandwidth[2].limit: must be in kbps/Mbps/Gbps units",
+        ],
+    );
+    wrong(
+        &of(
+            "targetRef: {kind: Dataplane, labels: {a: b}, sectionName: s}, to: [{targetRef: {kind: Mesh}, default: {}}]",
+        ),
+        &[
+            "spec.targetRef.sectionName: can only be used with inbound policies",
+            "spec.to: must not be defined",
+        ],
+    );
+}

@@ -23,7 +23,7 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 20] = [
+const ALL: [Unsupported; 18] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
@@ -33,8 +33,8 @@ const ALL: [Unsupported; 20] = [
     unsupported("CircuitBreaker", "circuit-breakers", Kind("MeshCircuitBreaker")),
     unsupported("Retry", "retries", Later("MeshRetry")),
     unsupported("Timeout", "timeouts", Kind("MeshTimeout")),
-    unsupported("RateLimit", "rate-limits", Later("MeshRateLimit")),
-    unsupported("FaultInjection", "fault-injections", Later("MeshFaultInjection")),
+    unsupported("RateLimit", "rate-limits", Kind("MeshRateLimit")),
+    unsupported("FaultInjection", "fault-injections", Kind("MeshFaultInjection")),
     unsupported("VirtualOutbound", "virtual-outbounds", Kind("HostnameGenerator")),
     unsupported("ProxyTemplate", "proxytemplates", Kind("MeshProxyPatch")),
     // Builtin gateways.
@@ -47,8 +47,6 @@ const ALL: [Unsupported; 20] = [
     unsupported("MeshGatewayInstance", "meshgatewayinstances", Other("a delegated gateway")),
     unsupported("MeshGatewayConfig", "meshgatewayconfigs", Other("a delegated gateway")),
     // Kuma's kinds that come later.
-    unsupported("MeshFaultInjection", "meshfaultinjections", NotYet),
-    unsupported("MeshRateLimit", "meshratelimits", NotYet),
     unsupported("MeshRetry", "meshretries", NotYet),
     unsupported("MeshIdentity", "meshidentities", Other("the Mesh's mtls")),
 ];

@@ -1,6 +1,7 @@
 //! The one body type: what comes in goes out, and what hangs on it (a pooled connection, a counter) goes with it.
 
 use super::{
+    pace::Paced,
     replay::{Reader, Tape},
     serve::Busy,
 };
@@ -15,6 +16,7 @@ use futures::task::AtomicWaker;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::{
+    num::NonZeroU64,
     pin::Pin,
     rc::Rc,
     sync::{
@@ -48,6 +50,8 @@ enum Kind {
     Incoming(Incoming),
     /// Read through a tape, which can be read again.
     Taped(Reader),
+    /// Goes no faster than it may.
+    Paced(Box<Paced<Incoming>>),
     /// Not read before the gate opens (100-continue).
     Held(Incoming, Arc<Gate>),
 }
@@ -136,6 +140,16 @@ impl Body {
         self.timed = clock.map_or(Timed::Not, |clock| Timed::Response(clock, None));
     }
 
+    /// From now on no more bytes a second go: of a body that comes from elsewhere.
+    pub fn pace(&mut self, bytes_per_second: NonZeroU64) {
+        self.kind = match std::mem::replace(&mut self.kind, Kind::Empty) {
+            Kind::Incoming(incoming) if !incoming.is_end_stream() => {
+                Kind::Paced(Box::new(Paced::new(incoming, bytes_per_second)))
+            }
+            other => other,
+        };
+    }
+
     pub(super) fn busy(&mut self, busy: Busy) {
         self._busy = Some(busy);
     }
@@ -211,6 +225,7 @@ impl HttpBody for Body {
                 _ => Poll::Ready(None),
             },
             Kind::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            Kind::Paced(paced) => paced.poll(cx).map_err(BodyError::from),
             Kind::Taped(reader) => reader.poll(cx).map(|read| {
                 read.map(|result| {
                     result.map(|(frame, first)| {
@@ -246,6 +261,7 @@ impl HttpBody for Body {
             Kind::Empty => true,
             Kind::Full(bytes) => bytes.is_empty(),
             Kind::Incoming(incoming) | Kind::Held(incoming, _) => incoming.is_end_stream(),
+            Kind::Paced(paced) => paced.is_end_stream(),
             Kind::Taped(reader) => reader.is_end_stream(),
         }
     }
@@ -255,6 +271,7 @@ impl HttpBody for Body {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Incoming(incoming) | Kind::Held(incoming, _) => incoming.size_hint(),
+            Kind::Paced(paced) => paced.size_hint(),
             Kind::Taped(reader) => reader.size_hint(),
         }
     }

@@ -1,6 +1,6 @@
 //! HTTP requests of peers, one by one, to the application over HTTP/1.1 or HTTP/2 as it declares.
 
-use super::{Arrival, Caller};
+use super::{Arrival, Caller, terms::Terms};
 use crate::{
     codec::{self as plumbing, Body, Codec, Counted, ForwardError, How, Malformed, detect},
     denial::Reason,
@@ -28,6 +28,8 @@ struct Context {
     inbound: RefCell<Arc<Inbound>>,
     /// The generation that the present decision was made by.
     decided: Cell<u64>,
+    /// What else that configuration asks of the caller's requests.
+    terms: RefCell<Rc<Terms>>,
     /// Why the caller is refused, if it is: the rule.
     refusal: RefCell<Option<String>>,
 }
@@ -40,6 +42,7 @@ pub(super) async fn serve<S: Stream + Send>(arrival: Arrival, stream: S, caller:
         caller: caller.clone(),
         inbound: RefCell::new(arrival.inbound.clone()),
         decided: Cell::new(u64::MAX),
+        terms: RefCell::default(),
         refusal: RefCell::default(),
     });
     let handler = service_fn(move |request| handle(context.clone(), request));
@@ -69,8 +72,20 @@ async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Resp
         return Ok(plumbing::denied(&Reason::NO_PERMISSION));
     }
     let inbound = context.inbound.borrow().clone();
-    let response = forward(&context, &inbound, request).await;
-    inbound.traffic.cell(context.worker.index).request(response.status().as_u16(), start.elapsed());
+    let terms = context.terms.borrow().clone();
+    let cell = inbound.traffic.cell(context.worker.index);
+    let response = match terms.hold(start, cell).await {
+        Ok(speed) => {
+            let mut response = forward(&context, &inbound, request).await;
+            if let Some(bytes_per_second) = speed {
+                cell.faults_slowed.inc();
+                response.body_mut().pace(bytes_per_second);
+            }
+            response
+        }
+        Err(answer) => answer,
+    };
+    cell.request(response.status().as_u16(), start.elapsed());
     Ok(response)
 }
 
@@ -83,6 +98,7 @@ impl Context {
             let verdict = match snapshot.inbounds.get(&self.caller.inbound) {
                 Some(inbound) => {
                     *self.inbound.borrow_mut() = inbound.clone();
+                    *self.terms.borrow_mut() = Rc::new(Terms::of(inbound, self.caller.peer.as_ref()));
                     self.caller.decide(&self.worker, inbound)
                 }
                 None => Err("the inbound is gone".to_owned()),

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     metrics::{Metrics, Traffic},
     policy::{
+        limits::Limits,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
     },
@@ -90,8 +91,8 @@ impl Compiler<'_> {
         let accepted = self.resources.inbounds.iter().map(|(name, config)| (name, config, false));
         let refused = self.resources.refused_inbounds.iter().map(|(name, config)| (name, config, true));
         for (name, config, refused) in accepted.chain(refused) {
-            let kept = self.previous.inbounds.get(name);
-            let kept = kept.filter(|old| Arc::ptr_eq(&old.config, config) && old.refused == refused);
+            let before = self.previous.inbounds.get(name);
+            let kept = before.filter(|old| Arc::ptr_eq(&old.config, config) && old.refused == refused);
             let inbound = kept.cloned().unwrap_or_else(|| {
                 let traffic = self.metrics.traffic("inbound", &config.service);
                 let policies = &config.policies;
@@ -100,6 +101,7 @@ impl Compiler<'_> {
                     refused,
                     connections: ConnectionLimits::from(&policies.connection_timeouts),
                     streams: StreamLimits::inbound(&policies.stream_timeouts),
+                    limits: Limits::compile(&policies.rate_limits, before.map(|old| &old.limits)),
                     traffic,
                 })
             });

@@ -5,6 +5,7 @@
 mod apps;
 mod control;
 mod http;
+mod limits;
 mod retries;
 mod rules;
 mod tcp;

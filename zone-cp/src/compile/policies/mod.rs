@@ -25,6 +25,9 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+mod callers;
+mod fault_injection;
+mod rate_limit;
 mod timeout;
 
 /// A kind whose `to` is executed.
