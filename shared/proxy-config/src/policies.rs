@@ -4,10 +4,12 @@
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 
+mod filter;
 mod matching;
 mod retry;
 mod timeouts;
 
+pub use filter::{FilterAction, FilterPattern, RequestFilter, RequestPart, RuleSet};
 pub use matching::{HeaderMatch, HeaderValueMatch};
 pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
 pub use timeouts::{ConnectionTimeouts, StreamTimeouts};
@@ -35,6 +37,9 @@ pub struct InboundPolicies {
     pub connection_timeouts: ConnectionTimeouts,
     #[serde(skip_serializing_if = "unset")]
     pub stream_timeouts: StreamTimeouts,
+    /// HTTP only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<RequestFilter>,
 }
 
 /// Whether nothing is said: it then need not be sent, and a body without it stays the body that it was.
