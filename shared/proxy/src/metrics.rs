@@ -70,6 +70,9 @@ pub struct TrafficCell {
     pub retries_over_budget: Counter,
     /// Repetitions that could not be, as too much of the body had passed.
     pub retries_unrepeatable: Counter,
+    /// Requests that a filter blocked, and those in which it found something and let them pass.
+    pub filter_blocked: Counter,
+    pub filter_observed: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     /// By the first digit of the status, 1 to 5; 0: no answer.
@@ -142,7 +145,7 @@ pub struct Metrics {
 
 type Series = (&'static str, &'static str, fn(&Traffic) -> u64);
 
-const SERIES: [Series; 10] = [
+const SERIES: [Series; 12] = [
     ("connections_opened_total", "Connections opened.", |t| t.sum(|c| &c.connections_opened)),
     ("connections_closed_total", "Connections closed.", |t| t.sum(|c| &c.connections_closed)),
     ("connect_failures_total", "Connections to the other side that failed.", |t| {
@@ -156,6 +159,10 @@ const SERIES: [Series; 10] = [
     }),
     ("retries_unrepeatable_total", "Repetitions that could not be: too much of the body had passed.", |t| {
         t.sum(|c| &c.retries_unrepeatable)
+    }),
+    ("filter_blocked_total", "Requests that a filter blocked.", |t| t.sum(|c| &c.filter_blocked)),
+    ("filter_observed_total", "Findings of filters in requests that passed.", |t| {
+        t.sum(|c| &c.filter_observed)
     }),
     ("received_bytes_total", "Bytes from downstream.", |t| t.sum(|c| &c.bytes_in)),
     ("sent_bytes_total", "Bytes to downstream.", |t| t.sum(|c| &c.bytes_out)),

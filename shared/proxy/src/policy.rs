@@ -3,6 +3,7 @@
 //! All state is a worker's own. What a policy costs a request is a comparison or two; what it says of rare cases (a
 //! repetition, an ejection) is paid by those.
 
+pub mod filter;
 pub mod matching;
 pub mod retry;
 pub mod timeouts;

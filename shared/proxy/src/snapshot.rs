@@ -8,6 +8,7 @@ use crate::{
     egress::Originator,
     metrics::Traffic,
     policy::{
+        filter::RequestFilter,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
     },
@@ -69,6 +70,7 @@ pub struct Inbound {
     pub refused: bool,
     pub connections: ConnectionLimits,
     pub streams: StreamLimits,
+    pub filter: Option<Arc<RequestFilter>>,
     pub traffic: Arc<Traffic>,
 }
 

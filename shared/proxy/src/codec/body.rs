@@ -1,12 +1,16 @@
 //! The one body type: what comes in goes out, and what hangs on it (a pooled connection, a counter) goes with it.
 
 use super::{
+    filtered::{Filtered, Guard},
     replay::{Reader, Tape},
     serve::Busy,
 };
 use crate::{
     metrics::Traffic,
-    policy::timeouts::{Clock, Late},
+    policy::{
+        filter::BodyExaminer,
+        timeouts::{Clock, Late},
+    },
     timer::Sleep,
     upstream::Sending,
 };
@@ -48,8 +52,10 @@ enum Kind {
     Incoming(Incoming),
     /// Read through a tape, which can be read again.
     Taped(Reader),
+    /// Examined on its way.
+    Filtered(Box<Filtered>),
     /// Not read before the gate opens (100-continue).
-    Held(Incoming, Arc<Gate>),
+    Held(Box<Kind>, Arc<Gate>),
 }
 
 /// Where a body's bytes are counted.
@@ -66,6 +72,8 @@ pub enum BodyError {
     Incoming(#[from] hyper::Error),
     #[error("the stream exceeded its limit: {0:?}")]
     Late(Late),
+    #[error("the request is blocked")]
+    Blocked,
     #[error("the request is sent anew")]
     Replaced,
 }
@@ -152,11 +160,21 @@ impl Body {
         self
     }
 
+    /// Examines what is read from now on; `examiner` unset: trailers only.
+    #[must_use]
+    pub fn filtered(mut self, guard: Rc<Guard>, examiner: Option<BodyExaminer>) -> Self {
+        self.kind = match std::mem::replace(&mut self.kind, Kind::Empty) {
+            Kind::Incoming(incoming) => Kind::Filtered(Box::new(Filtered::new(incoming, guard, examiner))),
+            other => other,
+        };
+        self
+    }
+
     /// Holds the body back until the gate opens.
     #[must_use]
     pub fn held(mut self, gate: Arc<Gate>) -> Self {
         self.kind = match std::mem::replace(&mut self.kind, Kind::Empty) {
-            Kind::Incoming(incoming) => Kind::Held(incoming, gate),
+            kind @ (Kind::Incoming(_) | Kind::Filtered(_)) => Kind::Held(Box::new(kind), gate),
             other => other,
         };
         self
@@ -199,7 +217,7 @@ impl HttpBody for Body {
                 return Poll::Pending;
             }
             this.kind = match std::mem::replace(&mut this.kind, Kind::Empty) {
-                Kind::Held(incoming, _) => Kind::Incoming(incoming),
+                Kind::Held(kind, _) => *kind,
                 other => other,
             };
         }
@@ -211,6 +229,7 @@ impl HttpBody for Body {
                 _ => Poll::Ready(None),
             },
             Kind::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            Kind::Filtered(filtered) => filtered.poll(cx),
             Kind::Taped(reader) => reader.poll(cx).map(|read| {
                 read.map(|result| {
                     result.map(|(frame, first)| {
@@ -242,20 +261,34 @@ impl HttpBody for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Empty => true,
-            Kind::Full(bytes) => bytes.is_empty(),
-            Kind::Incoming(incoming) | Kind::Held(incoming, _) => incoming.is_end_stream(),
-            Kind::Taped(reader) => reader.is_end_stream(),
+        self.kind.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.kind.size_hint()
+    }
+}
+
+impl Kind {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Incoming(incoming) => incoming.is_end_stream(),
+            Self::Filtered(filtered) => filtered.is_end_stream(),
+            Self::Taped(reader) => reader.is_end_stream(),
+            Self::Held(kind, _) => kind.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Empty => SizeHint::with_exact(0),
-            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Incoming(incoming) | Kind::Held(incoming, _) => incoming.size_hint(),
-            Kind::Taped(reader) => reader.size_hint(),
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Incoming(incoming) => incoming.size_hint(),
+            Self::Filtered(filtered) => filtered.size_hint(),
+            Self::Taped(reader) => reader.size_hint(),
+            Self::Held(kind, _) => kind.size_hint(),
         }
     }
 }

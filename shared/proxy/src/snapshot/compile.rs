@@ -100,6 +100,7 @@ impl Compiler<'_> {
                     refused,
                     connections: ConnectionLimits::from(&policies.connection_timeouts),
                     streams: StreamLimits::inbound(&policies.stream_timeouts),
+                    filter: self.resources.filters.get(name).cloned(),
                     traffic,
                 })
             });
