@@ -7,12 +7,14 @@ use std::num::NonZeroU32;
 
 mod faults;
 mod limits;
+mod filter;
 mod matching;
 mod retry;
 mod timeouts;
 
 pub use faults::{Effect, Fault, FaultRule};
 pub use limits::{Rate, RateLimits, RequestLimit};
+pub use filter::{FilterAction, FilterPattern, RequestFilter, RequestPart, RuleSet};
 pub use matching::{HeaderMatch, HeaderValueMatch};
 pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
 pub use timeouts::{ConnectionTimeouts, StreamTimeouts};
@@ -46,6 +48,9 @@ pub struct InboundPolicies {
     pub faults: Vec<FaultRule>,
     #[serde(skip_serializing_if = "unset")]
     pub rate_limits: RateLimits,
+    /// HTTP only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<RequestFilter>,
 }
 
 /// The name of what holds for destinations of a protocol that have no policies of their own. No destination has it.

@@ -1,6 +1,7 @@
 //! HTTP below the decisions: bodies, headers, connections. The codec is hyper's, at connection level.
 
 mod body;
+mod filtered;
 mod forward;
 mod head;
 mod pace;
@@ -9,9 +10,10 @@ mod serve;
 mod upgrade;
 
 pub use body::{Body, BodyError, Counted, Gate};
+pub use filtered::Guard;
 pub use forward::{ForwardError, How, copy, send, timed};
 pub use head::{
-    Malformed, authority, denied, expects_continue, is_upgrade, plain, prepare, strip_response,
+    Malformed, authority, denied, expects_continue, is_upgrade, plain, prepare, refused, strip_response,
     upgrades_out_of_http,
 };
 pub use replay::{Reader, Tape};

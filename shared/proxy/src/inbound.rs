@@ -18,6 +18,7 @@ use meridian_proxy_config::{InboundTls, Verdict, alpn};
 use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 mod beginners;
+mod filter;
 mod http;
 mod permissive;
 mod terms;

@@ -76,6 +76,9 @@ pub struct TrafficCell {
     pub faults_delayed: Counter,
     pub faults_aborted: Counter,
     pub faults_slowed: Counter,
+    /// Requests that a filter blocked, and those in which it found something and let them pass.
+    pub filter_blocked: Counter,
+    pub filter_observed: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     /// By the first digit of the status, 1 to 5; 0: no answer.
@@ -148,7 +151,7 @@ pub struct Metrics {
 
 type Series = (&'static str, &'static str, fn(&Traffic) -> u64);
 
-const SERIES: [Series; 14] = [
+const SERIES: [Series; 16] = [
     ("connections_opened_total", "Connections opened.", |t| t.sum(|c| &c.connections_opened)),
     ("connections_closed_total", "Connections closed.", |t| t.sum(|c| &c.connections_closed)),
     ("connect_failures_total", "Connections to the other side that failed.", |t| {
@@ -167,6 +170,10 @@ const SERIES: [Series; 14] = [
     ("faults_delayed_total", "Requests delayed on purpose.", |t| t.sum(|c| &c.faults_delayed)),
     ("faults_aborted_total", "Requests answered by a fault.", |t| t.sum(|c| &c.faults_aborted)),
     ("faults_slowed_total", "Answers slowed down on purpose.", |t| t.sum(|c| &c.faults_slowed)),
+    ("filter_blocked_total", "Requests that a filter blocked.", |t| t.sum(|c| &c.filter_blocked)),
+    ("filter_observed_total", "Findings of filters in requests that passed.", |t| {
+        t.sum(|c| &c.filter_observed)
+    }),
     ("received_bytes_total", "Bytes from downstream.", |t| t.sum(|c| &c.bytes_in)),
     ("sent_bytes_total", "Bytes to downstream.", |t| t.sum(|c| &c.bytes_out)),
 ];

@@ -5,6 +5,7 @@
 
 pub mod faults;
 pub mod limits;
+pub mod filter;
 pub mod matching;
 pub mod retry;
 pub mod timeouts;

@@ -9,6 +9,7 @@ use crate::{
     metrics::Traffic,
     policy::{
         limits::Limits,
+        filter::RequestFilter,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
     },
@@ -71,6 +72,7 @@ pub struct Inbound {
     pub connections: ConnectionLimits,
     pub streams: StreamLimits,
     pub limits: Limits,
+    pub filter: Option<Arc<RequestFilter>>,
     pub traffic: Arc<Traffic>,
 }
 

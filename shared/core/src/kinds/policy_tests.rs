@@ -240,3 +240,49 @@ fn mesh_fault_injections() {
         ],
     );
 }
+
+#[test]
+fn mesh_request_filters() {
+    let of = |spec| of("MeshRequestFilter", spec);
+    right(&of("rules: [{default: {}}]"));
+    right(&of(
+        "targetRef: {kind: Dataplane, labels: {app: api}, sectionName: http}, rules: [{default: {ruleSets: [], patterns: [{name: traversal, regex: '[.][.]/', in: [Path, Body]}], action: Observe, status: 400, body: {maxBytes: 67108864, onLimit: Block}}}]",
+    ));
+    wrong(
+        &of("targetRef: {kind: MeshService, name: api}"),
+        &["spec.targetRef.kind: value 'MeshService' is not supported", "spec.rules: must be defined"],
+    );
+    wrong(
+        &of(
+            "rules: [{default: {ruleSets: [heartbleed], action: Ignore, status: 200, body: {maxBytes: 0, onLimit: Later}}}, {default: {ruleSets: []}}]",
+        ),
+        &[
+            "spec.rules[0].default.ruleSets[0]: \"ruleSets\" must be one of [\"log4shell\"]",
+            "spec.rules[0].default.action: \"action\" must be one of [\"Block\", \"Observe\"]",
+            "spec.rules[0].default.status: must be in inclusive range [400, 599]",
+            "spec.rules[0].default.body.maxBytes: must be in inclusive range [1, 67108864]",
+            "spec.rules[0].default.body.onLimit: \"onLimit\" must be one of [\"Block\", \"Observe\"]",
+            "spec.rules[1].default: at least one of: 'ruleSets' or 'patterns' should be configured",
+        ],
+    );
+    wrong(
+        &of(
+            "rules: [{default: {patterns: [{name: a, regex: '(', in: [Cookies]}, {name: a, regex: '(a{1000}){1000}'}, {regex: '', in: []}, {name: 'a b', regex: x}]}}]",
+        ),
+        &[
+            "spec.rules[0].default.patterns[0].regex: invalid regex",
+            "spec.rules[0].default.patterns[0].in[0]: \"in\" must be one of [\"Path\", \"Query\", \"HeaderNames\", \"Headers\", \"Body\", \"Trailers\"]",
+            "spec.rules[0].default.patterns[1].name: name \"a\" is already defined",
+            "spec.rules[0].default.patterns[1].regex: invalid regex",
+            "spec.rules[0].default.patterns[2].name: must not be empty",
+            "spec.rules[0].default.patterns[2].regex: must not be empty",
+            "spec.rules[0].default.patterns[2].in: must not be empty",
+            "spec.rules[0].default.patterns[3].name: must consist of at most 63 alphanumeric characters, dots, dashes and underscores",
+        ],
+    );
+    let patterns: Vec<String> = (0..17).map(|n| format!("{{name: p{n}, regex: x}}")).collect();
+    wrong(
+        &of(&format!("rules: [{{default: {{patterns: [{}]}}}}]", patterns.join(", "))),
+        &["spec.rules[0].default.patterns: must have at most 16 items"],
+    );
+}

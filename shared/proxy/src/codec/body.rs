@@ -2,12 +2,16 @@
 
 use super::{
     pace::Paced,
+    filtered::{Filtered, Guard},
     replay::{Reader, Tape},
     serve::Busy,
 };
 use crate::{
     metrics::Traffic,
-    policy::timeouts::{Clock, Late},
+    policy::{
+        filter::BodyExaminer,
+        timeouts::{Clock, Late},
+    },
     timer::Sleep,
     upstream::Sending,
 };
@@ -52,8 +56,10 @@ enum Kind {
     Taped(Reader),
     /// Goes no faster than it may.
     Paced(Box<Paced<Incoming>>),
+    /// Examined on its way.
+    Filtered(Box<Filtered>),
     /// Not read before the gate opens (100-continue).
-    Held(Incoming, Arc<Gate>),
+    Held(Box<Kind>, Arc<Gate>),
 }
 
 /// Where a body's bytes are counted.
@@ -70,6 +76,8 @@ pub enum BodyError {
     Incoming(#[from] hyper::Error),
     #[error("the stream exceeded its limit: {0:?}")]
     Late(Late),
+    #[error("the request is blocked")]
+    Blocked,
     #[error("the request is sent anew")]
     Replaced,
 }
@@ -166,11 +174,21 @@ impl Body {
         self
     }
 
+    /// Examines what is read from now on; `examiner` unset: trailers only.
+    #[must_use]
+    pub fn filtered(mut self, guard: Rc<Guard>, examiner: Option<BodyExaminer>) -> Self {
+        self.kind = match std::mem::replace(&mut self.kind, Kind::Empty) {
+            Kind::Incoming(incoming) => Kind::Filtered(Box::new(Filtered::new(incoming, guard, examiner))),
+            other => other,
+        };
+        self
+    }
+
     /// Holds the body back until the gate opens.
     #[must_use]
     pub fn held(mut self, gate: Arc<Gate>) -> Self {
         self.kind = match std::mem::replace(&mut self.kind, Kind::Empty) {
-            Kind::Incoming(incoming) => Kind::Held(incoming, gate),
+            kind @ (Kind::Incoming(_) | Kind::Filtered(_)) => Kind::Held(Box::new(kind), gate),
             other => other,
         };
         self
@@ -213,7 +231,7 @@ impl HttpBody for Body {
                 return Poll::Pending;
             }
             this.kind = match std::mem::replace(&mut this.kind, Kind::Empty) {
-                Kind::Held(incoming, _) => Kind::Incoming(incoming),
+                Kind::Held(kind, _) => *kind,
                 other => other,
             };
         }
@@ -226,6 +244,7 @@ impl HttpBody for Body {
             },
             Kind::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
             Kind::Paced(paced) => paced.poll(cx).map_err(BodyError::from),
+            Kind::Filtered(filtered) => filtered.poll(cx),
             Kind::Taped(reader) => reader.poll(cx).map(|read| {
                 read.map(|result| {
                     result.map(|(frame, first)| {
@@ -257,22 +276,36 @@ impl HttpBody for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Empty => true,
-            Kind::Full(bytes) => bytes.is_empty(),
-            Kind::Incoming(incoming) | Kind::Held(incoming, _) => incoming.is_end_stream(),
-            Kind::Paced(paced) => paced.is_end_stream(),
-            Kind::Taped(reader) => reader.is_end_stream(),
+        self.kind.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.kind.size_hint()
+    }
+}
+
+impl Kind {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Incoming(incoming) => incoming.is_end_stream(),
+            Self::Paced(paced) => paced.is_end_stream(),
+            Self::Filtered(filtered) => filtered.is_end_stream(),
+            Self::Taped(reader) => reader.is_end_stream(),
+            Self::Held(kind, _) => kind.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Empty => SizeHint::with_exact(0),
-            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Incoming(incoming) | Kind::Held(incoming, _) => incoming.size_hint(),
-            Kind::Paced(paced) => paced.size_hint(),
-            Kind::Taped(reader) => reader.size_hint(),
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Incoming(incoming) => incoming.size_hint(),
+            Self::Paced(paced) => paced.size_hint(),
+            Self::Filtered(filtered) => filtered.size_hint(),
+            Self::Taped(reader) => reader.size_hint(),
+            Self::Held(kind, _) => kind.size_hint(),
         }
     }
 }

@@ -162,9 +162,14 @@ pub fn strip_response<B>(response: &mut Response<B>) {
     *response.version_mut() = Version::HTTP_11;
 }
 
-/// A refusal: 403, with the reason where a program finds it and where a person does.
+/// A refusal: 403.
 pub fn denied(reason: &Reason) -> Response<Body> {
-    let mut response = plain(StatusCode::FORBIDDEN, &format!("refused by the mesh: {reason}\n"));
+    refused(StatusCode::FORBIDDEN, reason)
+}
+
+/// A refusal, with the reason where a program finds it and where a person does.
+pub fn refused(status: StatusCode, reason: &Reason) -> Response<Body> {
+    let mut response = plain(status, &format!("refused by the mesh: {reason}\n"));
     let value = HeaderValue::from_str(reason.as_str()).unwrap_or(HeaderValue::from_static("denied"));
     response.headers_mut().insert(DENIED.clone(), value);
     response

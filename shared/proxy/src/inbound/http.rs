@@ -1,6 +1,10 @@
 //! HTTP requests of peers, one by one, to the application over HTTP/1.1 or HTTP/2 as it declares.
 
-use super::{Arrival, Caller, terms::Terms};
+use super::{
+    Arrival, Caller,
+    filter::{Examined, examine},
+    terms::Terms,
+};
 use crate::{
     codec::{self as plumbing, Body, Codec, Counted, ForwardError, How, Malformed, detect},
     denial::Reason,
@@ -76,7 +80,10 @@ async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Resp
     let cell = inbound.traffic.cell(context.worker.index);
     let response = match terms.hold(start, cell).await {
         Ok(speed) => {
-            let mut response = forward(&context, &inbound, request).await;
+            let mut response = match examine(&context.worker, &context.caller, &inbound, &request) {
+                Ok(examined) => forward(&context, &inbound, examined, request).await,
+                Err(refusal) => *refusal,
+            };
             if let Some(bytes_per_second) = speed {
                 cell.faults_slowed.inc();
                 response.body_mut().pace(bytes_per_second);
@@ -110,7 +117,12 @@ impl Context {
     }
 }
 
-async fn forward(context: &Context, inbound: &Arc<Inbound>, request: Request<Incoming>) -> Response<Body> {
+async fn forward(
+    context: &Context,
+    inbound: &Arc<Inbound>,
+    mut examined: Examined,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let authority = match plumbing::authority(&request) {
         Ok(Some(authority)) => authority,
         Ok(None) => Authority::try_from(inbound.config.service.as_str())
@@ -121,7 +133,7 @@ async fn forward(context: &Context, inbound: &Arc<Inbound>, request: Request<Inc
         Err(error) => return plumbing::plain(StatusCode::BAD_REQUEST, &format!("{error}\n")),
     };
     let http2 = inbound.config.protocol.is_http2();
-    if plumbing::is_upgrade(&request) && !http2 {
+    if plumbing::is_upgrade(&request) && !http2 && !examined.has_body(request.body()) {
         return Box::pin(upgrade(context, inbound, &authority, request)).await;
     }
     let how = match (http2, plumbing::expects_continue(&request)) {
@@ -133,13 +145,18 @@ async fn forward(context: &Context, inbound: &Arc<Inbound>, request: Request<Inc
     let counted = |response| Counted { traffic: inbound.traffic.clone(), worker: worker.index, response };
     let clock = inbound.streams.begin(&worker.timer, request.body().is_end_stream(), false);
     let timed = clock.clone();
-    let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
+    let mut request =
+        request.map(|body| examined.body(Body::incoming(body)).counted(counted(false)).request(timed));
     plumbing::prepare(&mut request, &authority, http2, false);
     let address = inbound.config.application;
     let pool = worker.upstreams.application(address);
     let far = Far::Application(inbound.clone());
     let sending = plumbing::send(worker, &pool, &far, how, request, counted(true));
-    match plumbing::timed(clock, sending).await {
+    let answer = plumbing::timed(clock, sending).await;
+    if let Some(refusal) = examined.refusal() {
+        return refusal;
+    }
+    match answer {
         Ok(Ok(response)) => response,
         Err(status) => {
             inbound.traffic.cell(worker.index).timeouts.inc();

@@ -102,6 +102,7 @@ impl Compiler<'_> {
                     connections: ConnectionLimits::from(&policies.connection_timeouts),
                     streams: StreamLimits::inbound(&policies.stream_timeouts),
                     limits: Limits::compile(&policies.rate_limits, before.map(|old| &old.limits)),
+                    filter: self.resources.filters.get(name).cloned(),
                     traffic,
                 })
             });

@@ -4,7 +4,11 @@
 //! an inbound then refuses everybody, an entry or destination is gone, unlisted traffic is refused. Only a bundle
 //! keeps its last readable form, since without one nobody could be believed at all.
 
-use crate::{egress::Originator, policy::retry::RetryPolicy, tls::Tls};
+use crate::{
+    egress::Originator,
+    policy::{filter::RequestFilter, retry::RetryPolicy},
+    tls::Tls,
+};
 use meridian_delta::{Encoded, Id, Version};
 use meridian_proxy_config::{self as config, types};
 use serde::de::DeserializeOwned;
@@ -20,6 +24,8 @@ pub struct Resources {
     refused: BTreeMap<ResourceKey, (Arc<Encoded>, String)>,
     pub(super) proxy: Option<Arc<config::Proxy>>,
     pub(super) inbounds: BTreeMap<String, Arc<config::Inbound>>,
+    /// Of inbounds, compiled.
+    pub(super) filters: BTreeMap<String, Arc<RequestFilter>>,
     pub(super) refused_inbounds: BTreeMap<String, Arc<config::Inbound>>,
     pub(super) outbounds: BTreeMap<String, Arc<config::Outbound>>,
     pub(super) destinations: BTreeMap<String, DestinationParts>,
@@ -120,7 +126,13 @@ impl Resources {
         match &*resource.type_ {
             types::PROXY => self.proxy = Some(read(body)?),
             types::INBOUND => {
-                self.inbounds.insert(name.clone(), read(body)?);
+                let inbound: Arc<config::Inbound> = read(body)?;
+                let filter = inbound.policies.filter.as_ref().map(RequestFilter::compile).transpose()?;
+                match filter {
+                    Some(filter) => drop(self.filters.insert(name.clone(), Arc::new(filter))),
+                    None => drop(self.filters.remove(&name)),
+                }
+                self.inbounds.insert(name.clone(), inbound);
                 self.refused_inbounds.remove(&name);
             }
             types::OUTBOUND => drop(self.outbounds.insert(name, read(body)?)),
@@ -169,7 +181,10 @@ impl Resources {
     fn forget(&mut self, kind: &str, name: &str) {
         match kind {
             types::PROXY => self.proxy = None,
-            types::INBOUND => drop(self.inbounds.remove(name)),
+            types::INBOUND => {
+                self.inbounds.remove(name);
+                self.filters.remove(name);
+            }
             types::OUTBOUND => drop(self.outbounds.remove(name)),
             types::DESTINATION => drop(self.destinations.remove(name)),
             types::POLICIES => drop(self.policies.remove(name)),

@@ -4,6 +4,7 @@
 
 mod apps;
 mod control;
+mod filter;
 mod http;
 mod limits;
 mod retries;

@@ -28,6 +28,7 @@ use std::sync::Arc;
 mod callers;
 mod fault_injection;
 mod rate_limit;
+mod request_filter;
 mod timeout;
 
 /// A kind whose `to` is executed.

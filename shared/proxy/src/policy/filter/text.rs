@@ -1,0 +1,115 @@
+//! One text that comes in pieces: a body, a gRPC message.
+
+use super::{RequestFilter, Unexaminable, What};
+use meridian_proxy_config::RequestPart;
+use meridian_request_filter::Scanner;
+use regex_automata::Input;
+
+/// The longest match of a pattern that is sure to be found in a text that comes in pieces. Signatures are far shorter,
+/// and so much of each request is held back.
+const WINDOW: usize = 4 << 10;
+/// What a pattern may look at on either side of a match (`\b`): a character.
+const CONTEXT: usize = 4;
+
+pub(super) struct Text {
+    scanner: Option<Scanner>,
+    window: Option<Window>,
+    limit: u64,
+    read: u64,
+}
+
+/// What patterns have not been run over, or not in whole.
+#[derive(Default)]
+struct Window {
+    bytes: Vec<u8>,
+    /// Where to begin; before it is only what is looked at.
+    from: usize,
+    /// Bytes that are gone.
+    gone: u64,
+}
+
+impl Text {
+    /// `limit`: so many bytes are examined.
+    pub(super) fn new(filter: &RequestFilter, limit: u64) -> Self {
+        let patterns = filter.patterns_of(RequestPart::Body).next().is_some();
+        Self {
+            scanner: filter.log4shell.then(Scanner::new),
+            window: patterns.then(Window::default),
+            limit,
+            read: 0,
+        }
+    }
+
+    /// Reads on.
+    ///
+    /// # Errors
+    /// What was found, or that the text is too long.
+    pub(super) fn feed(&mut self, filter: &RequestFilter, bytes: &[u8]) -> Result<(), What> {
+        let room = usize::try_from(self.limit.saturating_sub(self.read)).unwrap_or(usize::MAX);
+        let within = bytes.get(..room).unwrap_or(bytes);
+        self.read = self.read.saturating_add(bytes.len() as u64);
+        if let Some(scanner) = &mut self.scanner
+            && scanner.feed(within).is_some()
+        {
+            return Err(What::Log4shell);
+        }
+        if let Some(window) = &mut self.window {
+            window.feed(filter, within)?;
+        }
+        if within.len() == bytes.len() {
+            return Ok(());
+        }
+        self.finish(filter)?;
+        Err(What::Unexaminable(Unexaminable::TooLong))
+    }
+
+    /// The text has ended.
+    ///
+    /// # Errors
+    /// What was found at its end.
+    pub(super) fn finish(&mut self, filter: &RequestFilter) -> Result<(), What> {
+        if self.scanner.as_mut().is_some_and(|scanner| scanner.finish().is_some()) {
+            return Err(What::Log4shell);
+        }
+        self.window.as_mut().map_or(Ok(()), |window| window.search(filter, window.bytes.len()))
+    }
+
+    pub(super) fn read(&self) -> u64 {
+        self.read
+    }
+
+    /// So many bytes can't belong to a finding any more.
+    pub(super) fn decided(&self) -> u64 {
+        let scanner = self.scanner.as_ref().map_or(self.read, Scanner::decided);
+        let window = self.window.as_ref().map_or(self.read, |window| window.gone + window.from as u64);
+        scanner.min(window)
+    }
+}
+
+impl Window {
+    fn feed(&mut self, filter: &RequestFilter, bytes: &[u8]) -> Result<(), What> {
+        for piece in bytes.chunks(WINDOW) {
+            self.bytes.extend_from_slice(piece);
+            if self.bytes.len() - self.from < 2 * WINDOW {
+                continue;
+            }
+            // A match that begins before the last window has ended by now, or is longer than one.
+            self.search(filter, self.bytes.len() - CONTEXT)?;
+            self.from = self.bytes.len() - WINDOW - CONTEXT;
+            let gone = self.from - CONTEXT;
+            self.bytes.drain(..gone);
+            self.from -= gone;
+            self.gone += gone as u64;
+        }
+        Ok(())
+    }
+
+    fn search(&self, filter: &RequestFilter, to: usize) -> Result<(), What> {
+        let input = Input::new(&self.bytes).span(self.from..to.max(self.from));
+        let mut patterns = filter.patterns_of(RequestPart::Body);
+        match patterns.find(|pattern| pattern.regex.is_match(input.clone())) {
+            Some(found) => Err(What::Pattern(found.name.clone())),
+            None => Ok(()),
+        }
+    }
+}
