@@ -4,10 +4,12 @@
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 
+mod circuit_breaker;
 mod matching;
 mod retry;
 mod timeouts;
 
+pub use circuit_breaker::{AtOnce, FailurePercentage, OutlierDetection, SuccessRate};
 pub use matching::{HeaderMatch, HeaderValueMatch};
 pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
 pub use timeouts::{ConnectionTimeouts, StreamTimeouts};
@@ -25,6 +27,10 @@ pub struct DestinationPolicies {
     /// TCP: how often a connection is tried, at endpoints in turn. Unset: at up to 5, each once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_attempts: Option<NonZeroU32>,
+    #[serde(skip_serializing_if = "unset")]
+    pub at_once: AtOnce,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outliers: Option<OutlierDetection>,
 }
 
 /// For connections and requests from peers to the application.
@@ -35,6 +41,8 @@ pub struct InboundPolicies {
     pub connection_timeouts: ConnectionTimeouts,
     #[serde(skip_serializing_if = "unset")]
     pub stream_timeouts: StreamTimeouts,
+    #[serde(skip_serializing_if = "unset")]
+    pub at_once: AtOnce,
 }
 
 /// Whether nothing is said: it then need not be sent, and a body without it stays the body that it was.
@@ -62,6 +70,8 @@ mod tests {
             r#"{"timeout": {}}"#,
             r#"{"streamTimeouts": {"requestSeconds": 1}}"#,
             r#"{"connectionTimeouts": {"connectMillis": 0}}"#,
+            r#"{"atOnce": {"requests": 0}}"#,
+            r#"{"outliers": {}}"#,
         ] {
             assert!(serde_json::from_str::<DestinationPolicies>(body).is_err(), "{body}");
         }
