@@ -10,8 +10,8 @@ mod upgrade;
 pub use body::{Body, BodyError, Counted, Gate};
 pub use forward::{ForwardError, How, copy, send, timed};
 pub use head::{
-    Malformed, authority, denied, expects_continue, is_upgrade, plain, prepare, strip_response,
-    upgrades_out_of_http,
+    Malformed, OVERLOADED, authority, denied, expects_continue, is_upgrade, overloaded, plain, prepare,
+    strip_response, upgrades_out_of_http,
 };
 pub use replay::{Reader, Tape};
 pub use serve::{Codec, LocalExecutor, client_h1, client_h2, detect, serve};

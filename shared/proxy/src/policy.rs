@@ -3,6 +3,8 @@
 //! All state is a worker's own. What a policy costs a request is a comparison or two; what it says of rare cases (a
 //! repetition, an ejection) is paid by those.
 
+pub mod at_once;
 pub mod matching;
+pub mod outliers;
 pub mod retry;
 pub mod timeouts;

@@ -8,6 +8,8 @@ use crate::{
     egress::Originator,
     metrics::Traffic,
     policy::{
+        at_once::Limits,
+        outliers::OutlierPolicy,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
     },
@@ -69,6 +71,8 @@ pub struct Inbound {
     pub refused: bool,
     pub connections: ConnectionLimits,
     pub streams: StreamLimits,
+    /// Of each worker.
+    pub at_once: Limits,
     pub traffic: Arc<Traffic>,
 }
 
@@ -102,6 +106,9 @@ pub struct Cluster {
     pub retry: Option<Arc<RetryPolicy>>,
     /// TCP: `None` tries each of some endpoints once.
     pub connect_attempts: Option<usize>,
+    /// Of each worker.
+    pub at_once: Limits,
+    pub outliers: Option<OutlierPolicy>,
     pub traffic: Arc<Traffic>,
     source: compile::Source,
 }
