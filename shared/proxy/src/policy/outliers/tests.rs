@@ -34,13 +34,16 @@ fn cluster(n: usize) -> (Detector, Vec<Rc<Record>>) {
     (detector, records)
 }
 
+/// A rule, what happens, and whether the endpoint is out then.
+type Case<'a> = (&'a dyn Fn(&mut OutlierDetection), &'a [Event], bool);
+
 #[test]
 fn what_counts_as_a_failure_in_a_row() {
     use Event::{Connected, Local, Status};
     let total = |config: &mut OutlierDetection| config.total_failures = NonZeroU32::new(2);
     let gateway = |config: &mut OutlierDetection| config.gateway_failures = NonZeroU32::new(2);
     let local = |config: &mut OutlierDetection| config.local_failures = NonZeroU32::new(2);
-    let together: [(&dyn Fn(&mut OutlierDetection), &[Event], bool); 10] = [
+    let together: [Case<'_>; 10] = [
         (&total, &[Status(500), Status(503)], true),
         (&total, &[Status(500), Status(404), Status(500)], false),
         (&total, &[Local, Status(500)], true),
@@ -52,7 +55,7 @@ fn what_counts_as_a_failure_in_a_row() {
         (&local, &[Local, Local, Local], false),
         (&total, &[Status(500)], false),
     ];
-    let apart: [(&dyn Fn(&mut OutlierDetection), &[Event], bool); 7] = [
+    let apart: [Case<'_>; 7] = [
         (&local, &[Local, Local], true),
         (&local, &[Local, Connected, Local], false),
         (&local, &[Local, Status(500), Local], false),
