@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 mod faults;
 mod limits;
 mod filter;
+mod circuit_breaker;
 mod matching;
 mod retry;
 mod timeouts;
@@ -15,6 +16,7 @@ mod timeouts;
 pub use faults::{Effect, Fault, FaultRule};
 pub use limits::{Rate, RateLimits, RequestLimit};
 pub use filter::{FilterAction, FilterPattern, RequestFilter, RequestPart, RuleSet};
+pub use circuit_breaker::{AtOnce, FailurePercentage, OutlierDetection, SuccessRate};
 pub use matching::{HeaderMatch, HeaderValueMatch};
 pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
 pub use timeouts::{ConnectionTimeouts, StreamTimeouts};
@@ -33,6 +35,10 @@ pub struct DestinationPolicies {
     /// TCP: how often a connection is tried, at endpoints in turn. Unset: at up to 5, each once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_attempts: Option<NonZeroU32>,
+    #[serde(skip_serializing_if = "unset")]
+    pub at_once: AtOnce,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outliers: Option<OutlierDetection>,
 }
 
 /// For connections and requests from peers to the application.
@@ -51,6 +57,8 @@ pub struct InboundPolicies {
     /// HTTP only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filter: Option<RequestFilter>,
+    #[serde(skip_serializing_if = "unset")]
+    pub at_once: AtOnce,
 }
 
 /// The name of what holds for destinations of a protocol that have no policies of their own. No destination has it.
@@ -103,6 +111,8 @@ mod tests {
             r#"{"timeout": {}}"#,
             r#"{"streamTimeouts": {"requestSeconds": 1}}"#,
             r#"{"connectionTimeouts": {"connectMillis": 0}}"#,
+            r#"{"atOnce": {"requests": 0}}"#,
+            r#"{"outliers": {}}"#,
         ] {
             assert!(serde_json::from_str::<DestinationPolicies>(body).is_err(), "{body}");
         }

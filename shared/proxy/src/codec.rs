@@ -13,8 +13,7 @@ pub use body::{Body, BodyError, Counted, Gate};
 pub use filtered::Guard;
 pub use forward::{ForwardError, How, copy, send, timed};
 pub use head::{
-    Malformed, authority, denied, expects_continue, is_upgrade, plain, prepare, refused, strip_response,
-    upgrades_out_of_http,
+    Malformed, authority, denied, expects_continue, is_upgrade, plain, prepare, refused, strip_response, upgrades_out_of_http, OVERLOADED, overloaded,
 };
 pub use replay::{Reader, Tape};
 pub use serve::{Codec, LocalExecutor, client_h1, client_h2, detect, serve};

@@ -11,7 +11,7 @@ use crate::{
     metrics::Open,
     snapshot::{Inbound, Snapshot},
     tls::{Peer, TlsError},
-    upstream::{Opened, open_application},
+    upstream::{DialError, Opened, dial_application},
     worker::{Check, ConnectionInfo, Direction, Tracked, Worker},
 };
 use meridian_proxy_config::{InboundTls, Verdict, alpn};
@@ -141,14 +141,17 @@ impl Arrival {
             return;
         }
         let tracked = self.track(&caller);
-        let application = self.inbound.config.application;
         let opened = tokio::select! {
-            opened = open_application(&self.worker, application, self.inbound.connections.connect) => opened,
+            opened = dial_application(&self.worker, &self.inbound) => opened,
             _ = tracked.reset() => return self.reset.arm(),
         };
         let cell = self.inbound.traffic.cell(self.worker.index);
-        let Opened { mut transport, .. } = match opened {
+        let Opened { mut transport, active: _active, .. } = match opened {
             Ok(opened) => opened,
+            Err(DialError::Overloaded(_)) => {
+                cell.overflows.inc();
+                return self.reset.arm();
+            }
             Err(error) => {
                 cell.connect_failures.inc();
                 self.reset.arm();

@@ -66,7 +66,7 @@ pub struct TrafficCell {
     pub timeouts: Counter,
     /// Repetitions of requests.
     pub retries: Counter,
-    /// Repetitions that the budget did not allow.
+    /// Repetitions that a limit or the budget did not allow.
     pub retries_over_budget: Counter,
     /// Repetitions that could not be, as too much of the body had passed.
     pub retries_unrepeatable: Counter,
@@ -79,6 +79,10 @@ pub struct TrafficCell {
     /// Requests that a filter blocked, and those in which it found something and let them pass.
     pub filter_blocked: Counter,
     pub filter_observed: Counter,
+    /// Requests and connections refused, as there was too much under way.
+    pub overflows: Counter,
+    /// Endpoints left out by outlier detection, each time.
+    pub ejections: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     /// By the first digit of the status, 1 to 5; 0: no answer.
@@ -151,7 +155,7 @@ pub struct Metrics {
 
 type Series = (&'static str, &'static str, fn(&Traffic) -> u64);
 
-const SERIES: [Series; 16] = [
+const SERIES: [Series; 18] = [
     ("connections_opened_total", "Connections opened.", |t| t.sum(|c| &c.connections_opened)),
     ("connections_closed_total", "Connections closed.", |t| t.sum(|c| &c.connections_closed)),
     ("connect_failures_total", "Connections to the other side that failed.", |t| {
@@ -160,7 +164,7 @@ const SERIES: [Series; 16] = [
     ("tls_failures_total", "TLS sessions to the other side that failed.", |t| t.sum(|c| &c.tls_failures)),
     ("timeouts_total", "Requests ended by a time limit.", |t| t.sum(|c| &c.timeouts)),
     ("retries_total", "Requests sent once more.", |t| t.sum(|c| &c.retries)),
-    ("retries_over_budget_total", "Repetitions that the budget did not allow.", |t| {
+    ("retries_over_budget_total", "Repetitions that a limit or the budget did not allow.", |t| {
         t.sum(|c| &c.retries_over_budget)
     }),
     ("retries_unrepeatable_total", "Repetitions that could not be: too much of the body had passed.", |t| {
@@ -174,6 +178,9 @@ const SERIES: [Series; 16] = [
     ("filter_observed_total", "Findings of filters in requests that passed.", |t| {
         t.sum(|c| &c.filter_observed)
     }),
+    ("overflows_total", "Requests and connections refused: too much was under way.", |t| {
+        t.sum(|c| &c.overflows)
+    ("ejections_total", "Endpoints left out, as they failed too often.", |t| t.sum(|c| &c.ejections)),
     ("received_bytes_total", "Bytes from downstream.", |t| t.sum(|c| &c.bytes_in)),
     ("sent_bytes_total", "Bytes to downstream.", |t| t.sum(|c| &c.bytes_out)),
 ];
@@ -193,6 +200,11 @@ impl Metrics {
     pub fn new(workers: usize) -> Self {
         let workers = workers.max(1);
         Self { workers: (0..workers).map(|_| Arc::default()).collect(), traffic: Mutex::default() }
+    }
+
+    /// At least 1.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
     }
 
     pub fn worker(&self, index: usize) -> Arc<WorkerMetrics> {

@@ -8,7 +8,7 @@ use crate::{
     metrics::Open,
     snapshot::{Cluster, Outbound, Target},
     tls::Peer,
-    upstream::{self, Balance, Opened, cluster_check},
+    upstream::{self, Balance, DialError, Opened, cluster_check},
     worker::{Check, ConnectionInfo, Direction, Tracked, Worker},
 };
 use meridian_proxy_config::alpn;
@@ -38,15 +38,20 @@ fn refuse(worker: &Worker, outbound: &Outbound, what: &str, accepted: Accepted) 
 async fn tcp(worker: Rc<Worker>, outbound: &Outbound, cluster: &Arc<Cluster>, accepted: Accepted) {
     let mut downstream = Socket::new(accepted.stream);
     let reset = downstream.reset();
-    let (opened, endpoint) = match upstream::open(&worker, cluster, Balance::RoundRobin, alpn::TCP).await {
+    let (opened, state) = match upstream::open(&worker, cluster, Balance::RoundRobin, alpn::TCP).await {
         Ok(opened) => opened,
+        Err(DialError::Overloaded(_)) => {
+            reset.arm();
+            cluster.traffic.cell(worker.index).overflows.inc();
+            return;
+        }
         Err(error) => {
             reset.arm();
             tracing::warn!(service = %cluster.service, source = ?error, %error, "no connection");
             return;
         }
     };
-    let tracked = track(&worker, outbound, cluster, opened.peer.as_ref(), &endpoint.name);
+    let tracked = track(&worker, outbound, cluster, opened.peer.as_ref(), &state.endpoint.name);
     let Opened { mut transport, active: _active, .. } = opened;
     let far = transport.reset();
     let cell = cluster.traffic.cell(worker.index);

@@ -6,6 +6,8 @@
 pub mod faults;
 pub mod limits;
 pub mod filter;
+pub mod at_once;
 pub mod matching;
+pub mod outliers;
 pub mod retry;
 pub mod timeouts;

@@ -8,8 +8,10 @@ use crate::{
     egress::Originator,
     metrics::Traffic,
     policy::{
-        limits::Limits,
+        limits::Rates,
         filter::RequestFilter,
+        at_once::Limits,
+        outliers::OutlierPolicy,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
     },
@@ -71,8 +73,10 @@ pub struct Inbound {
     pub refused: bool,
     pub connections: ConnectionLimits,
     pub streams: StreamLimits,
-    pub limits: Limits,
+    pub limits: Rates,
     pub filter: Option<Arc<RequestFilter>>,
+    /// Of each worker.
+    pub at_once: Limits,
     pub traffic: Arc<Traffic>,
 }
 
@@ -106,6 +110,9 @@ pub struct Cluster {
     pub retry: Option<Arc<RetryPolicy>>,
     /// TCP: `None` tries each of some endpoints once.
     pub connect_attempts: Option<usize>,
+    /// Of each worker.
+    pub at_once: Limits,
+    pub outliers: Option<OutlierPolicy>,
     pub traffic: Arc<Traffic>,
     source: compile::Source,
 }

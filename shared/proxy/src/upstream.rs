@@ -4,10 +4,13 @@
 //! left out for a while (1 s, doubling to 30 s), so that the next tier takes over when a whole tier is down.
 
 use crate::{
-    capture,
     denial::Reason,
     io::{Socket, Transport, tune},
-    policy::retry::affordable,
+    policy::{
+        at_once::{Active, Limit, Load},
+        outliers::{Detector, Event, Record},
+        retry::affordable,
+    },
     snapshot::{Cluster, Endpoint, Snapshot},
     timer::Timer,
     tls::{Peer, TlsError},
@@ -23,11 +26,16 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+mod application;
+mod far;
 mod pool;
-pub use pool::{Exclusive, Far, Multiplexed, Opened, Pool, SendError, Sending, cluster_check};
+mod spare;
+pub use application::dial_application;
+pub use far::{Far, cluster_check};
+pub use pool::{Exclusive, Multiplexed, Opened, Pool, SendError, Sending};
 
 pub use crate::policy::timeouts::CONNECT as CONNECT_TIMEOUT;
 /// Endpoints tried for one connection at most.
@@ -66,6 +74,17 @@ pub enum DialError {
     Tls { endpoint: String, source: Rc<TlsError> },
     #[error("{endpoint} does not speak HTTP")]
     Http { endpoint: String, source: Rc<hyper::Error> },
+    #[error("all endpoints of {0} are left out, as they failed too often")]
+    LeftOut(String),
+    /// Nothing was tried.
+    #[error("there is too much under way: {0}")]
+    Overloaded(Limit),
+}
+
+impl From<Limit> for DialError {
+    fn from(limit: Limit) -> Self {
+        Self::Overloaded(limit)
+    }
 }
 
 /// A connection to an endpoint; counts as one of the endpoint's until dropped.
@@ -83,6 +102,8 @@ pub struct Upstream {
     /// Requests that wait for an answer, and repetitions among them.
     waiting: Rc<Cell<usize>>,
     repeating: Rc<Cell<usize>>,
+    pub load: Rc<Load>,
+    outliers: Detector,
 }
 
 /// What a worker knows of an endpoint.
@@ -92,22 +113,8 @@ pub struct EndpointState {
     active: Rc<Cell<usize>>,
     failures: Cell<u32>,
     down_until: Cell<u64>,
-}
-
-/// Counts a connection as the endpoint's until dropped.
-pub struct Active(Rc<Cell<usize>>);
-
-impl Active {
-    fn new(count: &Rc<Cell<usize>>) -> Self {
-        count.set(count.get() + 1);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-    }
+    load: Rc<Load>,
+    record: Rc<Record>,
 }
 
 impl Upstreams {
@@ -152,6 +159,8 @@ impl Upstream {
             cursor: Cell::new(rand::random::<u32>() as usize),
             waiting: Rc::default(),
             repeating: Rc::default(),
+            load: Rc::default(),
+            outliers: Detector::default(),
         };
         upstream.rebuild(cluster);
         upstream
@@ -175,10 +184,12 @@ impl Upstream {
         }
         let state = |endpoint: &Arc<Endpoint>| match old.get(endpoint) {
             Some(state) => state.clone(),
-            None => Rc::new(EndpointState::new(endpoint.clone())),
+            None => Rc::new(EndpointState::new(endpoint.clone(), &self.load)),
         };
         *self.tiers.borrow_mut() =
             cluster.tiers.iter().map(|tier| tier.iter().map(state).collect()).collect();
+        let records = self.tiers.borrow().iter().flatten().map(|state| state.record.clone()).collect();
+        self.outliers.watch(records);
     }
 
     /// Counts a request until it is answered.
@@ -186,9 +197,14 @@ impl Upstream {
         Active::new(&self.waiting)
     }
 
-    /// Counts a repetition, if the budget allows one more.
+    /// Counts a repetition, if the policy's limit, or else the budget, allows one more.
     pub fn repeat(&self) -> Option<Active> {
-        affordable(self.waiting.get(), self.repeating.get()).then(|| Active::new(&self.repeating))
+        let repeating = self.repeating.get();
+        let allowed = match self.cluster.borrow().at_once.retries {
+            Some(limit) => repeating < limit,
+            None => affordable(self.waiting.get(), repeating),
+        };
+        allowed.then(|| Active::new(&self.repeating))
     }
 
     /// The next endpoint, but from none of these tiers while another has a usable one; and its tier.
@@ -200,9 +216,12 @@ impl Upstream {
     ) -> Option<(usize, Rc<EndpointState>)> {
         let all = self.tiers.borrow();
         let start = self.cursor.get();
-        let usable = |state: &&Rc<EndpointState>| state.down_until.get() <= now && !among(tried, state);
+        let spared = self.spared(&all, now);
         let beyond =
             all.iter().enumerate().filter(|(index, _)| !tiers.contains(index)).find_map(|(index, tier)| {
+                let usable = |state: &&Rc<EndpointState>| {
+                    state.is_up(now) && !among(tried, state) && spared.prefers(index, state, now)
+                };
                 choose(tier, start, Balance::RoundRobin, usable).map(|state| (index, state))
             });
         drop(all);
@@ -216,14 +235,19 @@ impl Upstream {
         Some((tier, state))
     }
 
-    /// The next endpoint: in the first tier with a usable one; if none is usable anywhere, any that was not tried.
+    /// The next endpoint: in the first tier with a usable one; if none is usable anywhere, any that was not tried. None
+    /// of both is left out as an outlier.
     pub fn pick(&self, now: u64, balance: Balance, tried: &[Rc<EndpointState>]) -> Option<Rc<EndpointState>> {
         let tiers = self.tiers.borrow();
-        let untried = |state: &&Rc<EndpointState>| !among(tried, state);
-        let usable = |state: &&Rc<EndpointState>| state.down_until.get() <= now && untried(state);
+        let spared = self.spared(&tiers, now);
+        let untried = |state: &&Rc<EndpointState>| !among(tried, state) && spared.allows(state, now);
         let start = self.cursor.get();
         self.cursor.set(start.wrapping_add(1));
-        let usable = tiers.iter().find_map(|tier| choose(tier, start, balance, usable));
+        let usable = tiers.iter().enumerate().find_map(|(index, tier)| {
+            choose(tier, start, balance, |state| {
+                state.is_up(now) && untried(state) && spared.prefers(index, state, now)
+            })
+        });
         usable.or_else(|| tiers.iter().find_map(|tier| choose(tier, start, balance, untried)))
     }
 }
@@ -249,14 +273,20 @@ fn choose(
 }
 
 impl EndpointState {
-    fn new(endpoint: Arc<Endpoint>) -> Self {
+    fn new(endpoint: Arc<Endpoint>, load: &Rc<Load>) -> Self {
         Self {
             endpoint,
-            pool: Rc::default(),
+            pool: Rc::new(Pool::of(load)),
             active: Rc::default(),
             failures: Cell::new(0),
             down_until: Cell::new(0),
+            load: load.clone(),
+            record: Rc::default(),
         }
+    }
+
+    fn is_up(&self, now: u64) -> bool {
+        self.down_until.get() <= now
     }
 
     pub fn succeeded(&self) {
@@ -297,9 +327,11 @@ impl EndpointState {
         let cell = cluster.traffic.cell(worker.index);
         let limit = cluster.connections.connect;
         let begun = worker.timer.now();
+        // A connection that is no HTTP serves nobody else, so an endpoint needs none.
+        let alone = cluster.protocol.is_http() && self.active.get() == 0;
+        let active = self.load.connect(&cluster.at_once, alone)?.and(Active::new(&self.active));
         let stream = self.dial(worker, limit).await.inspect_err(|_| cell.connect_failures.inc())?;
         let socket = Socket::new(stream);
-        let active = Active::new(&self.active);
         let Some(rule) = &cluster.tls else {
             return Ok(Opened { transport: Transport::Plain(socket), peer: None, active: Some(active) });
         };
@@ -360,67 +392,20 @@ async fn connect(
     result.unwrap_or_else(|| Err(DialError::Timeout { endpoint: name(), limit }))
 }
 
-/// A connection to an application.
-pub async fn open_application(
-    worker: &Worker,
-    address: SocketAddr,
-    limit: Duration,
-) -> Result<Opened, DialError> {
-    let stream = match application_source(worker, address) {
-        Some(source) => connect_from(worker, source, address, limit).await?,
-        None => connect(worker, &[address.ip()], address.port(), limit, &|| address.to_string()).await?,
-    };
-    Ok(Opened { transport: Transport::Plain(Socket::new(stream)), peer: None, active: None })
-}
-
-/// Under capture, what the proxy sends to its own host's addresses comes back to it as inbound traffic, unless it
-/// comes from this address.
-fn application_source(worker: &Worker, address: SocketAddr) -> Option<IpAddr> {
-    let captured = worker.snapshot().proxy.as_ref().is_some_and(|proxy| proxy.capture.is_some());
-    let source = match address.ip().to_canonical() {
-        ip if ip.is_loopback() => return None,
-        IpAddr::V4(_) => capture::APPLICATION_SOURCE_V4,
-        IpAddr::V6(_) => capture::APPLICATION_SOURCE_V6,
-    };
-    captured.then_some(source)
-}
-
-async fn connect_from(
-    worker: &Worker,
-    source: IpAddr,
-    address: SocketAddr,
-    limit: Duration,
-) -> Result<TcpStream, DialError> {
-    let connecting = async {
-        let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // Without it (IPv6 and no rules installed) the connection is an ordinary one.
-        let _ = socket.bind(SocketAddr::new(source, 0));
-        socket.connect(address).await
-    };
-    let endpoint = address.to_string();
-    match worker.timer.timeout(limit, connecting).await {
-        Some(Ok(stream)) => {
-            tune(&stream);
-            Ok(stream)
-        }
-        Some(Err(error)) => Err(DialError::Connect { endpoint, source: Rc::new(error) }),
-        None => Err(DialError::Timeout { endpoint, limit }),
-    }
-}
-
 /// Tries endpoints until one gives a connection.
 ///
 /// # Errors
-/// The last failure, when every try failed.
+/// The last failure, when every try failed; at once, when there is as much under way as may be.
 pub async fn open(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
     balance: Balance,
     alpn: &[u8],
-) -> Result<(Opened, Arc<Endpoint>), DialError> {
+) -> Result<(Opened, Rc<EndpointState>), DialError> {
     let mut tried = Vec::new();
-    let mut last = DialError::NoEndpoints(cluster.service.clone());
     let upstream = worker.upstreams.of(cluster);
+    let mut last = upstream.nothing();
+    let _waiting = upstream.load.wait(&cluster.at_once)?;
     for _ in 0..cluster.connect_attempts.unwrap_or(MAX_TRIES) {
         let mut picked = upstream.pick(worker.timer.now(), balance, &tried);
         if picked.is_none() && cluster.connect_attempts.is_some() {
@@ -432,10 +417,15 @@ pub async fn open(
         match state.open(worker, cluster, alpn).await {
             Ok(opened) => {
                 state.succeeded();
-                return Ok((opened, state.endpoint.clone()));
+                if !cluster.protocol.is_http() {
+                    upstream.note(worker, &state, Event::Connected);
+                }
+                return Ok((opened, state));
             }
+            Err(error @ DialError::Overloaded(_)) => return Err(error),
             Err(error) => {
                 state.failed(worker.timer.now());
+                upstream.note(worker, &state, Event::Local);
                 tried.push(state);
                 last = error;
             }
@@ -453,7 +443,8 @@ pub async fn dial_tcp(
     cluster: &Arc<Cluster>,
     balance: Balance,
 ) -> Result<Dialled<Socket>, DialError> {
-    let (opened, endpoint) = open(worker, cluster, balance, &[]).await?;
+    let (opened, state) = open(worker, cluster, balance, &[]).await?;
+    let endpoint = state.endpoint.clone();
     match (opened.transport, opened.active) {
         (Transport::Plain(stream), Some(active)) => Ok(Dialled { stream, endpoint, active }),
         _ => Err(DialError::NoEndpoints(cluster.service.clone())),
@@ -469,7 +460,8 @@ pub async fn dial_tls(
     cluster: &Arc<Cluster>,
     alpn: &[u8],
 ) -> Result<(Dialled<TlsStream<Socket>>, Peer), DialError> {
-    let (opened, endpoint) = open(worker, cluster, Balance::RoundRobin, alpn).await?;
+    let (opened, state) = open(worker, cluster, Balance::RoundRobin, alpn).await?;
+    let endpoint = state.endpoint.clone();
     match (opened.transport, opened.peer, opened.active) {
         (Transport::Tls(stream), Some(peer), Some(active)) => {
             Ok((Dialled { stream: *stream, endpoint, active }, peer))

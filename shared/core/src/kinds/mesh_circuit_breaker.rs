@@ -4,7 +4,9 @@ use crate::registry::Standing::{Executed, Warned};
 use crate::validate::{
     self, GREATER_THAN_ZERO, MUST_BE_DEFINED, positive_count, positive_duration, whole_percentage,
 };
-use crate::{Context, Flow, IntOrString, Kind, KindInfo, Spec, TargetRef, TargetRefs, Violations};
+use crate::{
+    Context, Flow, IntOrString, Kind, KindInfo, Spec, TargetKind, TargetRef, TargetRefs, Violations,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -134,7 +136,11 @@ pub struct FailurePercentage {
     pub threshold: Option<u32>,
 }
 
-const NOT_YET: &str = "circuit breakers come later";
+const ONE_POOL: &str = "a proxy keeps one pool an endpoint, whatever the request";
+const NO_RETRIES: &str = "requests to the application are not repeated";
+const ONE_APPLICATION: &str = "an inbound has one application: without it nobody would be left to answer";
+const INSIDE: &str =
+    "has no effect: circuit breakers hold inside the mesh, and this destination is outside of it";
 
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshcircuitbreakers",
@@ -145,10 +151,15 @@ pub(crate) const INFO: KindInfo = KindInfo {
     fields: &[
         ("targetRef", Executed),
         ("from", Executed),
-        ("from[].default", Warned(NOT_YET)),
+        ("from[].default.connectionLimits.maxConnectionPools", Warned(ONE_POOL)),
+        ("from[].default.connectionLimits.maxRetries", Warned(NO_RETRIES)),
+        ("from[].default.outlierDetection", Warned(ONE_APPLICATION)),
         ("to", Executed),
-        ("to[].default", Warned(NOT_YET)),
-        ("rules", Warned(NOT_YET)),
+        ("to[].default.connectionLimits.maxConnectionPools", Warned(ONE_POOL)),
+        ("rules", Executed),
+        ("rules[].default.connectionLimits.maxConnectionPools", Warned(ONE_POOL)),
+        ("rules[].default.connectionLimits.maxRetries", Warned(NO_RETRIES)),
+        ("rules[].default.outlierDetection", Warned(ONE_APPLICATION)),
     ],
     ..KindInfo::new::<MeshCircuitBreaker>()
 };
@@ -178,6 +189,11 @@ impl Spec for MeshCircuitBreaker {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
+        for (i, item) in self.to.iter().flatten().enumerate() {
+            if item.target_ref.kind == TargetKind::MeshExternalService {
+                out.push(format!("spec.to[{i}] {INSIDE}"));
+            }
+        }
     }
 }
 

@@ -119,6 +119,29 @@ fn mesh_circuit_breakers() {
 }
 
 #[test]
+fn what_a_circuit_breaker_does_not_do_is_warned_of() {
+    let of = |spec: String| of("MeshCircuitBreaker", &spec);
+    let all = "connectionLimits: {maxConnections: 1, maxConnectionPools: 1, maxPendingRequests: 1, maxRetries: 1, maxRequests: 1}, outlierDetection: {detectors: {totalFailures: {}}}";
+    assert_eq!(
+        warnings(&of(format!("rules: [{{default: {{{all}}}}}]"))),
+        [
+            "spec.rules[0].default.connectionLimits.maxConnectionPools has no effect: a proxy keeps one pool an endpoint, whatever the request",
+            "spec.rules[0].default.connectionLimits.maxRetries has no effect: requests to the application are not repeated",
+            "spec.rules[0].default.outlierDetection has no effect: an inbound has one application: without it nobody would be left to answer",
+        ]
+    );
+    assert_eq!(
+        warnings(&of(format!(
+            "to: [{{targetRef: {{kind: MeshExternalService, name: api}}, default: {{{all}}}}}]"
+        ))),
+        [
+            "spec.to[0] has no effect: circuit breakers hold inside the mesh, and this destination is outside of it",
+            "spec.to[0].default.connectionLimits.maxConnectionPools has no effect: a proxy keeps one pool an endpoint, whatever the request",
+        ]
+    );
+}
+
+#[test]
 fn mesh_tls() {
     let of = |spec| of("MeshTLS", spec);
     right(&of("rules: [{default: {mode: Permissive, tlsVersion: {min: TLS13, max: TLSAuto}}}]"));

@@ -10,6 +10,7 @@ use crate::{
     metrics::Traffic,
     policy::{
         filter::BodyExaminer,
+        at_once::Active,
         timeouts::{Clock, Late},
     },
     timer::Sleep,
@@ -39,6 +40,8 @@ pub struct Body {
     timed: Timed,
     /// Its connection is in use as long as there is a body on it.
     _busy: Option<Busy>,
+    /// Counted as under way as long as there is a body.
+    _active: Option<Active>,
 }
 
 /// Which part of a stream with a clock a body is.
@@ -133,7 +136,7 @@ impl Body {
     }
 
     fn of(kind: Kind) -> Self {
-        Self { kind, counted: None, sending: None, timed: Timed::Not, _busy: None }
+        Self { kind, counted: None, sending: None, timed: Timed::Not, _busy: None, _active: None }
     }
 
     /// The request of a stream that has a clock.
@@ -160,6 +163,11 @@ impl Body {
 
     pub(super) fn busy(&mut self, busy: Busy) {
         self._busy = Some(busy);
+    }
+
+    /// Counts as under way until the body has ended.
+    pub fn active(&mut self, active: Option<Active>) {
+        self._active = active;
     }
 
     #[must_use]

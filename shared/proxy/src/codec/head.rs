@@ -1,7 +1,7 @@
 //! Heads of messages: what a proxy must change in them, and what it must refuse.
 
 use super::Body;
-use crate::denial::Reason;
+use crate::{denial::Reason, policy::at_once::Limit};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
@@ -13,6 +13,8 @@ use http::{
 };
 
 static DENIED: HeaderName = HeaderName::from_static("x-meridian-denied");
+/// Names the limit that was reached, in an answer of a proxy's own.
+pub static OVERLOADED: HeaderName = HeaderName::from_static("x-meridian-overloaded");
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -172,6 +174,13 @@ pub fn refused(status: StatusCode, reason: &Reason) -> Response<Body> {
     let mut response = plain(status, &format!("refused by the mesh: {reason}\n"));
     let value = HeaderValue::from_str(reason.as_str()).unwrap_or(HeaderValue::from_static("denied"));
     response.headers_mut().insert(DENIED.clone(), value);
+    response
+}
+
+/// The answer where too much is under way.
+pub fn overloaded(limit: Limit) -> Response<Body> {
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, &format!("too much is under way: {limit}\n"));
+    response.headers_mut().insert(OVERLOADED.clone(), HeaderValue::from_static(limit.as_str()));
     response
 }
 

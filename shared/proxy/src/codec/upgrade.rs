@@ -40,6 +40,7 @@ pub async fn upgrade(
     let mut response = sender.send_request(request.map(Body::incoming)).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let mut response = response.map(Body::incoming);
+        response.body_mut().active(active);
         strip_response(&mut response);
         return Ok(response);
     }

@@ -9,8 +9,9 @@ use crate::{
     codec::{self as plumbing, Body, Codec, Counted, ForwardError, How, Malformed, detect},
     denial::Reason,
     io::Stream,
+    policy::at_once::{Active, Limit},
     snapshot::Inbound,
-    upstream::{DialError, Far, open_application},
+    upstream::{DialError, Far, dial_application},
     worker::{ConnectionInfo, Direction, Worker},
 };
 use http::{Request, Response, StatusCode, uri::Authority};
@@ -133,23 +134,26 @@ async fn forward(
         Err(error) => return plumbing::plain(StatusCode::BAD_REQUEST, &format!("{error}\n")),
     };
     let http2 = inbound.config.protocol.is_http2();
+    let worker = &context.worker;
+    let pool = worker.upstreams.application(inbound.config.application);
+    let active = match pool.request(&inbound.at_once) {
+        Ok(active) => active,
+        Err(limit) => return overloaded(worker, inbound, limit),
+    };
     if plumbing::is_upgrade(&request) && !http2 && !examined.has_body(request.body()) {
-        return Box::pin(upgrade(context, inbound, &authority, request)).await;
+        return Box::pin(upgrade(context, inbound, &authority, request, active)).await;
     }
     let how = match (http2, plumbing::expects_continue(&request)) {
         (true, _) => How::Multiplexed { alpn: &[] },
         (false, true) => How::Continue { alpn: &[] },
         (false, false) => How::Exclusive { alpn: &[] },
     };
-    let worker = &context.worker;
     let counted = |response| Counted { traffic: inbound.traffic.clone(), worker: worker.index, response };
     let clock = inbound.streams.begin(&worker.timer, request.body().is_end_stream(), false);
     let timed = clock.clone();
     let mut request =
         request.map(|body| examined.body(Body::incoming(body)).counted(counted(false)).request(timed));
     plumbing::prepare(&mut request, &authority, http2, false);
-    let address = inbound.config.application;
-    let pool = worker.upstreams.application(address);
     let far = Far::Application(inbound.clone());
     let sending = plumbing::send(worker, &pool, &far, how, request, counted(true));
     let answer = plumbing::timed(clock, sending).await;
@@ -157,17 +161,26 @@ async fn forward(
         return refusal;
     }
     match answer {
-        Ok(Ok(response)) => response,
+        Ok(Ok(mut response)) => {
+            response.body_mut().active(active);
+            response
+        }
         Err(status) => {
             inbound.traffic.cell(worker.index).timeouts.inc();
             plumbing::plain(status, "the application did not answer in time\n")
         }
+        Ok(Err(ForwardError::Dial(DialError::Overloaded(limit), _))) => overloaded(worker, inbound, limit),
         Ok(Err(ForwardError::Dial(error, _))) => unreachable(context, inbound, &error),
         Ok(Err(ForwardError::Lost(error))) => {
             tracing::debug!(inbound = %inbound.config.name, %error, source = ?std::error::Error::source(&error), "request lost");
             plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the application closed the connection\n")
         }
     }
+}
+
+fn overloaded(worker: &Worker, inbound: &Inbound, limit: Limit) -> Response<Body> {
+    inbound.traffic.cell(worker.index).overflows.inc();
+    plumbing::overloaded(limit)
 }
 
 fn unreachable(context: &Context, inbound: &Inbound, error: &DialError) -> Response<Body> {
@@ -181,14 +194,16 @@ async fn upgrade(
     inbound: &Arc<Inbound>,
     authority: &Authority,
     mut request: Request<Incoming>,
+    active: Option<Active>,
 ) -> Response<Body> {
     let worker = &context.worker;
     plumbing::prepare(&mut request, authority, false, true);
-    let opened = match open_application(worker, inbound.config.application, inbound.connections.connect).await
-    {
+    let mut opened = match dial_application(worker, inbound).await {
         Ok(opened) => opened,
+        Err(DialError::Overloaded(limit)) => return overloaded(worker, inbound, limit),
         Err(error) => return unreachable(context, inbound, &error),
     };
+    opened.also(active);
     let caller = &context.caller;
     let info = ConnectionInfo {
         direction: Direction::Inbound,

@@ -3,10 +3,12 @@
 //! What was not sent goes to the next endpoint without being asked. What was sent is repeated only where a policy says
 //! so, while its body can be replayed, and within the budget of repetitions.
 
-use super::http::unreachable;
+use super::http::{overloaded, unreachable};
 use crate::{
     codec::{self as plumbing, Body, Counted, ForwardError, How, Tape},
     policy::{
+        at_once::Limit,
+        outliers::Event,
         retry::{Attempt, RetryPolicy},
         timeouts::{Clock, Late},
     },
@@ -15,6 +17,7 @@ use crate::{
     worker::Worker,
 };
 use http::{HeaderMap, Request, Response, StatusCode};
+use meridian_proxy_config::Protocol;
 use smallvec::SmallVec;
 use std::{error::Error as _, rc::Rc, sync::Arc, time::Duration};
 
@@ -35,6 +38,8 @@ enum Outcome {
     Unreachable(DialError),
     Lost(hyper::Error),
     Late(Late),
+    /// Nothing was tried: too much is under way.
+    Overloaded(Limit),
 }
 
 /// Where a request has been.
@@ -105,7 +110,7 @@ impl Errand<'_> {
     /// Sends to one endpoint after the other until one can be reached.
     async fn attempt(&self, upstream: &Upstream, mut request: Request<Body>, trail: &mut Trail) -> Outcome {
         let (worker, cluster) = (self.worker, self.cluster);
-        let mut last = DialError::NoEndpoints(cluster.service.clone());
+        let mut last = upstream.nothing();
         let mut unreached = Vec::new();
         while unreached.len() < MAX_TRIES {
             let Some(state) = trail.pick(upstream, worker.timer.now(), &unreached) else { break };
@@ -119,19 +124,40 @@ impl Errand<'_> {
             match sent {
                 Ok(Ok(response)) => {
                     state.succeeded();
+                    upstream.note(worker, &state, answered(cluster.protocol, &response));
                     return Outcome::Answered(response);
+                }
+                Ok(Err(ForwardError::Dial(DialError::Overloaded(limit), _))) => {
+                    return Outcome::Overloaded(limit);
                 }
                 Ok(Err(ForwardError::Dial(error, unsent))) => {
                     state.failed(worker.timer.now());
+                    upstream.note(worker, &state, Event::Local);
                     unreached.push(state);
                     request = *unsent;
                     last = error;
                 }
-                Ok(Err(ForwardError::Lost(error))) => return Outcome::Lost(error),
-                Err(late) => return Outcome::Late(late),
+                Ok(Err(ForwardError::Lost(error))) => {
+                    if !is_clients(&error) {
+                        upstream.note(worker, &state, Event::Local);
+                    }
+                    return Outcome::Lost(error);
+                }
+                Err(late) => {
+                    if self.is_endpoints(late) {
+                        upstream.note(worker, &state, Event::Local);
+                    }
+                    return Outcome::Late(late);
+                }
             }
         }
         Outcome::Unreachable(last)
+    }
+
+    /// Whether it was the endpoint that was slow, not the client.
+    fn is_endpoints(&self, late: Late) -> bool {
+        let sent = self.clock.as_ref().is_some_and(|clock| clock.status() == StatusCode::GATEWAY_TIMEOUT);
+        matches!(late, Late::Request | Late::Try) && sent
     }
 
     async fn pause(&self, wait: Duration) -> Result<(), Late> {
@@ -171,6 +197,7 @@ impl Errand<'_> {
                 tracing::debug!(%service, %error, source = ?error.source(), "request lost");
                 plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n")
             }
+            Outcome::Overloaded(limit) => overloaded(self.worker, self.cluster, limit),
             Outcome::Late(_) => {
                 self.cluster.traffic.cell(self.worker.index).timeouts.inc();
                 let status = self.clock.as_ref().map_or(StatusCode::GATEWAY_TIMEOUT, |clock| clock.status());
@@ -184,20 +211,38 @@ impl Outcome {
     /// As a policy sees it; `None`: the request's own time is over, so nothing can follow.
     fn attempt(&self) -> Option<Attempt<'_>> {
         match self {
+            // Another proxy's limit is reached as well: more requests are no help.
+            Self::Answered(response) if response.headers().contains_key(&plumbing::OVERLOADED) => None,
             Self::Answered(response) => Some(Attempt::Answered(response.status(), response.headers())),
             Self::Unreachable(_) => Some(Attempt::Unreachable),
             Self::Lost(error) if refused(error) => Some(Attempt::Refused),
             Self::Lost(_) | Self::Late(Late::Try) => Some(Attempt::Lost),
-            Self::Late(_) => None,
+            Self::Late(_) | Self::Overloaded(_) => None,
         }
     }
 
     fn headers(&self) -> Option<&HeaderMap> {
         match self {
             Self::Answered(response) => Some(response.headers()),
-            Self::Unreachable(_) | Self::Lost(_) | Self::Late(_) => None,
+            Self::Unreachable(_) | Self::Lost(_) | Self::Late(_) | Self::Overloaded(_) => None,
         }
     }
+}
+
+/// What an answer says of its endpoint. gRPC's own status counts if it is there already, in an answer without messages.
+fn answered(protocol: Protocol, response: &Response<Body>) -> Event {
+    let own = response.headers().get("grpc-status").filter(|_| protocol == Protocol::Grpc);
+    match own.and_then(|status| status.to_str().ok()?.parse().ok()) {
+        Some(status) => Event::grpc(status),
+        None => Event::Status(response.status().as_u16()),
+    }
+}
+
+/// Whether a request was lost since the client did not send it to its end.
+fn is_clients(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+    error.is_user()
+        || cause.is_some_and(|cause| cause.is_reset() && !cause.is_remote() && !cause.is_library())
 }
 
 /// Whether an HTTP/2 server said that it did nothing with the request.

@@ -5,6 +5,10 @@ use crate::{
     codec::{self as plumbing, Body, Counted, How, Malformed, detect},
     io::Socket,
     listener::Accepted,
+    policy::{
+        at_once::{Active, Limit},
+        outliers::Event,
+    },
     snapshot::{Cluster, Outbound, Target},
     upstream::{self, Balance, DialError, cluster_check},
     worker::{ConnectionInfo, Direction, Worker},
@@ -81,8 +85,12 @@ async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<I
         }
         Err(error) => return plumbing::plain(StatusCode::BAD_REQUEST, &format!("{error}\n")),
     };
+    let active = match worker.upstreams.of(cluster).load.request(&cluster.at_once) {
+        Ok(active) => active,
+        Err(limit) => return overloaded(worker, cluster, limit),
+    };
     if plumbing::is_upgrade(&request) {
-        return Box::pin(upgrade(worker, cluster, &authority, request)).await;
+        return Box::pin(upgrade(worker, cluster, &authority, request, active)).await;
     }
     let how = how(cluster, &request);
     let http2 = matches!(how, How::Multiplexed { .. });
@@ -96,7 +104,14 @@ async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<I
     let timed = clock.clone();
     let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
     plumbing::prepare(&mut request, &authority, http2, false);
-    attempt::Errand { worker, cluster, how, clock }.answer(request, retry).await
+    let mut response = attempt::Errand { worker, cluster, how, clock }.answer(request, retry).await;
+    response.body_mut().active(active);
+    response
+}
+
+pub(super) fn overloaded(worker: &Worker, cluster: &Cluster, limit: Limit) -> Response<Body> {
+    cluster.traffic.cell(worker.index).overflows.inc();
+    plumbing::overloaded(limit)
 }
 
 /// Between sidecars everything is multiplexed, except a body that waits for the server's word: HTTP/1.1 can carry that
@@ -125,24 +140,33 @@ async fn upgrade(
     cluster: &Arc<Cluster>,
     authority: &Authority,
     mut request: Request<Incoming>,
+    active: Option<Active>,
 ) -> Response<Body> {
     plumbing::prepare(&mut request, authority, false, true);
-    let (opened, endpoint) = match upstream::open(worker, cluster, Balance::RoundRobin, alpn::HTTP1).await {
+    let opened = upstream::open(worker, cluster, Balance::RoundRobin, alpn::HTTP1).await;
+    let (mut opened, state) = match opened {
         Ok(opened) => opened,
+        Err(DialError::Overloaded(limit)) => return overloaded(worker, cluster, limit),
         Err(error) => return unreachable(cluster, &error),
     };
+    opened.also(active);
     let peer = opened.peer.clone();
-    let name = peer.as_ref().map_or(endpoint.name.as_str(), |peer| peer.name()).to_owned();
+    let name = peer.as_ref().map_or(state.endpoint.name.as_str(), |peer| peer.name()).to_owned();
     let info = ConnectionInfo { direction: Direction::Outbound, name: cluster.service.clone(), peer: name };
     let check = cluster_check(cluster, peer.as_ref());
     let tracked = match peer {
         Some(peer) => worker.track_session(info, peer, check),
         None => worker.track(info, check),
     };
+    let upstream = worker.upstreams.of(cluster);
     match plumbing::upgrade(worker, request, opened, tracked, cluster.traffic.clone(), cluster.streams).await
     {
-        Ok(response) => response,
+        Ok(response) => {
+            upstream.note(worker, &state, Event::Status(response.status().as_u16()));
+            response
+        }
         Err(error) => {
+            upstream.note(worker, &state, Event::Local);
             tracing::debug!(service = %cluster.service, %error, "upgrade");
             plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n")
         }

@@ -16,7 +16,7 @@ use std::{
 
 /// What one inbound lets in.
 #[derive(Default)]
-pub struct Limits {
+pub struct Rates {
     requests: Vec<Arc<RequestLimiter>>,
     connections: Option<Arc<Bucket>>,
 }
@@ -45,7 +45,7 @@ struct Pace {
     bucket: u64,
 }
 
-impl Limits {
+impl Rates {
     /// A rate that was there before for the same callers keeps its bucket, as full as it is.
     pub fn compile(config: &RateLimits, previous: Option<&Self>) -> Self {
         let keep = |rate: &Rate, old: Option<&Arc<Bucket>>| {
@@ -219,7 +219,7 @@ mod tests {
             requests: vec![limit(web(), None), limit(CallerMatch::default(), Some(rate(1, 1_000)))],
             connections: None,
         };
-        let limits = Limits::compile(&config, None);
+        let limits = Rates::compile(&config, None);
         assert!(limits.of(&identity("web"), None).is_none());
         assert!(limits.of(&identity("api"), None).is_some());
         assert!(limits.of(&CallerIdentity::default(), None).is_some());
@@ -234,17 +234,17 @@ mod tests {
             connections: Some(connections),
         };
         let now = Instant::now();
-        let takes = |limits: &Limits| {
+        let takes = |limits: &Rates| {
             let of = |who| limits.of(&identity(who), None).unwrap().admit(now);
             [of("web"), of("api"), limits.admit_connection(now)]
         };
-        let first = Limits::compile(&of(rate(1, 60_000), rate(1, 60_000)), None);
+        let first = Rates::compile(&of(rate(1, 60_000), rate(1, 60_000)), None);
         assert_eq!(takes(&first), [true; 3]);
-        let same = Limits::compile(&of(rate(1, 60_000), rate(1, 60_000)), Some(&first));
+        let same = Rates::compile(&of(rate(1, 60_000), rate(1, 60_000)), Some(&first));
         assert_eq!(takes(&same), [false; 3]);
-        let other = Limits::compile(&of(rate(2, 60_000), rate(1, 60_000)), Some(&same));
+        let other = Rates::compile(&of(rate(2, 60_000), rate(1, 60_000)), Some(&same));
         assert_eq!(takes(&other), [true, false, false]);
-        let connections = Limits::compile(&of(rate(2, 60_000), rate(1, 50_000)), Some(&other));
+        let connections = Rates::compile(&of(rate(2, 60_000), rate(1, 50_000)), Some(&other));
         assert_eq!(takes(&connections), [true, false, true]);
     }
 
@@ -259,7 +259,7 @@ mod tests {
             pair("c", "\n"),
         ];
         config.add_headers = vec![pair("x", "1"), pair("x", "2"), pair("connection", "close")];
-        let limits = Limits::compile(&RateLimits { requests: vec![config], connections: None }, None);
+        let limits = Rates::compile(&RateLimits { requests: vec![config], connections: None }, None);
         let mut answer = HeaderMap::from_iter([(header::CONTENT_TYPE, "text/plain".parse().unwrap())]);
         limits.of(&CallerIdentity::default(), None).unwrap().mark(&mut answer);
         let found: Vec<_> =

@@ -7,7 +7,9 @@ use super::{
 use crate::{
     metrics::{Metrics, Traffic},
     policy::{
-        limits::Limits,
+        limits::Rates,
+        at_once::Limits,
+        outliers::OutlierPolicy,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
     },
@@ -101,8 +103,9 @@ impl Compiler<'_> {
                     refused,
                     connections: ConnectionLimits::from(&policies.connection_timeouts),
                     streams: StreamLimits::inbound(&policies.stream_timeouts),
-                    limits: Limits::compile(&policies.rate_limits, before.map(|old| &old.limits)),
+                    limits: Rates::compile(&policies.rate_limits, before.map(|old| &old.limits)),
                     filter: self.resources.filters.get(name).cloned(),
+                    at_once: Limits::share(&policies.at_once, self.metrics.workers()),
                     traffic,
                 })
             });
@@ -298,14 +301,14 @@ impl Compiler<'_> {
         let kept = self.previous.clusters.get(&name).filter(|old| old.source == source).cloned();
         let cluster = kept.unwrap_or_else(|| {
             let traffic = self.metrics.traffic(direction, &source.service);
-            Arc::new(build(name.clone(), traffic, source))
+            Arc::new(build(name.clone(), traffic, source, self.metrics.workers()))
         });
         self.next.clusters.insert(name, cluster.clone());
         cluster
     }
 }
 
-fn build(name: String, traffic: Arc<Traffic>, source: Source) -> Cluster {
+fn build(name: String, traffic: Arc<Traffic>, source: Source, workers: usize) -> Cluster {
     let protocol = source.protocol.unwrap_or(Protocol::Tcp);
     let policies = &source.policies;
     Cluster {
@@ -317,6 +320,8 @@ fn build(name: String, traffic: Arc<Traffic>, source: Source) -> Cluster {
         connections: ConnectionLimits::from(&policies.connection_timeouts),
         streams: StreamLimits::outbound(&policies.stream_timeouts, protocol == Protocol::Grpc),
         retry: source.retry.clone(),
+        at_once: Limits::share(&policies.at_once, workers),
+        outliers: policies.outliers.as_ref().map(OutlierPolicy::compile),
         connect_attempts: policies.connect_attempts.and_then(|n| usize::try_from(n.get()).ok()),
         traffic,
         source,

@@ -4,16 +4,14 @@
 //! saves a third of the CPU over pooled HTTP/1.1, since sockets are the cost. A second one is opened when the first
 //! carries [`STREAMS`] streams.
 
-use super::{Active, DialError, EndpointState, open_application};
+use super::{DialError, Far, cluster_check};
 use crate::{
     codec::{Body, LocalExecutor, client_h1, client_h2},
-    denial::Reason,
     io::{Reset, Transport},
-    policy::timeouts::ConnectionLimits,
-    snapshot::{Cluster, Inbound},
+    policy::at_once::{Active, Limit, Limits, Load},
     timer::Timer,
     tls::Peer,
-    worker::{Check, ConnectionInfo, Direction, Ending, Tracked, Worker},
+    worker::{ConnectionInfo, Direction, Ending, Tracked, Worker},
 };
 use futures::{
     FutureExt,
@@ -28,7 +26,6 @@ use hyper_util::rt::TokioIo;
 use std::{
     cell::{Cell, RefCell},
     rc::{Rc, Weak},
-    sync::Arc,
     time::Duration,
 };
 
@@ -36,12 +33,7 @@ use std::{
 const STREAMS: usize = 100;
 /// Connections to one endpoint; beyond, streams share them whatever their number.
 const CONNECTIONS: usize = 8;
-/// An unused HTTP/1.1 connection is closed before common servers close it (Node.js and uvicorn after 5 s): a request
-/// that meets their close would be lost.
-const IDLE: Duration = Duration::from_secs(4);
 const MAX_IDLE: usize = 512;
-/// Connections through an ingress are renewed, so that they spread anew over what is behind it: 5 min, +-20 %.
-const REMOTE_AGE_SECONDS: std::ops::Range<u64> = 240..360;
 
 /// A fresh connection.
 pub struct Opened {
@@ -50,11 +42,14 @@ pub struct Opened {
     pub active: Option<Active>,
 }
 
-/// Where a pool's connections lead.
-#[derive(Clone)]
-pub enum Far {
-    Endpoint { cluster: Arc<Cluster>, state: Rc<EndpointState> },
-    Application(Arc<Inbound>),
+impl Opened {
+    /// What counts as under way for as long as the connection is.
+    pub fn also(&mut self, active: Option<Active>) {
+        self.active = match (self.active.take(), active) {
+            (Some(own), Some(active)) => Some(own.and(active)),
+            (own, active) => own.or(active),
+        };
+    }
 }
 
 /// Connections to one endpoint or application.
@@ -63,6 +58,8 @@ pub struct Pool {
     multiplexed: RefCell<Vec<Rc<Multiplexed>>>,
     opening: RefCell<Option<Opening>>,
     idle: RefCell<Vec<Idle>>,
+    /// Of the whole cluster or application.
+    pub(super) load: Rc<Load>,
 }
 
 type Opening = Shared<LocalBoxFuture<'static, Result<(), DialError>>>;
@@ -130,65 +127,19 @@ impl Drop for Sending {
     }
 }
 
-impl Far {
-    fn name(&self) -> String {
-        match self {
-            Self::Endpoint { cluster, .. } => cluster.service.clone(),
-            Self::Application(inbound) => inbound.config.application.to_string(),
-        }
+impl Pool {
+    pub(super) fn of(load: &Rc<Load>) -> Self {
+        Self { load: load.clone(), ..Self::default() }
     }
 
-    /// A new connection.
+    /// A request, until its answer has ended; `None`: nobody counts.
     ///
     /// # Errors
-    /// Why there is none.
-    pub async fn open(&self, worker: &Rc<Worker>, alpn: &[u8]) -> Result<Opened, DialError> {
-        match self {
-            Self::Endpoint { cluster, state } => state.open(worker, cluster, alpn).await,
-            Self::Application(inbound) => {
-                open_application(worker, inbound.config.application, inbound.connections.connect).await
-            }
-        }
+    /// There are as many as may be.
+    pub fn request(&self, limits: &Limits) -> Result<Option<Active>, Limit> {
+        self.load.request(limits)
     }
 
-    fn limits(&self) -> &ConnectionLimits {
-        match self {
-            Self::Endpoint { cluster, .. } => &cluster.connections,
-            Self::Application(inbound) => &inbound.connections,
-        }
-    }
-
-    fn expires(&self, now: u64) -> Option<u64> {
-        let remote = matches!(self, Self::Endpoint { state, .. } if state.endpoint.remote);
-        let renewal = remote.then(|| Duration::from_secs(rand::random_range(REMOTE_AGE_SECONDS)));
-        let age = renewal.into_iter().chain(self.limits().max_age).min();
-        age.map(|age| now.saturating_add(Timer::ticks(age)))
-    }
-
-    /// How long an HTTP/1.1 connection is kept without a request.
-    fn keep(&self) -> Duration {
-        self.limits().http_idle.map_or(IDLE, |limit| limit.min(IDLE))
-    }
-}
-
-/// Whether a connection to a cluster may live: the cluster is there, and who answered is still who should.
-pub fn cluster_check(cluster: &Cluster, peer: Option<&Peer>) -> Check {
-    let name = cluster.name.clone();
-    let identity = peer.map(|peer| peer.identity.clone());
-    Box::new(move |snapshot| {
-        let cluster = snapshot.clusters.get(&name).ok_or(Reason::REMOVED)?;
-        match (&cluster.tls, &identity) {
-            (Some(rule), Some(found)) => {
-                let expected =
-                    rule.mesh == found.mesh && found.spiffe.iter().any(|id| rule.identities.contains(id));
-                if expected { Ok(()) } else { Err(Reason::UNTRUSTED_PEER) }
-            }
-            _ => Ok(()),
-        }
-    })
-}
-
-impl Pool {
     /// A connection with room for a stream, made if need be.
     ///
     /// # Errors
@@ -203,12 +154,16 @@ impl Pool {
             let (best, count) = self.best(worker);
             match best {
                 Some(best) if best.streams.get() < STREAMS || count >= CONNECTIONS => return Ok(best),
+                Some(best) if self.load.connected(far.at_once()) => return Ok(best),
                 Some(best) => {
                     let opening = self.opening(worker, far, alpn);
                     worker.spawn(opening.map(drop));
                     return Ok(best);
                 }
-                None => self.opening(worker, far, alpn).await?,
+                None => {
+                    let _waiting = self.load.wait(far.at_once())?;
+                    self.opening(worker, far, alpn).await?;
+                }
             }
         }
     }
@@ -300,6 +255,7 @@ impl Pool {
         if let Some(idle) = self.reuse(worker.timer.now()) {
             return Ok(exclusive(idle.sender, idle.expires, true));
         }
+        let _waiting = self.load.wait(far.at_once())?;
         let Opened { transport, peer, active } = far.open(worker, alpn).await?;
         let reset = transport.reset();
         let (sender, connection) = client_h1(transport)

@@ -26,6 +26,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 mod callers;
+mod circuit_breaker;
 mod fault_injection;
 mod rate_limit;
 mod request_filter;
