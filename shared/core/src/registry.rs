@@ -2,9 +2,9 @@
 
 use crate::kinds::{
     dataplane, external_service, global_secret, hostname_generator, mesh, mesh_circuit_breaker,
-    mesh_external_service, mesh_http_route, mesh_passthrough, mesh_service, mesh_tcp_route, mesh_timeout,
-    mesh_tls, mesh_traffic_permission, secret, token_key, token_revocation, trust_bundle, zone, zone_egress,
-    zone_ingress,
+    mesh_external_service, mesh_http_route, mesh_passthrough, mesh_retry, mesh_service, mesh_tcp_route,
+    mesh_timeout, mesh_tls, mesh_traffic_permission, secret, token_key, token_revocation, trust_bundle, zone,
+    zone_egress, zone_ingress,
 };
 use crate::shape::Shape;
 use crate::{Context, Kind, Spec, Violation};
@@ -195,7 +195,7 @@ pub fn kinds() -> &'static [KindInfo] {
     &KINDS
 }
 
-static KINDS: [KindInfo; 21] = [
+static KINDS: [KindInfo; 22] = [
     mesh::INFO,
     zone::INFO,
     global_secret::INFO,
@@ -212,6 +212,7 @@ static KINDS: [KindInfo; 21] = [
     mesh_http_route::INFO,
     mesh_tcp_route::INFO,
     mesh_timeout::INFO,
+    mesh_retry::INFO,
     mesh_circuit_breaker::INFO,
     mesh_tls::INFO,
     trust_bundle::INFO,

@@ -14,6 +14,7 @@ pub mod mesh_external_service;
 pub mod mesh_http_route;
 mod mesh_observability;
 pub mod mesh_passthrough;
+pub mod mesh_retry;
 pub mod mesh_service;
 pub mod mesh_tcp_route;
 pub mod mesh_timeout;

@@ -23,7 +23,7 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 27] = [
+const ALL: [Unsupported; 26] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
@@ -31,7 +31,7 @@ const ALL: [Unsupported; 27] = [
     unsupported("TrafficTrace", "traffic-traces", Later("MeshTrace")),
     unsupported("HealthCheck", "health-checks", Later("MeshHealthCheck")),
     unsupported("CircuitBreaker", "circuit-breakers", Kind("MeshCircuitBreaker")),
-    unsupported("Retry", "retries", Later("MeshRetry")),
+    unsupported("Retry", "retries", Kind("MeshRetry")),
     unsupported("Timeout", "timeouts", Kind("MeshTimeout")),
     unsupported("RateLimit", "rate-limits", Later("MeshRateLimit")),
     unsupported("FaultInjection", "fault-injections", Later("MeshFaultInjection")),
@@ -55,7 +55,6 @@ const ALL: [Unsupported; 27] = [
     unsupported("MeshMultiZoneService", "meshmultizoneservices", NotYet),
     unsupported("MeshProxyPatch", "meshproxypatches", NotYet),
     unsupported("MeshRateLimit", "meshratelimits", NotYet),
-    unsupported("MeshRetry", "meshretries", NotYet),
     unsupported("MeshTrace", "meshtraces", NotYet),
     unsupported("MeshIdentity", "meshidentities", Other("the Mesh's mtls")),
 ];
