@@ -26,8 +26,9 @@ pub use external::{
 pub use inbound::{Inbound, InboundTls, Probe, Protocol};
 pub use permission::{Action, CallerIdentity, CallerMatch, Permission, PermissionRule, Verdict};
 pub use policies::{
-    BackOff, ConnectionTimeouts, DestinationPolicies, HeaderMatch, HeaderValueMatch, HostSelection,
-    InboundPolicies, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn, StreamTimeouts,
+    BackOff, CallerTimeouts, ConnectionTimeouts, DestinationPolicies, HeaderMatch, HeaderValueMatch,
+    HostSelection, InboundPolicies, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn,
+    StreamTimeouts,
 };
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};

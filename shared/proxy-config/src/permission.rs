@@ -96,7 +96,8 @@ impl Permission {
 }
 
 impl CallerMatch {
-    fn matches(&self, caller: &CallerIdentity, sni: Option<&str>) -> bool {
+    /// `sni`: the session's server name.
+    pub fn matches(&self, caller: &CallerIdentity, sni: Option<&str>) -> bool {
         self.spiffe_exact.as_ref().is_none_or(|want| caller.spiffe.contains(want))
             && self.spiffe_prefix.as_ref().is_none_or(|want| caller.spiffe.iter().any(|id| under(id, want)))
             && self.sni.as_deref().is_none_or(|want| sni == Some(want))

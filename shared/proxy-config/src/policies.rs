@@ -10,7 +10,7 @@ mod timeouts;
 
 pub use matching::{HeaderMatch, HeaderValueMatch};
 pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
-pub use timeouts::{ConnectionTimeouts, StreamTimeouts};
+pub use timeouts::{CallerTimeouts, ConnectionTimeouts, StreamTimeouts};
 
 /// For connections and requests to a destination.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct InboundPolicies {
     pub connection_timeouts: ConnectionTimeouts,
     #[serde(skip_serializing_if = "unset")]
     pub stream_timeouts: StreamTimeouts,
+    /// The first that matches a caller decides; `stream_timeouts` is for the others, and for those who are unknown.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub caller_timeouts: Vec<CallerTimeouts>,
 }
 
 /// Whether nothing is said: it then need not be sent, and a body without it stays the body that it was.

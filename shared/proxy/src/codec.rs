@@ -3,6 +3,7 @@
 mod body;
 mod forward;
 mod head;
+mod heads;
 mod replay;
 mod serve;
 mod upgrade;

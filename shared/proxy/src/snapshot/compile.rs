@@ -100,6 +100,7 @@ impl Compiler<'_> {
                     refused,
                     connections: ConnectionLimits::from(&policies.connection_timeouts),
                     streams: StreamLimits::inbound(&policies.stream_timeouts),
+                    streams_of_callers: policies.caller_timeouts.iter().map(of_callers).collect(),
                     traffic,
                 })
             });
@@ -301,6 +302,10 @@ impl Compiler<'_> {
     }
 }
 
+fn of_callers(timeouts: &config::CallerTimeouts) -> (config::CallerMatch, StreamLimits) {
+    (timeouts.caller.clone(), StreamLimits::inbound(&timeouts.stream_timeouts))
+}
+
 fn build(name: String, traffic: Arc<Traffic>, source: Source) -> Cluster {
     let protocol = source.protocol.unwrap_or(Protocol::Tcp);
     let policies = &source.policies;
@@ -340,6 +345,7 @@ fn tier(source: &Source, sets: &[Option<Arc<EndpointSet>>]) -> Vec<Arc<Endpoint>
                 sni,
                 replica,
                 name: endpoint.name.clone(),
+                tags: endpoint.tags.clone(),
                 remote,
             };
             let key = (made.host.clone(), made.port, made.sni.clone(), replica);
