@@ -73,6 +73,15 @@ fn what_no_proxy_executes_is_warned_of() {
 }
 
 #[test]
+fn times_that_a_match_comes_too_late_for_are_warned_of() {
+    let rule = "rules: [{matches: [{sni: {type: Exact, value: db.mesh}}], default: {connectionTimeout: 1m, http: {requestTimeout: 1s, maxStreamDuration: 1h}}}]";
+    assert_eq!(
+        warnings(&of("MeshTimeout", rule)),
+        ["spec.rules[0].default.connectionTimeout has no effect: it acts before it is known who calls"]
+    );
+}
+
+#[test]
 fn what_selects_nothing_is_warned_of() {
     for (kind, warning) in [
         ("{kind: MeshGateway, name: g}", "spec.targetRef selects nothing: there are no builtin gateways"),
