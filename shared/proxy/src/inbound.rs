@@ -223,7 +223,7 @@ impl Caller {
                 InboundTls::Off | InboundTls::Permissive => Ok(None),
             };
         };
-        match inbound.config.permission.decide(&*peer.identity, peer.sni.as_deref()) {
+        match inbound.config.permission.decide(&peer.identity, peer.sni.as_deref()) {
             Verdict::Allow { policy, shadow_denied } => Ok(shadow_denied.then(|| policy.to_owned())),
             Verdict::Deny { policy } => Err(policy.unwrap_or_default().to_owned()),
         }
