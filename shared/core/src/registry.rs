@@ -1,7 +1,7 @@
 //! The one list of kinds. REST routes, store, sync, CLI and OpenAPI are loops over it.
 
 use crate::kinds::{
-    dataplane, external_service, global_secret, hostname_generator, mesh, mesh_access_log, mesh_circuit_breaker, mesh_external_service, mesh_health_check, mesh_http_route, mesh_load_balancing_strategy, mesh_metric, mesh_multi_zone_service, mesh_passthrough, mesh_proxy_patch, mesh_service, mesh_tcp_route, mesh_timeout, mesh_tls, mesh_trace, mesh_traffic_permission, secret, token_key, token_revocation, trust_bundle, zone, zone_egress, zone_ingress, mesh_fault_injection, mesh_rate_limit, mesh_request_filter,
+    dataplane, external_service, global_secret, hostname_generator, mesh, mesh_access_log, mesh_circuit_breaker, mesh_external_service, mesh_health_check, mesh_http_route, mesh_load_balancing_strategy, mesh_metric, mesh_multi_zone_service, mesh_passthrough, mesh_proxy_patch, mesh_service, mesh_tcp_route, mesh_timeout, mesh_tls, mesh_trace, mesh_traffic_permission, secret, token_key, token_revocation, trust_bundle, zone, zone_egress, zone_ingress, mesh_fault_injection, mesh_rate_limit, mesh_request_filter, mesh_retry,
 };
 use crate::shape::Shape;
 use crate::{Context, Kind, Spec, Violation};
@@ -192,7 +192,7 @@ pub fn kinds() -> &'static [KindInfo] {
     &KINDS
 }
 
-static KINDS: [KindInfo; 31] = [
+static KINDS: [KindInfo; 32] = [
     mesh::INFO,
     zone::INFO,
     global_secret::INFO,
@@ -210,6 +210,7 @@ static KINDS: [KindInfo; 31] = [
     mesh_http_route::INFO,
     mesh_tcp_route::INFO,
     mesh_timeout::INFO,
+    mesh_retry::INFO,
     mesh_circuit_breaker::INFO,
     mesh_load_balancing_strategy::INFO,
     mesh_health_check::INFO,

@@ -1,5 +1,6 @@
 use crate::{DestinationPolicies, Protocol, policies::unset};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 /// A place where the application's own connections enter the mesh: an explicit listener, or VIPs behind capture.
@@ -75,6 +76,9 @@ pub struct Endpoint {
     /// Of the proxy or service, for logs.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
+    /// Of the instance, for policies that ask for them ([`crate::HostSelection`]).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
 }
 
 /// An address, or a DNS name (an ingress's advertised address may be one) that the dialling proxy resolves.

@@ -97,6 +97,7 @@ impl Permission {
 
 impl CallerMatch {
     /// A caller without an identity is the default one: it matches where nothing is asked of it.
+    /// `sni`: the session's server name.
     pub fn matches(&self, caller: &CallerIdentity, sni: Option<&str>) -> bool {
         self.spiffe_exact.as_ref().is_none_or(|want| caller.spiffe.contains(want))
             && self.spiffe_prefix.as_ref().is_none_or(|want| caller.spiffe.iter().any(|id| under(id, want)))

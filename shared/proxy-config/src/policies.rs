@@ -19,7 +19,7 @@ pub use filter::{FilterAction, FilterPattern, RequestFilter, RequestPart, RuleSe
 pub use circuit_breaker::{AtOnce, FailurePercentage, OutlierDetection, SuccessRate};
 pub use matching::{HeaderMatch, HeaderValueMatch};
 pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
-pub use timeouts::{ConnectionTimeouts, StreamTimeouts};
+pub use timeouts::{CallerTimeouts, ConnectionTimeouts, StreamTimeouts};
 
 /// For connections and requests to a destination. A resource beside the destination, since it depends on who calls: a
 /// destination is the same for all sidecars of a mesh, and what holds for the whole mesh is said once.
@@ -49,6 +49,9 @@ pub struct InboundPolicies {
     pub connection_timeouts: ConnectionTimeouts,
     #[serde(skip_serializing_if = "unset")]
     pub stream_timeouts: StreamTimeouts,
+    /// The first that matches a caller decides; `stream_timeouts` is for the others, and for those who are unknown.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub caller_timeouts: Vec<CallerTimeouts>,
     /// Before the rate limits.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<FaultRule>,

@@ -5,6 +5,7 @@ mod filtered;
 mod forward;
 mod head;
 mod pace;
+mod heads;
 mod replay;
 mod serve;
 mod upgrade;

@@ -9,6 +9,7 @@ use crate::{
     io::{Reset, Socket, Stream, reset_on_close},
     listener::Accepted,
     metrics::Open,
+    policy::timeouts::StreamLimits,
     snapshot::{Inbound, Snapshot},
     tls::{Peer, TlsError},
     upstream::{DialError, Opened, dial_application},
@@ -243,6 +244,11 @@ impl Caller {
             Verdict::Allow { policy, shadow_denied } => Ok(shadow_denied.then(|| policy.to_owned())),
             Verdict::Deny { policy } => Err(policy.unwrap_or_default().to_owned()),
         }
+    }
+
+    /// How long what this caller asks may take.
+    fn streams(&self, inbound: &Inbound) -> StreamLimits {
+        inbound.streams_of(self.peer.as_ref().map(|peer| (&*peer.identity, peer.sni.as_deref())))
     }
 
     fn refused(&self, worker: &Worker, inbound: &Inbound, rule: &str) {

@@ -180,6 +180,7 @@ const SERIES: [Series; 18] = [
     }),
     ("overflows_total", "Requests and connections refused: too much was under way.", |t| {
         t.sum(|c| &c.overflows)
+    }),
     ("ejections_total", "Endpoints left out, as they failed too often.", |t| t.sum(|c| &c.ejections)),
     ("received_bytes_total", "Bytes from downstream.", |t| t.sum(|c| &c.bytes_in)),
     ("sent_bytes_total", "Bytes to downstream.", |t| t.sum(|c| &c.bytes_out)),

@@ -77,7 +77,19 @@ pub struct Inbound {
     pub filter: Option<Arc<RequestFilter>>,
     /// Of each worker.
     pub at_once: Limits,
+    /// For some callers, in place of `streams`; the first that matches decides.
+    pub streams_of_callers: Vec<(config::CallerMatch, StreamLimits)>,
     pub traffic: Arc<Traffic>,
+}
+
+impl Inbound {
+    /// The limits of what a caller asks; `caller`: who it is, if that is known, and its session's server name.
+    pub fn streams_of(&self, caller: Option<(&config::CallerIdentity, Option<&str>)>) -> StreamLimits {
+        let own = caller.and_then(|(identity, sni)| {
+            self.streams_of_callers.iter().find(|(matched, _)| matched.matches(identity, sni))
+        });
+        own.map_or(self.streams, |(_, limits)| *limits)
+    }
 }
 
 /// A place where the application's connections enter the mesh.
@@ -135,6 +147,7 @@ pub struct Endpoint {
     /// 0.. of the `replicas` that share the address.
     pub replica: u32,
     pub name: String,
+    pub tags: BTreeMap<String, String>,
     /// Lies behind another zone's ingress.
     pub remote: bool,
 }

@@ -29,10 +29,12 @@ use std::{
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+mod again;
 mod application;
 mod far;
 mod pool;
 mod spare;
+pub use again::Wish;
 pub use application::dial_application;
 pub use far::{Far, cluster_check};
 pub use pool::{Exclusive, Multiplexed, Opened, Pool, SendError, Sending};
@@ -207,34 +209,6 @@ impl Upstream {
         allowed.then(|| Active::new(&self.repeating))
     }
 
-    /// The next endpoint, but from none of these tiers while another has a usable one; and its tier.
-    pub fn pick_beyond(
-        &self,
-        now: u64,
-        tiers: &[usize],
-        tried: &[Rc<EndpointState>],
-    ) -> Option<(usize, Rc<EndpointState>)> {
-        let all = self.tiers.borrow();
-        let start = self.cursor.get();
-        let spared = self.spared(&all, now);
-        let beyond =
-            all.iter().enumerate().filter(|(index, _)| !tiers.contains(index)).find_map(|(index, tier)| {
-                let usable = |state: &&Rc<EndpointState>| {
-                    state.is_up(now) && !among(tried, state) && spared.prefers(index, state, now)
-                };
-                choose(tier, start, Balance::RoundRobin, usable).map(|state| (index, state))
-            });
-        drop(all);
-        if beyond.is_some() {
-            self.cursor.set(start.wrapping_add(1));
-            return beyond;
-        }
-        let state = self.pick(now, Balance::RoundRobin, tried)?;
-        let all = self.tiers.borrow();
-        let tier = all.iter().position(|tier| among(tier, &state)).unwrap_or_default();
-        Some((tier, state))
-    }
-
     /// The next endpoint: in the first tier with a usable one; if none is usable anywhere, any that was not tried. None
     /// of both is left out as an outlier.
     pub fn pick(&self, now: u64, balance: Balance, tried: &[Rc<EndpointState>]) -> Option<Rc<EndpointState>> {
@@ -262,14 +236,19 @@ fn choose(
     balance: Balance,
     allowed: impl Fn(&&Rc<EndpointState>) -> bool,
 ) -> Option<Rc<EndpointState>> {
-    let start = start.checked_rem(tier.len())?;
-    let (head, tail) = tier.split_at_checked(start)?;
-    let mut turn = tail.iter().chain(head).filter(allowed);
+    let mut turn = in_turn(tier, start).filter(allowed);
     match balance {
         Balance::RoundRobin => turn.next(),
         Balance::LeastConnections => turn.min_by_key(|state| state.active.get()),
     }
     .cloned()
+}
+
+/// The endpoints of a tier, beginning with the one whose turn it is.
+fn in_turn(tier: &[Rc<EndpointState>], start: usize) -> impl Iterator<Item = &Rc<EndpointState>> {
+    let start = start.checked_rem(tier.len()).unwrap_or_default();
+    let (head, tail) = tier.split_at_checked(start).unwrap_or_default();
+    tail.iter().chain(head)
 }
 
 impl EndpointState {

@@ -9,6 +9,7 @@ use meridian_core::kinds::trust_bundle::TrustBundle;
 use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_proxy_config::{Bundle, Endpoint, EndpointSet, SniMatch, SniRoute, sni, types};
+use std::collections::BTreeMap;
 
 /// The endpoint set of the zone's egresses.
 pub(crate) const EGRESSES: &str = "egress";
@@ -76,6 +77,7 @@ fn endpoint_set(ways: Vec<(String, u32, String)>, zone: &str) -> EndpointSet {
         sni: None,
         replicas: 1,
         name,
+        tags: BTreeMap::new(),
     };
     EndpointSet { endpoints: ways.into_iter().map(endpoint).collect() }
 }

@@ -297,6 +297,7 @@ fn local_endpoints(
                     sni: sni.clone(),
                     replicas: 1,
                     name: dataplane.resource.key.name.clone(),
+                    tags: BTreeMap::new(),
                 });
             }
         }
@@ -408,6 +409,7 @@ fn remote_endpoints(
             sni: Some(sni.clone()),
             replicas: (ready / count + extra).max(1),
             name,
+            tags: BTreeMap::new(),
         }
     };
     ways.into_iter().enumerate().map(way).collect()

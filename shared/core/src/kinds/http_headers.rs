@@ -87,7 +87,7 @@ const MAX_MODIFIED: usize = 16;
 const MAX_NAME: usize = 256;
 
 /// A header's name: RFC 9110's token, in lower case as HTTP/2 has it.
-fn check_header_name(path: &str, name: &str, out: &mut Violations) {
+pub(crate) fn check_header_name(path: &str, name: &str, out: &mut Violations) {
     let is_token = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&b);
     if name.is_empty() {
         out.push(path, MUST_NOT_BE_EMPTY);

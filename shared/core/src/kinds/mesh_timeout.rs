@@ -1,6 +1,6 @@
 use super::policy::{self, Lists, NOT_BY_CALLER, ONLY_MESH, Rule, Targeted};
 use crate::duration::PolicyDuration;
-use crate::registry::Standing::{Executed, Warned};
+use crate::registry::Standing::Executed;
 use crate::validate::{not_negative, positive_duration};
 use crate::{Context, Flow, Kind, KindInfo, Spec, TargetKind, TargetRef, TargetRefs, Violations};
 use schemars::JsonSchema;
@@ -57,23 +57,13 @@ pub struct Http {
     pub request_headers_timeout: Option<PolicyDuration>,
 }
 
-const NOT_YET: &str = "timeouts come later";
-
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshtimeouts",
     short: "mt",
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: true, to: true, rules: true }),
     doc: "How long connections and requests may take.",
-    fields: &[
-        ("targetRef", Executed),
-        ("from", Executed),
-        ("from[].default", Warned(NOT_YET)),
-        ("to", Executed),
-        ("to[].default", Warned(NOT_YET)),
-        ("rules", Executed),
-        ("rules[].default", Warned(NOT_YET)),
-    ],
+    fields: &[("targetRef", Executed), ("from", Executed), ("to", Executed), ("rules", Executed)],
     ..KindInfo::new::<MeshTimeout>()
 };
 
@@ -110,9 +100,21 @@ impl Spec for MeshTimeout {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
+        for (i, rule) in self.rules.iter().flatten().enumerate() {
+            if rule.matches.iter().flatten().next().is_none() {
+                continue;
+            }
+            // That of a stream is kept even so.
+            let late = rule.default.of_connections().into_iter().filter(|(name, _)| *name != STREAM);
+            for (name, _) in late.filter(|(_, value)| value.is_some()) {
+                out.push(format!("spec.rules[{i}].default.{name} has no effect: {TOO_LATE}"));
+            }
+        }
     }
 }
 
+const STREAM: &str = "http.maxStreamDuration";
+const TOO_LATE: &str = "it acts before it is known who calls";
 const NOT_BY_ROUTE: &str = "can't be specified when top-level TargetRef is referencing MeshHTTPRoute";
 
 impl Conf {
@@ -127,17 +129,20 @@ impl Conf {
         }
     }
 
-    /// Times of a connection, which hold before and beyond a single request.
-    fn refuse_of_connections(&self, path: &str, reason: &str, out: &mut Violations) {
+    /// Times that Kuma keeps by connection; they hold before and beyond a single request.
+    fn of_connections(&self) -> [(&'static str, Option<PolicyDuration>); 5] {
         let http = self.http.clone().unwrap_or_default();
-        let fields = [
+        [
             ("connectionTimeout", self.connection_timeout),
             ("idleTimeout", self.idle_timeout),
-            ("http.maxStreamDuration", http.max_stream_duration),
+            (STREAM, http.max_stream_duration),
             ("http.maxConnectionDuration", http.max_connection_duration),
             ("http.requestHeadersTimeout", http.request_headers_timeout),
-        ];
-        for (name, value) in fields {
+        ]
+    }
+
+    fn refuse_of_connections(&self, path: &str, reason: &str, out: &mut Violations) {
+        for (name, value) in self.of_connections() {
             if value.is_some() {
                 out.push(format!("{path}.{name}"), reason);
             }

@@ -23,6 +23,7 @@ pub mod mesh_passthrough;
 pub mod mesh_proxy_patch;
 pub mod mesh_rate_limit;
 pub mod mesh_request_filter;
+pub mod mesh_retry;
 pub mod mesh_service;
 pub mod mesh_tcp_route;
 pub mod mesh_timeout;

@@ -1,6 +1,7 @@
 //! Policies in good and bad forms.
 
 use super::tests::{right, violations, warnings};
+use crate::document;
 
 /// A document of `kind` with this spec, in YAML's flow style.
 fn of(kind: &str, spec: &str) -> String {
@@ -62,17 +63,114 @@ fn mesh_timeouts() {
 
 #[test]
 fn what_no_proxy_executes_is_warned_of() {
-    let document = of(
-        "MeshTimeout",
-        "targetRef: {kind: MeshGateway, name: g}, to: [{targetRef: {kind: Mesh}, default: {idleTimeout: 1h}}]",
-    );
+    let document = of("MeshTLS", "rules: [{default: {tlsVersion: {min: TLS13}}}]");
     assert_eq!(
         warnings(&document),
         [
-            "spec.targetRef selects nothing: there are no builtin gateways",
-            "spec.to[0].default has no effect: timeouts come later",
+            "spec.rules[0].default.tlsVersion has no effect: sidecars speak TLS 1.3 among themselves, and nothing else"
         ]
     );
+}
+
+#[test]
+fn times_that_a_match_comes_too_late_for_are_warned_of() {
+    let rule = "rules: [{matches: [{sni: {type: Exact, value: db.mesh}}], default: {connectionTimeout: 1m, http: {requestTimeout: 1s, maxStreamDuration: 1h}}}]";
+    assert_eq!(
+        warnings(&of("MeshTimeout", rule)),
+        ["spec.rules[0].default.connectionTimeout has no effect: it acts before it is known who calls"]
+    );
+}
+
+#[test]
+fn what_selects_nothing_is_warned_of() {
+    for (kind, warning) in [
+        ("{kind: MeshGateway, name: g}", "spec.targetRef selects nothing: there are no builtin gateways"),
+        (
+            "{kind: MeshHTTPRoute, name: r}",
+            "spec.targetRef selects nothing: routes belong to builtin gateways there, and there are none",
+        ),
+    ] {
+        let to = "to: [{targetRef: {kind: Mesh}, default: {http: {numRetries: 1}}}]";
+        assert_eq!(warnings(&of("MeshRetry", &format!("targetRef: {kind}, {to}"))), [warning]);
+    }
+}
+
+#[test]
+fn mesh_retries() {
+    let to =
+        |conf: &str| of("MeshRetry", &format!("to: [{{targetRef: {{kind: Mesh}}, default: {{{conf}}}}}]"));
+    right(&to("tcp: {maxConnectAttempt: 5}, grpc: {retryOn: [Canceled, Unavailable]}"));
+    right(&to("http: {numRetries: 0, perTryTimeout: 0s, retryOn: [5xx, HttpMethodGet, 409, '503']}"));
+    right(&to(
+        "http: {backOff: {baseInterval: 1ms}, rateLimitedBackOff: {resetHeaders: [{name: retry-after, format: Seconds}]}}",
+    ));
+    right(&to("http: {hostSelection: [{predicate: OmitPreviousHosts}], hostSelectionMaxAttempts: -1}"));
+    wrong(&of("MeshRetry", ""), &["spec.to: needs at least one item"]);
+    wrong(&to(""), &["spec.to[0].default.conf: at least one of the 'tcp', 'http', 'grpc' must be specified"]);
+    wrong(
+        &to("tcp: {}, http: {hostSelectionMaxAttempts: 3}, grpc: {}"),
+        &[
+            "spec.to[0].default.conf.tcp: must not be empty",
+            "spec.to[0].default.conf.http: must not be empty",
+            "spec.to[0].default.conf.grpc: must not be empty",
+        ],
+    );
+    wrong(
+        &to(
+            "http: {perTryTimeout: -1s, backOff: {}, rateLimitedBackOff: {maxInterval: 0s}, retryOn: ['600', 5XX], retriableRequestHeaders: [{name: A}]}",
+        ),
+        &[
+            "spec.to[0].default.conf.http.perTryTimeout: must not be negative when defined",
+            "spec.to[0].default.conf.http.backOff: must not be empty",
+            "spec.to[0].default.conf.http.rateLimitedBackOff.maxInterval: must be greater than zero when defined",
+            "spec.to[0].default.conf.http.rateLimitedBackOff.resetHeaders: must be defined",
+            "spec.to[0].default.conf.http.retryOn[0]: unknown item '600'",
+            "spec.to[0].default.conf.http.retryOn[1]: unknown item '5XX'",
+            "spec.to[0].default.conf.http.retriableRequestHeaders[0].name: must be a header's name in lower case, of at most 256 characters",
+        ],
+    );
+    wrong(
+        &to(
+            "grpc: {backOff: {baseInterval: 0s}, rateLimitedBackOff: {resetHeaders: [{format: Days}]}, retryOn: [OK]}",
+        ),
+        &[
+            "spec.to[0].default.conf.grpc.backOff.baseInterval: must be greater than zero when defined",
+            "spec.to[0].default.conf.grpc.rateLimitedBackOff.resetHeaders[0].name: must not be empty",
+            "spec.to[0].default.conf.grpc.rateLimitedBackOff.resetHeaders[0].format: \"format\" must be one of [\"Seconds\", \"UnixTimestamp\"]",
+            "spec.to[0].default.conf.grpc.retryOn[0]: unknown item 'OK'",
+        ],
+    );
+    wrong(
+        &to(
+            "http: {hostSelection: [{predicate: OmitHostsWithTags}, {predicate: OmitPreviousPriorities, updateFrequency: 0}, {predicate: OmitPreviousPriorities}, {predicate: Omit}]}",
+        ),
+        &[
+            "spec.to[0].default.conf.http.hostSelection[0].tags: must be defined",
+            "spec.to[0].default.conf.http.hostSelection[1].updateFrequency: must be defined and greater than zero",
+            "spec.to[0].default.conf.http.hostSelection[2].predicate: OmitPreviousPriorities must only be specified once",
+            "spec.to[0].default.conf.http.hostSelection[3].predicate: unknown predicate type 'Omit'",
+        ],
+    );
+    wrong(
+        &of(
+            "MeshRetry",
+            "targetRef: {kind: MeshGateway, name: g}, to: [{targetRef: {kind: MeshService, name: db}, default: {tcp: {maxConnectAttempt: 0}}}]",
+        ),
+        &[
+            "spec.to[0].targetRef.kind: value 'MeshService' is not supported",
+            "spec.to[0].default.conf.tcp.maxConnectAttempt: must be greater than 0",
+        ],
+    );
+}
+
+#[test]
+fn retries_are_stored_as_kumas_schema_has_them() {
+    let to = "to: [{targetRef: {kind: Mesh}, default: {http: {retryOn: [503], hostSelection: [{predicate: OmitPreviousPriorities}]}}}]";
+    let document = document::parse_text(&of("MeshRetry", to)).unwrap();
+    let checked = document::check(&document, None).unwrap().resource.spec;
+    let http = &checked["to"][0]["default"]["http"];
+    assert_eq!(http["retryOn"], serde_json::json!(["503"]));
+    assert_eq!(http["hostSelection"][0]["updateFrequency"], 2);
 }
 
 #[test]

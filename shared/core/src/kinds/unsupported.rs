@@ -23,7 +23,7 @@ enum Instead {
 
 use Instead::{Kind, Later, NotYet, Other};
 
-const ALL: [Unsupported; 18] = [
+const ALL: [Unsupported; 17] = [
     // The policies that Kuma itself has replaced.
     unsupported("TrafficPermission", "traffic-permissions", Kind("MeshTrafficPermission")),
     unsupported("TrafficRoute", "traffic-routes", Kind("MeshHTTPRoute or MeshTCPRoute")),
@@ -31,7 +31,7 @@ const ALL: [Unsupported; 18] = [
     unsupported("TrafficTrace", "traffic-traces", Kind("MeshTrace")),
     unsupported("HealthCheck", "health-checks", Kind("MeshHealthCheck")),
     unsupported("CircuitBreaker", "circuit-breakers", Kind("MeshCircuitBreaker")),
-    unsupported("Retry", "retries", Later("MeshRetry")),
+    unsupported("Retry", "retries", Kind("MeshRetry")),
     unsupported("Timeout", "timeouts", Kind("MeshTimeout")),
     unsupported("RateLimit", "rate-limits", Kind("MeshRateLimit")),
     unsupported("FaultInjection", "fault-injections", Kind("MeshFaultInjection")),
@@ -47,7 +47,6 @@ const ALL: [Unsupported; 18] = [
     unsupported("MeshGatewayInstance", "meshgatewayinstances", Other("a delegated gateway")),
     unsupported("MeshGatewayConfig", "meshgatewayconfigs", Other("a delegated gateway")),
     // Kuma's kinds that come later.
-    unsupported("MeshRetry", "meshretries", NotYet),
     unsupported("MeshIdentity", "meshidentities", Other("the Mesh's mtls")),
 ];
 

@@ -1,5 +1,6 @@
 use super::{HeaderMatch, unset};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 /// When a request is sent once more. What could not be sent at all (no connection) goes to another endpoint without
@@ -86,13 +87,19 @@ pub enum RetryOn {
     GrpcStatus(u32),
 }
 
-/// Where a repetition goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Where a repetition goes: rather not to what is omitted, unless there is nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct HostSelection {
-    /// To an endpoint that this request was not at yet, if there is one.
+    /// Endpoints that this request was at.
     pub omit_previous: bool,
-    /// After each so many attempts, not to the tiers that they were at, while there are others.
+    /// After each so many attempts, the tiers that they were at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub omit_previous_tiers: Option<NonZeroU32>,
+    /// Endpoints that have all tags of one of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub omit_tagged: Vec<BTreeMap<String, String>>,
+    /// How many endpoints are looked at after the first for one that is not omitted; then the last is taken. Unset: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_looks: Option<NonZeroU32>,
 }

@@ -1,8 +1,9 @@
+use crate::CallerMatch;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU64;
 
-/// Of connections that the proxy makes: to a destination's endpoints, or to the application. Milliseconds; proxies
-/// keep them to a tenth of a second.
+/// Of connections that the proxy makes: to a destination's endpoints, or to the application; some of those that it takes.
+/// Milliseconds; proxies keep them to a tenth of a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct ConnectionTimeouts {
@@ -16,6 +17,10 @@ pub struct ConnectionTimeouts {
     /// Age at which an HTTP connection takes no new requests. 0 or unset: no limit of a policy's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_age_millis: Option<u64>,
+    /// HTTP/1.1, of connections that the proxy takes: from a request's first byte to the end of its head. 0 or unset: no
+    /// limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_head_millis: Option<u64>,
 }
 
 /// Of one request and its answer. Milliseconds; proxies keep them to a tenth of a second. 0: no limit.
@@ -32,4 +37,12 @@ pub struct StreamTimeouts {
     /// From the request's head to the answer's last byte. Unset: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_millis: Option<u64>,
+}
+
+/// For callers of one kind, in place of the inbound's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct CallerTimeouts {
+    pub caller: CallerMatch,
+    pub stream_timeouts: StreamTimeouts,
 }

@@ -1,8 +1,12 @@
 //! Connections that speak HTTP: serving one to its end, and opening one.
 
-use super::{Body, MAX_HEAD};
+use super::{
+    Body, MAX_HEAD,
+    heads::{HeadWatch, Heads},
+};
 use crate::{
     io::{Reset, Rewind, Stream},
+    policy::timeouts::ConnectionLimits,
     timer::Timer,
     worker::{Ending, Tracked},
 };
@@ -14,7 +18,7 @@ use hyper::{
     service::{Service, service_fn},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{cell::Cell, convert::Infallible, future::Future, io, pin::pin, rc::Rc, time::Duration};
+use std::{cell::Cell, convert::Infallible, future::Future, io, pin::pin, rc::Rc, sync::Arc, time::Duration};
 use tokio::{io::AsyncReadExt, time::Instant};
 
 /// Windows: a stream's, and a connection's. The connection's is four times as large, so that one stream whose reader
@@ -74,35 +78,43 @@ pub async fn detect<S: Stream>(mut stream: S, timer: &Timer) -> io::Result<Optio
     }
 }
 
-/// Serves a connection until it ends, is drained, must be reset, or was without a request for `idle`.
+/// Serves a connection until it ends, is drained, must be reset, or exceeds one of the limits on connections that come
+/// in.
 pub async fn serve<S, H>(
     codec: Codec,
     stream: S,
     reset: Reset,
     tracked: &Tracked,
-    idle: Option<Duration>,
+    limits: &ConnectionLimits,
     handler: H,
 ) where
     S: Stream + Send,
     H: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + 'static,
     H::Future: 'static,
 {
-    let io = TokioIo::new(stream);
     let requests = Rc::new(Requests::default());
-    let unused = || unused(requests.clone(), idle);
+    let unused = || unused(requests.clone(), limits.http_idle);
     let result = match codec {
         Codec::Http1 => {
             let last = LastAnswer::default();
+            let heads = requests.heads.clone();
+            let io = TokioIo::new(HeadWatch::new(stream, limits.request_head.map(|_| heads.clone())));
             let handler = service_fn(|request: Request<Incoming>| {
+                heads.complete();
                 let version = request.version();
                 last.mark(version, requests.count(handler.call(request)))
             });
             let connection = http1().serve_connection(io, handler).with_upgrades();
             let mut connection = pin!(connection);
-            until(tracked, &reset, unused(), connection.as_mut(), Some(&last), |c| c.graceful_shutdown())
-                .await
+            let served =
+                until(tracked, &reset, unused(), connection.as_mut(), Some(&last), |c| c.graceful_shutdown());
+            tokio::select! {
+                result = served => result,
+                () = heads.late(limits.request_head) => return,
+            }
         }
         Codec::Http2 => {
+            let io = TokioIo::new(stream);
             let handler = service_fn(|request: Request<Incoming>| requests.count(handler.call(request)));
             let connection = http2().serve_connection(io, handler);
             let mut connection = pin!(connection);
@@ -119,11 +131,12 @@ struct Requests {
     open: Cell<usize>,
     /// Since when there is none.
     since: Cell<Instant>,
+    heads: Arc<Heads>,
 }
 
 impl Default for Requests {
     fn default() -> Self {
-        Self { open: Cell::new(0), since: Cell::new(Instant::now()) }
+        Self { open: Cell::new(0), since: Cell::new(Instant::now()), heads: Arc::default() }
     }
 }
 
@@ -136,6 +149,7 @@ impl Drop for Busy {
         self.0.open.set(open);
         if open == 0 {
             self.0.since.set(Instant::now());
+            self.0.heads.answered();
         }
     }
 }

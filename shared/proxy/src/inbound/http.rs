@@ -10,6 +10,7 @@ use crate::{
     denial::Reason,
     io::Stream,
     policy::at_once::{Active, Limit},
+    policy::timeouts::StreamLimits,
     snapshot::Inbound,
     upstream::{DialError, Far, dial_application},
     worker::{ConnectionInfo, Direction, Worker},
@@ -35,6 +36,8 @@ struct Context {
     decided: Cell<u64>,
     /// What else that configuration asks of the caller's requests.
     terms: RefCell<Rc<Terms>>,
+    /// The caller's limits, by the same.
+    streams: Cell<StreamLimits>,
     /// Why the caller is refused, if it is: the rule.
     refusal: RefCell<Option<String>>,
 }
@@ -48,21 +51,22 @@ pub(super) async fn serve<S: Stream + Send>(arrival: Arrival, stream: S, caller:
         inbound: RefCell::new(arrival.inbound.clone()),
         decided: Cell::new(u64::MAX),
         terms: RefCell::default(),
+        streams: Cell::default(),
         refusal: RefCell::default(),
     });
     let handler = service_fn(move |request| handle(context.clone(), request));
     let reset = arrival.reset.clone();
-    let idle = arrival.inbound.connections.http_idle;
+    let limits = arrival.inbound.connections;
     match caller.peer.as_ref().map(|peer| peer.alpn.as_slice()) {
-        Some(alpn::HTTP2) => plumbing::serve(Codec::Http2, stream, reset, &tracked, idle, handler).await,
-        Some(_) => plumbing::serve(Codec::Http1, stream, reset, &tracked, idle, handler).await,
+        Some(alpn::HTTP2) => plumbing::serve(Codec::Http2, stream, reset, &tracked, &limits, handler).await,
+        Some(_) => plumbing::serve(Codec::Http1, stream, reset, &tracked, &limits, handler).await,
         None => {
             let detected = tokio::select! {
                 detected = detect(stream, &worker.timer) => detected,
                 () = plumbing::idle_ending(&tracked) => return,
             };
             if let Ok(Some((codec, stream))) = detected {
-                plumbing::serve(codec, stream, reset, &tracked, idle, handler).await;
+                plumbing::serve(codec, stream, reset, &tracked, &limits, handler).await;
             }
         }
     }
@@ -107,6 +111,7 @@ impl Context {
                 Some(inbound) => {
                     *self.inbound.borrow_mut() = inbound.clone();
                     *self.terms.borrow_mut() = Rc::new(Terms::of(inbound, self.caller.peer.as_ref()));
+                    self.streams.set(self.caller.streams(inbound));
                     self.caller.decide(&self.worker, inbound)
                 }
                 None => Err("the inbound is gone".to_owned()),
@@ -149,7 +154,7 @@ async fn forward(
         (false, false) => How::Exclusive { alpn: &[] },
     };
     let counted = |response| Counted { traffic: inbound.traffic.clone(), worker: worker.index, response };
-    let clock = inbound.streams.begin(&worker.timer, request.body().is_end_stream(), false);
+    let clock = context.streams.get().begin(&worker.timer, request.body().is_end_stream(), false);
     let timed = clock.clone();
     let mut request =
         request.map(|body| examined.body(Body::incoming(body)).counted(counted(false)).request(timed));
@@ -216,7 +221,8 @@ async fn upgrade(
         Some(peer) => worker.track_session(info, peer.clone(), own.check()),
         None => worker.track(info, own.check()),
     };
-    match plumbing::upgrade(worker, request, opened, tracked, inbound.traffic.clone(), inbound.streams).await
+    match plumbing::upgrade(worker, request, opened, tracked, inbound.traffic.clone(), context.streams.get())
+        .await
     {
         Ok(response) => response,
         Err(error) => {

@@ -13,7 +13,7 @@ use crate::{
         timeouts::{Clock, Late},
     },
     snapshot::Cluster,
-    upstream::{DialError, EndpointState, Far, Upstream},
+    upstream::{DialError, EndpointState, Far, Upstream, Wish},
     worker::Worker,
 };
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -45,6 +45,8 @@ enum Outcome {
 /// Where a request has been.
 #[derive(Default)]
 struct Trail {
+    /// By which policy it is repeated, if it is.
+    repeating: Option<Arc<RetryPolicy>>,
     endpoints: SmallVec<[Rc<EndpointState>; 2]>,
     /// Of the latest attempts, and those that the next one is to avoid.
     tiers: SmallVec<[usize; 4]>,
@@ -258,22 +260,25 @@ impl Trail {
         now: u64,
         unreached: &[Rc<EndpointState>],
     ) -> Option<Rc<EndpointState>> {
-        // All that this attempt did not reach is among them.
-        let picked = upstream.pick_beyond(now, &self.avoided, &self.endpoints);
-        let (tier, state) = picked.or_else(|| upstream.pick_beyond(now, &self.avoided, unreached))?;
+        let policy = self.repeating.as_deref();
+        let avoids = |state: &Rc<EndpointState>| {
+            let been = || self.endpoints.iter().any(|other| Rc::ptr_eq(other, state));
+            policy.is_some_and(|policy| policy.avoids(&state.endpoint.tags, been()))
+        };
+        let looks = policy.and_then(|policy| usize::try_from(policy.hosts.max_looks?.get()).ok());
+        let wish = Wish { avoided_tiers: &self.avoided, unreached, avoids, looks };
+        let (tier, state) = upstream.pick_by(now, &wish)?;
         self.tiers.push(tier);
         self.endpoints.push(state.clone());
         Some(state)
     }
 
     /// A repetition begins: what of the past it is to avoid.
-    fn next(&mut self, policy: &RetryPolicy, made: u32) {
-        if !policy.hosts.omit_previous {
-            self.endpoints.clear();
-        }
+    fn next(&mut self, policy: &Arc<RetryPolicy>, made: u32) {
         if policy.hosts.omit_previous_tiers.is_some_and(|every| made.is_multiple_of(every.get())) {
             self.avoided.append(&mut self.tiers);
         }
+        self.repeating = Some(policy.clone());
     }
 }
 

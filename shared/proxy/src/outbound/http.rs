@@ -44,7 +44,7 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Acc
         cached: RefCell::new((worker.snapshot().generation, Some(cluster.clone()))),
     });
     let handler = service_fn(move |request| handle(context.clone(), request));
-    plumbing::serve(codec, stream, reset, &tracked, cluster.connections.http_idle, handler).await;
+    plumbing::serve(codec, stream, reset, &tracked, &cluster.connections, handler).await;
 }
 
 async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {

@@ -4,7 +4,7 @@ use super::matching::HeaderMatcher;
 use crate::timer::Timer;
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 use meridian_proxy_config::{HostSelection, ResetFormat, Retry, RetryOn};
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 /// Repetitions that may be under way at a time whatever else is: with few requests a share of them is nothing.
 pub const BUDGET_LEAST: usize = 3;
@@ -67,7 +67,7 @@ impl RetryPolicy {
                 .per_try_millis
                 .filter(|millis| *millis > 0)
                 .map(|millis| Timer::ticks(Duration::from_millis(millis))),
-            hosts: config.hosts,
+            hosts: config.hosts.clone(),
             base: Duration::from_millis(config.back_off.base_millis),
             longest: Duration::from_millis(config.back_off.max_millis),
             resets: resets.iter().map(reset).collect::<Result<_, String>>()?,
@@ -90,6 +90,13 @@ impl RetryPolicy {
     pub fn repeats(&self, attempt: Attempt<'_>) -> bool {
         self.on.iter().any(|on| holds(*on, attempt))
             || matches!(attempt, Attempt::Answered(_, headers) if self.response.iter().any(|m| m.matches(headers)))
+    }
+
+    /// Whether a repetition should rather go elsewhere than to an endpoint with these tags; `been`: the request was there.
+    pub fn avoids(&self, tags: &BTreeMap<String, String>, been: bool) -> bool {
+        let has = |(name, value): (&String, &String)| tags.get(name) == Some(value);
+        let tagged = |omitted: &BTreeMap<_, _>| !omitted.is_empty() && omitted.iter().all(has);
+        (self.hosts.omit_previous && been) || self.hosts.omit_tagged.iter().any(tagged)
     }
 
     /// How long to wait before repetition number `n` (1..). `share`: a random number, 0 to 1. `now`: seconds since 1970.
@@ -204,6 +211,30 @@ mod tests {
         assert!(policy.covers(&Method::GET, &HeaderMap::new()));
         assert!(policy.covers(&Method::POST, &marked));
         assert!(!policy.covers(&Method::POST, &HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_repetition_avoids_where_it_was_and_what_has_all_of_some_tags() {
+        let tags = |of: &[(&str, &str)]| -> BTreeMap<String, String> {
+            of.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let omitting = |previous, tagged: &[&[(&str, &str)]]| {
+            let omit_tagged = tagged.iter().map(|of| tags(of)).collect();
+            let hosts = HostSelection { omit_previous: previous, omit_tagged, ..HostSelection::default() };
+            RetryPolicy::compile(&Retry { hosts, ..config(&[]) }).unwrap()
+        };
+        let old = tags(&[("version", "1"), ("zone", "east")]);
+        for (policy, been, avoided) in [
+            (omitting(false, &[]), true, false),
+            (omitting(true, &[]), true, true),
+            (omitting(true, &[]), false, false),
+            (omitting(false, &[&[("version", "1")]]), false, true),
+            (omitting(false, &[&[("version", "1"), ("zone", "west")]]), false, false),
+            (omitting(false, &[&[("version", "2")], &[("zone", "east")]]), false, true),
+            (omitting(false, &[&[]]), false, false),
+        ] {
+            assert_eq!(policy.avoids(&old, been), avoided, "{:?}", policy.hosts);
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct ConnectionLimits {
     /// Of HTTP connections without a request; `None`: the pool's own.
     pub http_idle: Option<Duration>,
     pub max_age: Option<Duration>,
+    /// From the first byte of an HTTP/1.1 request that comes in to the end of its head.
+    pub request_head: Option<Duration>,
 }
 
 impl Default for ConnectionLimits {
@@ -45,6 +47,7 @@ impl From<&ConnectionTimeouts> for ConnectionLimits {
             tcp_idle: Some(idle.unwrap_or(TCP_IDLE)).filter(|limit| !limit.is_zero()),
             http_idle: idle.filter(|limit| !limit.is_zero()),
             max_age: limit(config.max_age_millis),
+            request_head: limit(config.request_head_millis),
         }
     }
 }

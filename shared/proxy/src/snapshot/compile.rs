@@ -106,6 +106,7 @@ impl Compiler<'_> {
                     limits: Rates::compile(&policies.rate_limits, before.map(|old| &old.limits)),
                     filter: self.resources.filters.get(name).cloned(),
                     at_once: Limits::share(&policies.at_once, self.metrics.workers()),
+                    streams_of_callers: policies.caller_timeouts.iter().map(of_callers).collect(),
                     traffic,
                 })
             });
@@ -308,6 +309,10 @@ impl Compiler<'_> {
     }
 }
 
+fn of_callers(timeouts: &config::CallerTimeouts) -> (config::CallerMatch, StreamLimits) {
+    (timeouts.caller.clone(), StreamLimits::inbound(&timeouts.stream_timeouts))
+}
+
 fn build(name: String, traffic: Arc<Traffic>, source: Source, workers: usize) -> Cluster {
     let protocol = source.protocol.unwrap_or(Protocol::Tcp);
     let policies = &source.policies;
@@ -349,6 +354,7 @@ fn tier(source: &Source, sets: &[Option<Arc<EndpointSet>>]) -> Vec<Arc<Endpoint>
                 sni,
                 replica,
                 name: endpoint.name.clone(),
+                tags: endpoint.tags.clone(),
                 remote,
             };
             let key = (made.host.clone(), made.port, made.sni.clone(), replica);

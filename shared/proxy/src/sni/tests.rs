@@ -76,6 +76,7 @@ fn route(rig: &mut Rig, backends: &[SocketAddr]) {
             sni: None,
             replicas: 1,
             name: String::new(),
+            tags: Default::default(),
         })
         .collect();
     rig.put(types::ENDPOINTS, "backend", &EndpointSet { endpoints });

@@ -9,11 +9,15 @@ use futures::future::join_all;
 use http::{Method, Response};
 use hyper::body::Frame;
 use meridian_proxy_config::{
-    BackOff, Destination, DestinationTls, EndpointSet, HostSelection, Protocol, Retry, RetryOn, types,
+    BackOff, Destination, DestinationTls, Endpoint, EndpointSet, HostSelection, Protocol, Retry, RetryOn,
+    types,
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -174,10 +178,14 @@ async fn a_repetition_goes_elsewhere_if_the_policy_says_so() {
     let inbound = address();
     other.feed(types::INBOUND, "main", &other.inbound(Protocol::Http, inbound, good));
     other.settled().await;
-    pair.web.feed(types::ENDPOINTS, "west", &EndpointSet { endpoints: vec![endpoint(inbound, "west")] });
+    let old = Endpoint { tags: version("1"), ..endpoint(pair.inbound, "east") };
+    let new = Endpoint { tags: version("2"), ..endpoint(inbound, "west") };
+    pair.web.feed(types::ENDPOINTS, "backend", &EndpointSet { endpoints: vec![old] });
+    pair.web.feed(types::ENDPOINTS, "west", &EndpointSet { endpoints: vec![new] });
     let both = vec!["backend".to_owned(), "west".to_owned()];
     for (tiers, hosts) in [
         (vec![both.clone()], HostSelection { omit_previous: true, ..HostSelection::default() }),
+        (vec![both.clone()], HostSelection { omit_tagged: vec![version("1")], ..HostSelection::default() }),
         (
             both.iter().map(|set| vec![set.clone()]).collect(),
             HostSelection { omit_previous_tiers: 1.try_into().ok(), ..HostSelection::default() },
@@ -192,6 +200,36 @@ async fn a_repetition_goes_elsewhere_if_the_policy_says_so() {
             assert_eq!(call(pair.outbound, "/").await.status, 200);
         }
         assert_eq!(good_seen.requests(), before + 10);
+    }
+}
+
+fn version(value: &str) -> BTreeMap<String, String> {
+    [("version".to_owned(), value.to_owned())].into()
+}
+
+/// Of four endpoints three fail. Who looks at one more than the first does not always find the fourth.
+#[tokio::test]
+async fn how_far_a_repetition_looks_around_is_the_policys() {
+    let (bad, _) = failing_app(false, usize::MAX, unavailable).await;
+    let (good, _) = failing_app(false, 0, unavailable).await;
+    let pair = Pair::start(Protocol::Http, bad).await;
+    let other = Sidecar::start(&pair.ca, "east", "backend");
+    let inbound = address();
+    other.feed(types::INBOUND, "main", &other.inbound(Protocol::Http, inbound, good));
+    other.settled().await;
+    let failing = Endpoint { tags: version("1"), replicas: 3, ..endpoint(pair.inbound, "east") };
+    let endpoints = vec![failing, endpoint(inbound, "east")];
+    pair.web.feed(types::ENDPOINTS, "backend", &EndpointSet { endpoints });
+    for (looks, all) in [(None, true), (Some(1), false), (Some(3), true)] {
+        let max_looks = looks.and_then(|looks: u32| looks.try_into().ok());
+        let hosts = HostSelection { omit_tagged: vec![version("1")], max_looks, ..HostSelection::default() };
+        let policy = Retry { hosts, ..retry(1, &[RetryOn::GatewayError]) };
+        pair.policies(|policies| policies.retry = Some(policy)).await;
+        let mut failed = 0;
+        for _ in 0..8 {
+            failed += u32::from(call(pair.outbound, "/").await.status == 503);
+        }
+        assert_eq!(failed == 0, all, "{looks:?}: {failed} of 8");
     }
 }
 

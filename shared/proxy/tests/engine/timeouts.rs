@@ -9,7 +9,7 @@ use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use meridian_proxy::worker::Direction;
-use meridian_proxy_config::{ConnectionTimeouts, Protocol, StreamTimeouts};
+use meridian_proxy_config::{CallerMatch, CallerTimeouts, ConnectionTimeouts, Protocol, StreamTimeouts};
 use std::num::NonZeroU64;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -40,6 +40,52 @@ async fn the_applications_side_has_a_limit_of_its_own() {
     pair.inbound_policies(|policies| policies.stream_timeouts = whole_request()).await;
     let answer = call(pair.outbound, "/hang").await;
     assert_eq!((answer.status, answer.text()), (504, "the application did not answer in time\n"));
+}
+
+/// Who was late shows which limit held: the caller's side has a longer one.
+#[tokio::test]
+async fn a_caller_may_have_limits_of_its_own() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let longer = StreamTimeouts { request_millis: Some(1_000), ..StreamTimeouts::default() };
+    pair.policies(|policies| policies.stream_timeouts = longer).await;
+    let none = StreamTimeouts::default();
+    for (caller, its, others, late) in [
+        ("web", whole_request(), none, "the application"),
+        ("api", whole_request(), none, "backend"),
+        ("web", none, whole_request(), "backend"),
+        ("api", none, whole_request(), "the application"),
+    ] {
+        pair.inbound_policies(|policies| {
+            let spiffe_exact = Some(format!("spiffe://default/{caller}"));
+            let caller = CallerMatch { spiffe_exact, ..CallerMatch::default() };
+            policies.caller_timeouts = vec![CallerTimeouts { caller, stream_timeouts: its }];
+            policies.stream_timeouts = others;
+        })
+        .await;
+        let answer = call(pair.outbound, "/hang").await;
+        assert_eq!(answer.text(), format!("{late} did not answer in time\n"), "{caller}");
+    }
+}
+
+/// A connection that rests meanwhile is another thing: it is there when it is needed.
+#[tokio::test]
+async fn a_head_that_does_not_end_in_time_ends_the_connection() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let short = ConnectionTimeouts { request_head_millis: SHORT, ..ConnectionTimeouts::default() };
+    pair.policies(|policies| policies.connection_timeouts = short).await;
+    let mut resting = http1(pair.outbound).await;
+    assert_eq!(whole(resting.send_request(get("/headers")).await.unwrap()).await.status, 200);
+    let mut slow = TcpStream::connect(pair.outbound).await.unwrap();
+    let request = b"GET /status/204 HTTP/1.1\r\nHost: backend.mesh\r\n\r\n";
+    slow.write_all(request).await.unwrap();
+    let mut answer = [0; 1024];
+    assert!(soon("an answer", slow.read(&mut answer)).await.unwrap() > 0);
+    slow.write_all(&request[..20]).await.unwrap();
+    assert!(matches!(soon("the end", slow.read(&mut answer)).await, Ok(0) | Err(_)));
+    resting.ready().await.unwrap();
+    assert_eq!(whole(resting.send_request(get("/headers")).await.unwrap()).await.status, 200);
 }
 
 /// The time that a caller takes for its own request is not the server's.

@@ -201,6 +201,7 @@ pub(crate) fn endpoint(address: SocketAddr, zone: &str) -> Endpoint {
         sni: Some(format!("sni.msvc.default.{zone}.backend.main")),
         replicas: 1,
         name: "backend-1".into(),
+        tags: BTreeMap::new(),
     }
 }
 

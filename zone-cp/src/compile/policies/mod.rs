@@ -9,9 +9,15 @@
 
 use super::services::{self, legacy_services, service_of};
 use super::{Compiled, Inputs, protocol};
-use crate::picture::{MeshPicture, subject};
+use crate::picture::{MeshPicture, display_name, subject};
+use meridian_core::duration::PolicyDuration;
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
+use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
 use meridian_core::kinds::mesh_external_service::MeshExternalService;
+use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
+use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
+use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
+use meridian_core::kinds::mesh_retry::MeshRetry;
 use meridian_core::kinds::mesh_service::{MeshService, Port};
 use meridian_core::kinds::mesh_timeout::MeshTimeout;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
@@ -30,6 +36,7 @@ mod circuit_breaker;
 mod fault_injection;
 mod rate_limit;
 mod request_filter;
+mod retry;
 mod timeout;
 
 /// A kind whose `to` is executed.
@@ -44,21 +51,49 @@ struct Incoming {
     apply: fn(&[InboundRule], &mut InboundPolicies) -> Result<(), serde_json::Error>,
 }
 
-const OUTGOING: &[Outgoing] = &[Outgoing {
-    kind: MeshTimeout::KIND,
-    apply: |merged, _, into| merged.conf().map(|conf| timeout::destination(&conf, into)),
-}];
-
-const INCOMING: &[Incoming] = &[Incoming {
-    kind: MeshTimeout::KIND,
-    apply: |rules, into| {
-        let confs = by_caller(rules)?;
-        if let Some(conf) = for_everybody(&confs) {
-            timeout::inbound(conf, into);
-        }
-        Ok(())
+const OUTGOING: &[Outgoing] = &[
+    Outgoing {
+        kind: MeshTimeout::KIND,
+        apply: |merged, _, into| merged.conf().map(|conf| timeout::destination(&conf, into)),
     },
-}];
+    Outgoing {
+        kind: MeshRetry::KIND,
+        apply: |merged, protocol, into| merged.conf().map(|conf| retry::destination(&conf, protocol, into)),
+    },
+    Outgoing {
+        kind: MeshCircuitBreaker::KIND,
+        apply: |merged, _, into| merged.conf().map(|conf| circuit_breaker::destination(&conf, into)),
+    },
+];
+
+const INCOMING: &[Incoming] = &[
+    Incoming {
+        kind: MeshTimeout::KIND,
+        apply: |rules, into| by_caller(rules).map(|confs| timeout::inbound(&confs, into)),
+    },
+    Incoming {
+        kind: MeshCircuitBreaker::KIND,
+        apply: |rules, into| by_caller(rules).map(|confs| circuit_breaker::inbound(&confs, into)),
+    },
+    Incoming {
+        kind: MeshRateLimit::KIND,
+        apply: |rules, into| by_caller(rules).map(|confs| rate_limit::inbound(&confs, into)),
+    },
+    Incoming {
+        kind: MeshFaultInjection::KIND,
+        apply: |rules, into| each(rules).map(|confs| fault_injection::inbound(&confs, into)),
+    },
+    Incoming {
+        kind: MeshRequestFilter::KIND,
+        apply: |rules, into| {
+            request_filter::inbound(&by_caller(rules)?, into);
+            if let Some(policy) = strongest(rules) {
+                request_filter::named(policy, into);
+            }
+            Ok(())
+        },
+    },
+];
 
 /// Protocols of destinations inside the mesh.
 const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
@@ -275,8 +310,27 @@ fn by_caller<T: DeserializeOwned>(
     confs.into_iter().map(|conf| Ok((conf.matched, conf.merged.conf()?))).collect()
 }
 
-fn for_everybody<T>(confs: &[(Option<RuleMatch>, T)]) -> Option<&T> {
-    confs.iter().find(|(matched, _)| matched.is_none()).map(|(_, conf)| conf)
+/// Rules of which every one that matches a caller acts, and last what those for everybody add up to.
+fn each<T: DeserializeOwned>(
+    rules: &[InboundRule],
+) -> Result<Vec<(Option<RuleMatch>, T)>, serde_json::Error> {
+    let (for_all, for_some): (Vec<_>, Vec<_>) =
+        rules.iter().cloned().partition(|rule| rule.matched.is_none());
+    let read = |rule: InboundRule| Ok((rule.matched, T::deserialize(&rule.conf)?));
+    let mut confs = for_some.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    confs.extend(by_caller(&for_all)?);
+    Ok(confs)
+}
+
+/// The name of the policy that has the last word on what holds for everybody.
+fn strongest(rules: &[InboundRule]) -> Option<&str> {
+    let last = rules.iter().rfind(|rule| rule.matched.is_none())?;
+    Some(display_name(&last.origin.policy))
+}
+
+/// A duration in whole milliseconds: what is shorter than one counts as one, so that it does not become "never".
+fn millis(duration: PolicyDuration) -> u64 {
+    u64::try_from(duration.get().as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)
 }
 
 /// A configuration that can't be read is its policies' fault; the others hold.
