@@ -1,7 +1,7 @@
 //! What a new store begins with. One transaction: of several replicas that start at once, one writes it and the others find
 //! it; what an operator deletes later does not come back.
 
-use crate::{tokens, trust, vault};
+use crate::{initial_policies, tokens, trust, vault};
 use anyhow::Context;
 use meridian_core::kinds::{
     hostname_generator::HostnameGenerator,
@@ -31,9 +31,8 @@ pub(crate) async fn run(store: &Store) -> anyhow::Result<bool> {
     changes.extend(tokens::new_key(TokenPurpose::User, None, "1")?);
     changes.extend(tokens::new_key(TokenPurpose::Zone, None, "1")?);
     changes.extend(hostname_generators().into_iter().map(of_global));
-    let default = of_global(mesh::mesh_default());
-    changes.push(default);
-    changes.extend(of_mesh(&mesh::mesh_default().key.name)?);
+    changes.push(of_global(mesh::mesh_default()));
+    changes.extend(of_mesh(&mesh::mesh_default())?);
     changes.extend(trust::first_root(&mesh::mesh_default().key.name, OffsetDateTime::now_utc())?);
     match store.write(&Author::system(), changes).await {
         Ok(_) => Ok(true),
@@ -43,9 +42,12 @@ pub(crate) async fn run(store: &Store) -> anyhow::Result<bool> {
     }
 }
 
-/// What every new mesh brings along: a key for its dataplane tokens.
-pub(crate) fn of_mesh(mesh: &str) -> anyhow::Result<Vec<Change>> {
-    Ok(tokens::new_key(TokenPurpose::Dataplane, Some(mesh), "1")?.into())
+/// What every new mesh brings along: a key for its dataplane tokens, and its first policies.
+pub(crate) fn of_mesh(mesh: &Resource) -> anyhow::Result<Vec<Change>> {
+    let name = &mesh.key.name;
+    let mut changes: Vec<Change> = tokens::new_key(TokenPurpose::Dataplane, Some(name), "1")?.into();
+    changes.extend(initial_policies::of_mesh(name, &mesh.parse::<Mesh>()?));
+    Ok(changes)
 }
 
 /// Kuma's templates, under Kuma's names (`pkg/defaults/hostname_generator.go`); those that Kuma makes in each zone are

@@ -127,7 +127,8 @@ impl GlobalHooks {
         let mesh = &write.resource.key.name;
         let mut changes = Vec::new();
         if write.before.is_none() {
-            changes = bootstrap::of_mesh(mesh).map_err(|error| Problem::internal(&format!("{error:#}")))?;
+            changes = bootstrap::of_mesh(write.resource)
+                .map_err(|error| Problem::internal(&format!("{error:#}")))?;
         }
         if bootstrap::wants_root(write.resource) {
             let held =

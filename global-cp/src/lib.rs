@@ -10,6 +10,7 @@ mod diagnostics;
 mod follow;
 mod hooks;
 mod identity;
+mod initial_policies;
 mod rotate;
 mod rotation;
 mod run;

@@ -26,7 +26,11 @@ pub use external::{
 pub use inbound::{Inbound, InboundTls, Probe, Protocol};
 pub use permission::{Action, CallerIdentity, CallerMatch, Permission, PermissionRule, Verdict};
 pub use policies::{
-    BackOff, ConnectionTimeouts, DestinationPolicies, HeaderMatch, HeaderValueMatch, HostSelection, InboundPolicies, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn, StreamTimeouts, policies_for_others, Effect, Fault, FaultRule, Rate, RateLimits, RequestLimit, FilterAction, FilterPattern, RequestFilter, RequestPart, RuleSet, AtOnce, FailurePercentage, OutlierDetection, SuccessRate, CallerTimeouts,
+    AtOnce, BackOff, CallerTimeouts, ConnectionTimeouts, DestinationPolicies, Effect, FailurePercentage,
+    Fault, FaultRule, FilterAction, FilterPattern, HeaderMatch, HeaderValueMatch, HostSelection,
+    InboundPolicies, OutlierDetection, Rate, RateLimitedBackOff, RateLimits, RequestFilter, RequestLimit,
+    RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet, StreamTimeouts, SuccessRate,
+    policies_for_others,
 };
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};

@@ -5,18 +5,18 @@ use crate::Protocol;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 
-mod faults;
-mod limits;
-mod filter;
 mod circuit_breaker;
+mod faults;
+mod filter;
+mod limits;
 mod matching;
 mod retry;
 mod timeouts;
 
-pub use faults::{Effect, Fault, FaultRule};
-pub use limits::{Rate, RateLimits, RequestLimit};
-pub use filter::{FilterAction, FilterPattern, RequestFilter, RequestPart, RuleSet};
 pub use circuit_breaker::{AtOnce, FailurePercentage, OutlierDetection, SuccessRate};
+pub use faults::{Effect, Fault, FaultRule};
+pub use filter::{FilterAction, FilterPattern, RequestFilter, RequestPart, RuleSet};
+pub use limits::{Rate, RateLimits, RequestLimit};
 pub use matching::{HeaderMatch, HeaderValueMatch};
 pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
 pub use timeouts::{CallerTimeouts, ConnectionTimeouts, StreamTimeouts};

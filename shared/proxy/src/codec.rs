@@ -4,8 +4,8 @@ mod body;
 mod filtered;
 mod forward;
 mod head;
-mod pace;
 mod heads;
+mod pace;
 mod replay;
 mod serve;
 mod upgrade;
@@ -14,7 +14,8 @@ pub use body::{Body, BodyError, Counted, Gate};
 pub use filtered::Guard;
 pub use forward::{ForwardError, How, copy, send, timed};
 pub use head::{
-    Malformed, authority, denied, expects_continue, is_upgrade, plain, prepare, refused, strip_response, upgrades_out_of_http, OVERLOADED, overloaded,
+    Malformed, OVERLOADED, authority, denied, expects_continue, is_upgrade, overloaded, plain, prepare,
+    refused, strip_response, upgrades_out_of_http,
 };
 pub use replay::{Reader, Tape};
 pub use serve::{Codec, LocalExecutor, client_h1, client_h2, detect, serve};

@@ -3,10 +3,10 @@
 //! All state is a worker's own, but for the buckets of rate limits, which are one atomic each. What a policy costs a request is a comparison or two; what it says of rare cases (a
 //! repetition, an ejection) is paid by those.
 
-pub mod faults;
-pub mod limits;
-pub mod filter;
 pub mod at_once;
+pub mod faults;
+pub mod filter;
+pub mod limits;
 pub mod matching;
 pub mod outliers;
 pub mod retry;

@@ -8,9 +8,9 @@ use crate::{
     egress::Originator,
     metrics::Traffic,
     policy::{
-        limits::Rates,
-        filter::RequestFilter,
         at_once::Limits,
+        filter::RequestFilter,
+        limits::Rates,
         outliers::OutlierPolicy,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},

@@ -66,7 +66,7 @@ async fn what_policies_add_up_to_and_which_they_are() {
     let inbound = &timeouts["inboundRules"][0];
     assert_eq!(
         (&inbound["inbound"]["port"], &inbound["rules"][0]["conf"]),
-        (&json!(8080), &json!([{"idleTimeout": "1m"}]))
+        (&json!(8080), &json!([{"idleTimeout": "1m0s"}]))
     );
 
     let batch = server.get("/meshes/default/dataplanes/batch/_rules").await.json();

@@ -214,11 +214,10 @@ fn a_mesh_is_asked_of_kinds_that_belong_to_one_only() {
 }
 
 #[test]
-fn legacy_and_coming_kinds_say_what_to_use() {
+fn legacy_kinds_say_what_to_use() {
     let ask = |kind: &str| check(&json!({ "type": kind, "name": "x" }), None).unwrap_err();
     assert!(ask("TrafficPermission").detail.contains("use MeshTrafficPermission"));
     assert!(ask("MeshGateway").detail.contains("delegated gateway"));
-    assert!(ask("MeshRetry").detail.contains("not supported yet"));
     assert_eq!(ask("Nonsense").title, "Unknown kind");
     // What only control planes write is no kind to users.
     assert_eq!(ask("TrustBundle").title, "Unknown kind");

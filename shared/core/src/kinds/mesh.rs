@@ -257,7 +257,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
             "constraints",
             Refused("nothing would hold Dataplanes to them; bind dataplane tokens to services instead"),
         ),
-        ("skipCreatingInitialPolicies", Warned("no policies are created with a mesh")),
+        ("skipCreatingInitialPolicies", Executed),
         ("tracing", Warned("tracing comes later")),
         ("logging", Warned("access logs come later")),
         ("metrics", Warned("every proxy serves Prometheus metrics on its readiness port")),

@@ -77,7 +77,6 @@ pub struct ResponseBandwidth {
     pub percentage: Option<IntOrString>,
 }
 
-const NOT_YET: &str = "fault injections come later";
 const NO_GATEWAYS: &str = "there are no builtin gateways";
 
 pub(crate) const INFO: KindInfo = KindInfo {
@@ -86,14 +85,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: true, to: true, rules: true }),
     doc: "Faults that the selected proxies make, to see how callers bear them.",
-    fields: &[
-        ("targetRef", Executed),
-        ("from", Executed),
-        ("from[].default", Warned(NOT_YET)),
-        ("to", Warned(NO_GATEWAYS)),
-        ("rules", Executed),
-        ("rules[].default", Warned(NOT_YET)),
-    ],
+    fields: &[("targetRef", Executed), ("from", Executed), ("to", Warned(NO_GATEWAYS)), ("rules", Executed)],
     ..KindInfo::new::<MeshFaultInjection>()
 };
 

@@ -96,7 +96,6 @@ pub struct AnswerHeaders {
     pub add: Option<Vec<HeaderKeyValue>>,
 }
 
-const NOT_YET: &str = "rate limits come later";
 const NO_GATEWAYS: &str = "there are no builtin gateways";
 
 pub(crate) const INFO: KindInfo = KindInfo {
@@ -105,14 +104,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: true, to: true, rules: true }),
     doc: "How much the selected proxies let in, each for itself.",
-    fields: &[
-        ("targetRef", Executed),
-        ("from", Executed),
-        ("from[].default", Warned(NOT_YET)),
-        ("to", Warned(NO_GATEWAYS)),
-        ("rules", Executed),
-        ("rules[].default", Warned(NOT_YET)),
-    ],
+    fields: &[("targetRef", Executed), ("from", Executed), ("to", Warned(NO_GATEWAYS)), ("rules", Executed)],
     ..KindInfo::new::<MeshRateLimit>()
 };
 

@@ -2,7 +2,7 @@
 
 use super::policy::{self, PlainRule};
 use crate::enums::text_enum;
-use crate::registry::Standing::{Executed, Warned};
+use crate::registry::Standing::Executed;
 use crate::{Context, Flow, Kind, KindInfo, Spec, TargetKind, TargetRef, TargetRefs, Violations, validate};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -107,15 +107,13 @@ pub const MAX_MAX_BYTES: u64 = 64 << 20;
 /// A workload's requests are its own proxy's to filter.
 const TOP: [TargetKind; 2] = [TargetKind::Mesh, TargetKind::Dataplane];
 
-const NOT_YET: &str = "zones do not hand it to their proxies yet";
-
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshrequestfilters",
     short: "mrf",
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: false, to: false, rules: true }),
     doc: "What requests to the selected proxies must not contain.",
-    fields: &[("targetRef", Executed), ("rules", Executed), ("rules[].default", Warned(NOT_YET))],
+    fields: &[("targetRef", Executed), ("rules", Executed)],
     ..KindInfo::new::<MeshRequestFilter>()
 };
 

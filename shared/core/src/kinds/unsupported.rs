@@ -13,15 +13,11 @@ pub struct Unsupported {
 enum Instead {
     /// This kind does it.
     Kind(&'static str),
-    /// This kind will do it.
-    Later(&'static str),
     /// This does it.
     Other(&'static str),
-    /// Kuma's own kind, not executed yet.
-    NotYet,
 }
 
-use Instead::{Kind, Later, NotYet, Other};
+use Instead::{Kind, Other};
 
 const ALL: [Unsupported; 17] = [
     // The policies that Kuma itself has replaced.
@@ -46,7 +42,6 @@ const ALL: [Unsupported; 17] = [
     unsupported("MeshGatewayRoute", "meshgatewayroutes", Kind("MeshHTTPRoute or MeshTCPRoute")),
     unsupported("MeshGatewayInstance", "meshgatewayinstances", Other("a delegated gateway")),
     unsupported("MeshGatewayConfig", "meshgatewayconfigs", Other("a delegated gateway")),
-    // Kuma's kinds that come later.
     unsupported("MeshIdentity", "meshidentities", Other("the Mesh's mtls")),
 ];
 
@@ -60,11 +55,7 @@ impl Unsupported {
         let kind = self.kind;
         match self.instead {
             Kind(other) => format!("{kind} is not supported: use {other}"),
-            Later(other) => {
-                format!("{kind} is not supported: {other} takes its place and is not supported yet")
-            }
             Other(other) => format!("{kind} is not supported: use {other}"),
-            NotYet => format!("{kind} is not supported yet"),
         }
     }
 }

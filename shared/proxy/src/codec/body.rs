@@ -1,16 +1,16 @@
 //! The one body type: what comes in goes out, and what hangs on it (a pooled connection, a counter) goes with it.
 
 use super::{
-    pace::Paced,
     filtered::{Filtered, Guard},
+    pace::Paced,
     replay::{Reader, Tape},
     serve::Busy,
 };
 use crate::{
     metrics::Traffic,
     policy::{
-        filter::BodyExaminer,
         at_once::Active,
+        filter::BodyExaminer,
         timeouts::{Clock, Late},
     },
     timer::Sleep,

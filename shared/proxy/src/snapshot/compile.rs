@@ -7,8 +7,8 @@ use super::{
 use crate::{
     metrics::{Metrics, Traffic},
     policy::{
-        limits::Rates,
         at_once::Limits,
+        limits::Rates,
         outliers::OutlierPolicy,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},

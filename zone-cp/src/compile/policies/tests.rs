@@ -9,6 +9,11 @@ const TO_LEGACY: &str = "default//backend/9000";
 
 /// What web of east holds for one name, after these policies.
 fn said(policies: &[(&str, Value)], name: &str) -> Option<Value> {
+    let said = all_said(policies, name)?;
+    Some(request_of(&said))
+}
+
+fn all_said(policies: &[(&str, Value)], name: &str) -> Option<Value> {
     let (mut east, _) = world();
     for (policy, spec) in policies {
         east.put(global("MeshTimeout", "default", policy, spec.clone())).unwrap();
@@ -24,7 +29,11 @@ fn to(target: Value, default: Value) -> Value {
 }
 
 fn request(seconds: u64) -> Value {
-    json!({"streamTimeouts": {"requestMillis": seconds * 1000}})
+    json!(seconds * 1000)
+}
+
+fn request_of(policies: &Value) -> Value {
+    policies["streamTimeouts"]["requestMillis"].clone()
 }
 
 #[test]
@@ -38,11 +47,12 @@ fn what_holds_for_the_mesh_is_said_once_and_a_service_only_differs() {
     for target in [by_tag, by_label] {
         let own = to(target.clone(), json!({"idleTimeout": "7s"}));
         let both = [("all", mesh.clone()), ("backend", own)];
-        let merged =
-            json!({"connectionTimeouts": {"idleMillis": 7000}, "streamTimeouts": {"requestMillis": 3000}});
         assert_eq!(said(&both, TO_ALL), Some(request(3)));
-        assert_eq!(said(&both, TO_BACKEND), Some(merged.clone()), "{target}");
-        assert_eq!(said(&both, TO_LEGACY), Some(merged), "{target}: its .mesh name");
+        for name in [TO_BACKEND, TO_LEGACY] {
+            let merged = all_said(&both, name).unwrap();
+            assert_eq!(request_of(&merged), request(3), "{target} {name}");
+            assert_eq!(merged["connectionTimeouts"]["idleMillis"], 7000, "{target} {name}");
+        }
     }
 }
 
@@ -88,11 +98,15 @@ fn the_last_policy_takes_what_it_said_with_it() {
     };
     let (a, b) = (policy("a", "2s"), policy("b", "5s"));
     world.put(b.clone());
-    assert_eq!(world.one(&sidecar("east", "web-1"), "Policies", TO_ALL), request(5));
+    assert_eq!(request_of(&world.one(&sidecar("east", "web-1"), "Policies", TO_ALL)), request(5));
     world.put(a.clone());
-    assert_eq!(world.one(&sidecar("east", "web-1"), "Policies", TO_ALL), request(2), "a comes before b");
+    assert_eq!(
+        request_of(&world.one(&sidecar("east", "web-1"), "Policies", TO_ALL)),
+        request(2),
+        "a comes before b"
+    );
     world.remove(&a.key);
-    assert_eq!(world.one(&sidecar("east", "web-1"), "Policies", TO_ALL), request(5));
+    assert_eq!(request_of(&world.one(&sidecar("east", "web-1"), "Policies", TO_ALL)), request(5));
     world.remove(&b.key);
     assert!(!world.shown(&sidecar("east", "web-1")).contains_key("Policies"));
 }
@@ -108,5 +122,36 @@ fn calls_that_come_in_are_held_to_the_inbounds_own_policies() {
     });
     east.put(global("MeshTimeout", "default", "elsewhere", elsewhere)).unwrap();
     let inbound = World::new(east).one(&sidecar("east", "web-1"), "Inbound", "8080");
-    assert_eq!(inbound["policies"], json!({"streamTimeouts": {"idleMillis": 9000}}));
+    assert_eq!(inbound["policies"]["streamTimeouts"]["idleMillis"], 9000);
+}
+
+#[test]
+fn reports_of_a_filter_name_the_policy_that_decides() {
+    let (mut east, _) = world();
+    for name in ["a", "b"] {
+        let spec = json!({"rules": [{"default": {}}]});
+        east.put(global("MeshRequestFilter", "default", name, spec)).unwrap();
+    }
+    let inbound = World::new(east).one(&sidecar("east", "web-1"), "Inbound", "8080");
+    assert_eq!(inbound["policies"]["filter"]["policy"], "a", "{inbound}");
+}
+
+#[test]
+fn every_fault_that_matches_acts_and_those_for_everybody_are_one() {
+    let (mut east, _) = world();
+    let abort = |status: u32| json!({"http": [{"abort": {"httpStatus": status, "percentage": 100}}]});
+    let some = json!({"rules": [{
+        "matches": [{"spiffeID": {"type": "Exact", "value": "spiffe://default/web"}}], "default": abort(501),
+    }]});
+    for (name, spec) in [
+        ("a", json!({"rules": [{"default": abort(503)}]})),
+        ("b", json!({"rules": [{"default": abort(504)}]})),
+        ("c", some),
+    ] {
+        east.put(global("MeshFaultInjection", "default", name, spec)).unwrap();
+    }
+    let inbound = World::new(east).one(&sidecar("east", "web-1"), "Inbound", "8080");
+    let faults = inbound["policies"]["faults"].as_array().unwrap();
+    assert_eq!(faults.len(), 2, "{inbound}");
+    assert!(faults[0].to_string().contains("501") && faults[1].to_string().contains("503"), "{inbound}");
 }
