@@ -22,8 +22,9 @@ pub(crate) fn of_mesh(name: &str, mesh: &Mesh) -> Vec<Change> {
 }
 
 fn policies(mesh: &str) -> Vec<Resource> {
-    let to_all = |default: Value| json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": default}]});
-    let timeouts_in = json!({"rules": [{"default": {
+    let all = json!({"kind": "Mesh"});
+    let to_all = |default: Value| json!({"targetRef": &all, "to": [{"targetRef": &all, "default": default}]});
+    let timeouts_in = json!({"targetRef": &all, "rules": [{"default": {
         "connectionTimeout": "10s", "idleTimeout": "2h0m0s",
         "http": {"requestTimeout": "0s", "streamIdleTimeout": "1h0m0s", "maxStreamDuration": "0s"},
     }}]});
@@ -45,9 +46,8 @@ fn policies(mesh: &str) -> Vec<Resource> {
         (MeshCircuitBreaker::KIND, "mesh-circuit-breaker-all", limits),
         (MeshRetry::KIND, "mesh-retry-all", retries),
     ]
-    .map(|(kind, name, mut spec)| {
-        spec["targetRef"] = json!({"kind": "Mesh"});
-        let key = Key::global(kind, mesh, &format!("{name}-{mesh}"));
+    .map(|(kind, name, spec)| {
+        let key = Key::global(kind, mesh, format!("{name}-{mesh}"));
         let labels = labels::computed(&key, "", &BTreeMap::new());
         Resource { key, labels, spec, status: None }
     })

@@ -10,9 +10,13 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 // What Kuma leaves unset is Envoy's to say, and these are its numbers.
+/// Connections, waiting requests and requests at once, each.
 const AT_ONCE: u32 = 1_024;
+/// Repetitions at once.
 const RETRIES: u32 = 3;
+/// How often rates are judged.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// How long an endpoint is left out the first time.
 const EJECTION: Duration = Duration::from_secs(30);
 const MAX_PERCENT: u32 = 10;
 /// Hundredths of a percent.

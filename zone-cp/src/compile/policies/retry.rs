@@ -12,9 +12,13 @@ use meridian_proxy_config::{
 use std::num::NonZeroU32;
 
 // Envoy's, where Kuma says nothing of its own.
+/// Repetitions of a request.
 const REPETITIONS: u32 = 1;
+/// The first wait before a repetition.
 const BASE_MILLIS: u64 = 25;
+/// The longest wait, in first ones.
 const LONGEST_IN_BASES: u64 = 10;
+/// The longest wait that an answer may ask for.
 const LONGEST_RESET_MILLIS: u64 = 300_000;
 
 // Kuma's, where no condition is given.

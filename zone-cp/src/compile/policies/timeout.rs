@@ -9,9 +9,13 @@ use meridian_proxy_config::{
 use std::num::NonZeroU64;
 
 // Kuma's, for what a policy that holds leaves unset. Without any policy the proxy's own hold.
+/// Until a connection is made.
 const CONNECT_MILLIS: u64 = 5_000;
+/// Without a byte on a connection.
 const IDLE_MILLIS: u64 = 3_600_000;
+/// A request and its answer.
 const REQUEST_MILLIS: u64 = 15_000;
+/// Without a byte in a request or its answer.
 const STREAM_IDLE_MILLIS: u64 = 1_800_000;
 
 /// MeshTimeout towards a destination.
