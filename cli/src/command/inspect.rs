@@ -1,10 +1,14 @@
 use super::get::all;
+use super::kind;
 use crate::client::{Client, encode};
 use crate::connection::Connection;
 use crate::failure::{Exit, Failure, Result};
 use crate::output::{self, Format, NOTHING, behind, text, until};
+use meridian_core::Kind;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
+
+mod why;
 
 /// Show what runs, and how it is
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -17,8 +21,24 @@ pub(crate) enum Inspect {
         #[command(flatten)]
         show: Show,
     },
-    /// One sidecar, in full
+    /// One sidecar: in full, or what its policies add up to
     Dataplane {
+        /// Name
+        name: String,
+        /// Mesh
+        #[arg(short, long, value_name = "MESH", default_value = "default")]
+        mesh: String,
+        /// What to show of it
+        #[arg(long = "type", value_enum, value_name = "TYPE", default_value_t)]
+        part: Part,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// The sidecars that a policy selects
+    Policy {
+        /// Kind, in any spelling: meshtimeouts, meshtimeout, mt
+        #[arg(value_parser = kind::parse)]
+        kind: Kind,
         /// Name
         name: String,
         /// Mesh
@@ -32,6 +52,16 @@ pub(crate) enum Inspect {
         #[command(flatten)]
         show: Show,
     },
+}
+
+/// What there is to know of one sidecar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// How it is
+    #[default]
+    Overview,
+    /// What policies add up to for it, and which they are
+    Policies,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -50,14 +80,28 @@ pub(crate) async fn run(inspect: Inspect) -> Result<()> {
         Inspect::Dataplanes { mesh: Some(mesh), show } => {
             (show, format!("/meshes/{}/dataplanes/_overview", encode(mesh)))
         }
-        Inspect::Dataplane { name, mesh, show } => {
+        Inspect::Dataplane { name, mesh, show, .. } => {
             (show, format!("/meshes/{}/dataplanes/{}/_overview", encode(mesh), encode(name)))
+        }
+        Inspect::Policy { kind, name, mesh, show } => {
+            (show, format!("{}/_resources/dataplanes", kind::path(*kind, Some(mesh), name)))
         }
         Inspect::Zones { show } => (show, "/zones/_overview".to_owned()),
     };
     let mut client = show.connection.client()?;
     if matches!(inspect, Inspect::Dataplane { .. }) {
         let one = one(&mut client, &inspect, &path).await?;
+        if let Inspect::Dataplane { part: Part::Policies, mesh, .. } = &inspect {
+            // Its name here: the one that was asked for may be that of its zone.
+            let path = format!("/meshes/{}/dataplanes/{}/_rules", encode(mesh), encode(&text(&one, "/name")));
+            let said = client.get(&path).await?;
+            output::print(&match show.output {
+                Format::Json => output::json(&said),
+                Format::Yaml => output::yaml(&said),
+                Format::Table => why::rules(&said),
+            });
+            return Ok(());
+        }
         output::print(&match show.output {
             Format::Json => output::json(&one),
             Format::Yaml => output::yaml(&one),
@@ -70,6 +114,7 @@ pub(crate) async fn run(inspect: Inspect) -> Result<()> {
         (Format::Json, _) => output::json(&json!({"total": items.len(), "items": items})),
         (Format::Yaml, _) => output::yaml_documents(&items),
         (Format::Table, Inspect::Zones { .. }) => zones(&items),
+        (Format::Table, Inspect::Policy { .. }) => why::selected(&items),
         (Format::Table, _) => dataplanes(&items, now),
     });
     Ok(())

@@ -4,9 +4,7 @@ use crate::registry::Standing::{Executed, Warned};
 use crate::validate::{
     self, GREATER_THAN_ZERO, MUST_BE_DEFINED, positive_count, positive_duration, whole_percentage,
 };
-use crate::{
-    Context, Flow, IntOrString, Kind, KindInfo, Spec, TargetKind, TargetRef, TargetRefs, Violations,
-};
+use crate::{Context, Flow, IntOrString, Kind, KindInfo, Spec, TargetRef, TargetRefs, Violations};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -139,8 +137,6 @@ pub struct FailurePercentage {
 const ONE_POOL: &str = "a proxy keeps one pool an endpoint, whatever the request";
 const NO_RETRIES: &str = "requests to the application are not repeated";
 const ONE_APPLICATION: &str = "an inbound has one application: without it nobody would be left to answer";
-const INSIDE: &str =
-    "has no effect: circuit breakers hold inside the mesh, and this destination is outside of it";
 
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshcircuitbreakers",
@@ -189,11 +185,7 @@ impl Spec for MeshCircuitBreaker {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
-        for (i, item) in self.to.iter().flatten().enumerate() {
-            if item.target_ref.kind == TargetKind::MeshExternalService {
-                out.push(format!("spec.to[{i}] {INSIDE}"));
-            }
-        }
+        policy::warn_of_destinations(self.to.as_ref(), out);
     }
 }
 

@@ -236,6 +236,7 @@ impl Spec for MeshRetry {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
+        policy::warn_of_destinations(self.to.as_ref(), out);
     }
 }
 

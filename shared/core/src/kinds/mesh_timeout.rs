@@ -100,6 +100,7 @@ impl Spec for MeshTimeout {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
+        policy::warn_of_destinations(self.to.as_ref(), out);
         for (i, rule) in self.rules.iter().flatten().enumerate() {
             if rule.matches.iter().flatten().next().is_none() {
                 continue;

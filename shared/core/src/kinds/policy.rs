@@ -205,6 +205,21 @@ impl<C> Rule<C> {
     }
 }
 
+/// Destinations that a policy on calls names and that no proxy executes it for.
+pub(super) fn warn_of_destinations<T>(to: Option<&Vec<Targeted<T>>>, out: &mut Vec<String>) {
+    for (i, item) in to.into_iter().flatten().enumerate() {
+        let why = match item.target_ref.kind {
+            TargetKind::MeshExternalService => {
+                "it holds inside the mesh, and this destination is outside of it"
+            }
+            TargetKind::MeshMultiZoneService => "MeshMultiZoneServices have no name and no address yet",
+            TargetKind::MeshHttpRoute => "routes are not executed yet",
+            _ => continue,
+        };
+        out.push(format!("spec.to[{i}] has no effect: {why}"));
+    }
+}
+
 /// What a reference selects less than it seems to.
 pub(crate) fn warn_of_top(top: Option<&TargetRef>, out: &mut Vec<String>) {
     out.extend(top.and_then(TargetRef::name_warning));

@@ -233,7 +233,7 @@ fn what_a_circuit_breaker_does_not_do_is_warned_of() {
             "to: [{{targetRef: {{kind: MeshExternalService, name: api}}, default: {{{all}}}}}]"
         ))),
         [
-            "spec.to[0] has no effect: circuit breakers hold inside the mesh, and this destination is outside of it",
+            "spec.to[0] has no effect: it holds inside the mesh, and this destination is outside of it",
             "spec.to[0].default.connectionLimits.maxConnectionPools has no effect: a proxy keeps one pool an endpoint, whatever the request",
         ]
     );
@@ -406,4 +406,18 @@ fn mesh_request_filters() {
         &of(&format!("rules: [{{default: {{patterns: [{}]}}}}]", patterns.join(", "))),
         &["spec.rules[0].default.patterns: must have at most 16 items"],
     );
+}
+
+#[test]
+fn destinations_that_nothing_holds_for_are_warned_of() {
+    for (kind, default) in [
+        ("MeshTimeout", "{idleTimeout: 1s}"),
+        ("MeshRetry", "{tcp: {maxConnectAttempt: 2}}"),
+        ("MeshCircuitBreaker", "{connectionLimits: {maxConnections: 2}}"),
+    ] {
+        let to = |target: &str| of(kind, &format!("to: [{{targetRef: {target}, default: {default}}}]"));
+        let external = warnings(&to("{kind: MeshExternalService, name: api}"));
+        assert!(external.iter().any(|it| it.starts_with("spec.to[0] has no effect")), "{kind}: {external:?}");
+        assert_eq!(warnings(&to("{kind: MeshService, name: api}")), Vec::<String>::new(), "{kind}");
+    }
 }
