@@ -8,6 +8,7 @@
 
 mod escapes;
 mod lookups;
+mod name;
 mod scanner;
 
 pub use scanner::Scanner;

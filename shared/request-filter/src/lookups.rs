@@ -1,6 +1,7 @@
 //! Resolves log4j's lookups from the innermost outwards, as log4j does before it decides what to look up.
 
 use crate::escapes::Byte;
+use crate::name::{Name, Progress};
 use crate::{Finding, MAX_DEPTH, MAX_LOOKUP, MAX_WORK};
 use base64::{Engine as _, alphabet, engine};
 
@@ -14,23 +15,58 @@ const BASE64: engine::GeneralPurpose = engine::GeneralPurpose::new(
 pub(crate) struct Lookups {
     /// What the open lookups contain, inner ones resolved.
     text: Vec<u8>,
-    /// Where in `text` each open lookup begins, the outermost first.
-    open: Vec<usize>,
+    /// The open lookups, the outermost first.
+    open: Vec<Open>,
     /// Where in the input the outermost began.
     since: Option<u64>,
-    /// The last byte was `$`; where it came from.
+    /// The last byte was `$`; where it came from. It is not part of `text` before it is known to begin nothing.
     dollar: Option<u64>,
     /// To be read next, the last first: what was resolved is read as if it had stood there.
-    queue: Vec<Byte>,
+    queue: Vec<Symbol>,
     work: usize,
+    /// Bytes looked at, those of resolved lookups again.
+    #[cfg(test)]
+    pub(crate) looked_at: usize,
+}
+
+struct Open {
+    /// Where in `text` it begins.
+    start: usize,
+    name: Name,
+    /// It contains what only the logger's host knows, so that what becomes of it is not known either.
+    gap: bool,
+}
+
+enum Symbol {
+    Byte(Byte),
+    /// A lookup inside of the one at `depth` ends that only the logger's host can resolve. Its default, which was read
+    /// before, is one of the values it may have.
+    Gap {
+        depth: usize,
+        after: Progress,
+    },
+}
+
+/// What becomes of a lookup.
+struct Resolved {
+    value: Vec<u8>,
+    /// Or anything else.
+    gap: bool,
 }
 
 impl Lookups {
     pub(crate) fn push(&mut self, byte: Byte) -> Option<Finding> {
-        self.queue.push(byte);
-        while let Some(byte) = self.queue.pop() {
-            if let Some(finding) = self.step(byte) {
-                return Some(finding);
+        self.queue.push(Symbol::Byte(byte));
+        while let Some(symbol) = self.queue.pop() {
+            let found = match symbol {
+                Symbol::Byte(byte) => self.step(byte),
+                Symbol::Gap { depth, after } => {
+                    self.skip(depth, after);
+                    None
+                }
+            };
+            if found.is_some() {
+                return found;
             }
         }
         if self.open.is_empty() {
@@ -45,52 +81,85 @@ impl Lookups {
     }
 
     fn step(&mut self, byte: Byte) -> Option<Finding> {
-        let dollar = self.dollar.take();
-        match (byte.value, dollar) {
+        match (byte.value, self.dollar.take()) {
             (b'{', Some(origin)) => {
-                self.text.pop();
                 self.since.get_or_insert(origin);
-                self.open.push(self.text.len());
+                self.open.push(Open { start: self.text.len(), name: Name::new(), gap: false });
                 (self.open.len() > MAX_DEPTH).then_some(Finding::TooDeep)
             }
-            (b'}', _) if !self.open.is_empty() => self.close(),
-            (value, _) => {
-                self.dollar = (value == b'$').then_some(byte.origin);
-                if let Some(start) = self.open.last() {
-                    self.text.push(value);
-                    let content = self.text.get(*start..).unwrap_or_default();
-                    if value == b':' && content.trim_ascii().eq_ignore_ascii_case(b"jndi:") {
-                        return Some(Finding::Jndi);
+            (value, dollar) => {
+                let before = dollar.and_then(|_| self.append(b'$'));
+                before.or_else(|| match value {
+                    b'}' if !self.open.is_empty() => self.close(),
+                    b'$' => {
+                        self.dollar = Some(byte.origin);
+                        None
                     }
-                }
-                (self.text.len() > MAX_LOOKUP).then_some(Finding::TooLong)
+                    value => self.append(value),
+                })
             }
+        }
+    }
+
+    fn append(&mut self, value: u8) -> Option<Finding> {
+        let open = self.open.last_mut()?;
+        #[cfg(test)]
+        {
+            self.looked_at += 1;
+        }
+        self.text.push(value);
+        if open.name.read(value) {
+            return Some(Finding::Jndi);
+        }
+        (self.text.len() > MAX_LOOKUP).then_some(Finding::TooLong)
+    }
+
+    fn skip(&mut self, depth: usize, after: Progress) {
+        if let Some(open) = depth.checked_sub(1).and_then(|at| self.open.get_mut(at)) {
+            open.name.skip(after);
+            open.gap = true;
         }
     }
 
     fn close(&mut self) -> Option<Finding> {
-        let start = self.open.pop()?;
-        let content = self.text.split_off(start.min(self.text.len()));
+        let closed = self.open.pop()?;
+        let content = self.text.split_off(closed.start.min(self.text.len()));
         let origin = self.since.unwrap_or_default();
         if self.open.is_empty() {
             self.since = None;
         }
-        let value = resolve(&content);
+        let Resolved { value, gap } = resolve(&content);
+        #[cfg(test)]
+        {
+            self.looked_at += content.len() + value.len();
+        }
+        if gap || closed.gap {
+            // Outside of all lookups it is no matter what it becomes.
+            if let Some(outer) = self.open.last() {
+                let Some(after) = outer.name.gap() else { return Some(Finding::Jndi) };
+                self.queue.push(Symbol::Gap { depth: self.open.len(), after });
+            }
+        }
         self.work += value.len();
-        self.queue.extend(value.into_iter().rev().map(|value| Byte { value, origin }));
+        self.queue.extend(value.into_iter().rev().map(|value| Symbol::Byte(Byte { value, origin })));
         (self.work > MAX_WORK).then_some(Finding::TooDeep)
     }
 }
 
-/// What a lookup becomes; never longer than its content. What only the logger's host knows (its environment) counts as
-/// missing: its default, or nothing.
-fn resolve(content: &[u8]) -> Vec<u8> {
+/// What a lookup becomes; never longer than its content. What only the logger's host knows (its environment) is a gap, and
+/// may be missing: then it is its default, or nothing.
+fn resolve(content: &[u8]) -> Resolved {
     let split = content.windows(2).position(|pair| pair == b":-");
     let (name, default) = match split.and_then(|at| content.split_at_checked(at)) {
         Some((name, rest)) => (name, rest.get(2..).unwrap_or_default()),
         None => (content, &b""[..]),
     };
-    known(name.trim_ascii_start()).unwrap_or_else(|| default.to_vec())
+    let name = name.trim_ascii_start();
+    match known(name) {
+        Some(value) => Resolved { value, gap: false },
+        // Nothing has no name, or a name that is only a colon.
+        None => Resolved { value: default.to_vec(), gap: !matches!(name, b"" | b":") },
+    }
 }
 
 /// A value that anybody can tell.
@@ -121,5 +190,24 @@ fn upper(argument: &[u8]) -> Vec<u8> {
         };
         out.push(capital);
         rest = after;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is looked at grows with the input, not with its square, whatever stands in the lookups.
+    #[test]
+    fn work_is_linear() {
+        let round = |inside: &str| format!("${{{}}}", inside.repeat((MAX_LOOKUP - 8) / inside.len()));
+        for inside in [":", " :", "  :", " : jndi", "$", "$ :", "${a:-:}", "j", ":-"] {
+            let text = round(inside).repeat((1 << 20) / MAX_LOOKUP);
+            let mut lookups = Lookups::default();
+            for (origin, value) in (0..).zip(text.bytes()) {
+                assert_eq!(lookups.push(Byte { value, origin }), None, "{inside:?}");
+            }
+            assert!(lookups.looked_at <= 4 * text.len(), "{inside:?}: {}", lookups.looked_at);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! A request's body that is examined on its way: what is not decided yet is held back, and what is blocked ends it.
 
 use super::BodyError;
-use crate::policy::filter::{BodyExaminer, Finding, RequestFilter, What};
+use crate::policy::filter::{BodyExaminer, Finding, Place, RequestFilter, What};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
@@ -51,6 +51,8 @@ pub(super) struct Filtered {
     guard: Rc<Guard>,
     /// `None`: the rest passes as it comes.
     examiner: Option<BodyExaminer>,
+    /// What it found and may only observe is reported.
+    reported: bool,
     held: VecDeque<Bytes>,
     passed: u64,
     end: End,
@@ -66,7 +68,7 @@ type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 
 impl Filtered {
     pub(super) fn new(source: Incoming, guard: Rc<Guard>, examiner: Option<BodyExaminer>) -> Self {
-        Self { source, guard, examiner, held: VecDeque::new(), passed: 0, end: End::NotYet }
+        Self { source, guard, examiner, reported: false, held: VecDeque::new(), passed: 0, end: End::NotYet }
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
@@ -120,8 +122,18 @@ impl Filtered {
     }
 
     fn judge(&mut self, examined: Result<(), What>) {
+        let observed = self.examiner.as_ref().and_then(BodyExaminer::observed);
+        if let Some(what) = observed.filter(|_| !self.reported).cloned() {
+            self.reported = true;
+            self.guard.judge(&Finding { what, place: Place::Part(RequestPart::Body) });
+            // The limits may be what it is blocked for.
+            if self.guard.filter.on_limit == FilterAction::Observe {
+                self.examiner = None;
+                return;
+            }
+        }
         if let Err(what) = examined {
-            self.guard.judge(&Finding { what, part: RequestPart::Body });
+            self.guard.judge(&Finding { what, place: Place::Part(RequestPart::Body) });
             self.examiner = None;
         }
     }

@@ -4,7 +4,7 @@ use super::Caller;
 use crate::{
     codec::{self as plumbing, Body, Guard},
     denial::Reason,
-    policy::filter::{BodyExaminer, Finding, RequestFilter, Unexaminable, What},
+    policy::filter::{BodyExaminer, Finding, Framing, Place, RequestFilter, Unexaminable, What},
     snapshot::Inbound,
     worker::Worker,
 };
@@ -39,7 +39,7 @@ pub(super) fn examine(
     if !guard.is_blocked() && filter.searches(RequestPart::Body) && !request.body().is_end_stream() {
         match body_examiner(&guard, inbound, request) {
             Ok(examiner) => body = Some(examiner),
-            Err(what) => drop(guard.judge(&Finding { what, part: RequestPart::Body })),
+            Err(what) => drop(guard.judge(&Finding { what, place: Place::Part(RequestPart::Body) })),
         }
     }
     let examined = Examined { guard: Some(Rc::new(guard)), body };
@@ -52,7 +52,7 @@ fn body_examiner(
     request: &Request<Incoming>,
 ) -> Result<BodyExaminer, What> {
     let filter = &guard.filter;
-    let examiner = BodyExaminer::new(filter, request.headers(), inbound.config.protocol.is_http2())?;
+    let examiner = BodyExaminer::new(filter, request.headers(), Framing::of(inbound.config.protocol))?;
     // Before anything is sent there is still an answer to give.
     let length = request.body().size_hint().exact().unwrap_or_default();
     if filter.on_limit == FilterAction::Block && examiner.exceeds(length) {

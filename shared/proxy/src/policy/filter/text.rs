@@ -1,9 +1,10 @@
 //! One text that comes in pieces: a body, a gRPC message.
 
 use super::{RequestFilter, Unexaminable, What};
-use meridian_proxy_config::RequestPart;
+use meridian_proxy_config::{FilterAction, RequestPart};
 use meridian_request_filter::Scanner;
 use regex_automata::Input;
+use std::{cell::OnceCell, rc::Rc};
 
 /// The longest match of a pattern that is sure to be found in a text that comes in pieces. Signatures are far shorter,
 /// and so much of each request is held back.
@@ -12,10 +13,22 @@ const WINDOW: usize = 4 << 10;
 const CONTEXT: usize = 4;
 
 pub(super) struct Text {
-    scanner: Option<Scanner>,
-    window: Option<Window>,
+    search: Search,
+    seen: Seen,
     limit: u64,
     read: u64,
+}
+
+/// What a body's texts were found to contain, where that does not end it. Once there is something they are examined
+/// no further, but for their limits.
+pub(super) type Seen = Rc<OnceCell<What>>;
+
+/// What a text is searched for.
+#[derive(Default)]
+struct Search {
+    /// A few KiB, which futures are not to carry.
+    scanner: Option<Box<Scanner>>,
+    window: Option<Window>,
 }
 
 /// What patterns have not been run over, or not in whole.
@@ -30,32 +43,28 @@ struct Window {
 
 impl Text {
     /// `limit`: so many bytes are examined.
-    pub(super) fn new(filter: &RequestFilter, limit: u64) -> Self {
+    pub(super) fn new(filter: &RequestFilter, limit: u64, seen: &Seen) -> Self {
         let patterns = filter.patterns_of(RequestPart::Body).next().is_some();
-        Self {
-            scanner: filter.log4shell.then(Scanner::new),
-            window: patterns.then(Window::default),
-            limit,
-            read: 0,
-        }
+        let search = match seen.get() {
+            Some(_) => Search::default(),
+            None => Search {
+                scanner: filter.log4shell.then(Box::default),
+                window: patterns.then(Window::default),
+            },
+        };
+        Self { search, seen: seen.clone(), limit, read: 0 }
     }
 
     /// Reads on.
     ///
     /// # Errors
-    /// What was found, or that the text is too long.
+    /// What was found and is to be blocked, or that the text is too long.
     pub(super) fn feed(&mut self, filter: &RequestFilter, bytes: &[u8]) -> Result<(), What> {
         let room = usize::try_from(self.limit.saturating_sub(self.read)).unwrap_or(usize::MAX);
         let within = bytes.get(..room).unwrap_or(bytes);
         self.read = self.read.saturating_add(bytes.len() as u64);
-        if let Some(scanner) = &mut self.scanner
-            && scanner.feed(within).is_some()
-        {
-            return Err(What::Log4shell);
-        }
-        if let Some(window) = &mut self.window {
-            window.feed(filter, within)?;
-        }
+        let found = self.search.feed(filter, within);
+        self.judge(filter, found)?;
         if within.len() == bytes.len() {
             return Ok(());
         }
@@ -66,12 +75,22 @@ impl Text {
     /// The text has ended.
     ///
     /// # Errors
-    /// What was found at its end.
+    /// What was found at its end and is to be blocked.
     pub(super) fn finish(&mut self, filter: &RequestFilter) -> Result<(), What> {
-        if self.scanner.as_mut().is_some_and(|scanner| scanner.finish().is_some()) {
-            return Err(What::Log4shell);
+        let found = self.search.finish(filter);
+        self.judge(filter, found)
+    }
+
+    fn judge(&mut self, filter: &RequestFilter, found: Result<(), What>) -> Result<(), What> {
+        match found {
+            Err(what) if filter.action == FilterAction::Observe => {
+                // Of several the first is reported.
+                self.seen.set(what).ok();
+                self.search = Search::default();
+                Ok(())
+            }
+            found => found,
         }
-        self.window.as_mut().map_or(Ok(()), |window| window.search(filter, window.bytes.len()))
     }
 
     pub(super) fn read(&self) -> u64 {
@@ -80,9 +99,26 @@ impl Text {
 
     /// So many bytes can't belong to a finding any more.
     pub(super) fn decided(&self) -> u64 {
-        let scanner = self.scanner.as_ref().map_or(self.read, Scanner::decided);
-        let window = self.window.as_ref().map_or(self.read, |window| window.gone + window.from as u64);
+        let Search { scanner, window } = &self.search;
+        let scanner = scanner.as_ref().map_or(self.read, |scanner| scanner.decided());
+        let window = window.as_ref().map_or(self.read, |window| window.gone + window.from as u64);
         scanner.min(window)
+    }
+}
+
+impl Search {
+    fn feed(&mut self, filter: &RequestFilter, bytes: &[u8]) -> Result<(), What> {
+        if self.scanner.as_mut().is_some_and(|scanner| scanner.feed(bytes).is_some()) {
+            return Err(What::Log4shell);
+        }
+        self.window.as_mut().map_or(Ok(()), |window| window.feed(filter, bytes))
+    }
+
+    fn finish(&mut self, filter: &RequestFilter) -> Result<(), What> {
+        if self.scanner.as_mut().is_some_and(|scanner| scanner.finish().is_some()) {
+            return Err(What::Log4shell);
+        }
+        self.window.as_mut().map_or(Ok(()), |window| window.search(filter, window.bytes.len()))
     }
 }
 
