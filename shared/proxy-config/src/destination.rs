@@ -1,4 +1,4 @@
-use crate::{DestinationPolicies, Protocol, policies::unset};
+use crate::Protocol;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -38,8 +38,6 @@ pub struct Destination {
     /// Names of [`EndpointSet`]s in order of preference: the next is used when no endpoint of the one before
     /// is usable (local zone first, then the others).
     pub tiers: Vec<Vec<String>>,
-    #[serde(default, skip_serializing_if = "unset")]
-    pub policies: DestinationPolicies,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

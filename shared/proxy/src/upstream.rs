@@ -296,19 +296,25 @@ impl EndpointState {
         connect(worker, &addresses, endpoint.port, limit, &name).await
     }
 
-    /// A connection as the cluster demands: in the clear, or mTLS with a verified peer.
+    /// Whether nothing could be sent here if no connection were made. One that is no HTTP serves nobody else, so an
+    /// endpoint needs none.
+    fn needs_one(&self, cluster: &Cluster) -> bool {
+        cluster.protocol.is_http() && self.active.get() == 0
+    }
+
+    /// A connection as the cluster demands: in the clear, or mTLS with a verified peer. `needed`: it may be made even if
+    /// there are as many as may be.
     pub async fn open(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
         cluster: &Cluster,
         alpn: &[u8],
+        needed: bool,
     ) -> Result<Opened, DialError> {
         let cell = cluster.traffic.cell(worker.index);
         let limit = cluster.connections.connect;
         let begun = worker.timer.now();
-        // A connection that is no HTTP serves nobody else, so an endpoint needs none.
-        let alone = cluster.protocol.is_http() && self.active.get() == 0;
-        let active = self.load.connect(&cluster.at_once, alone)?.and(Active::new(&self.active));
+        let active = self.load.connect(&cluster.at_once, needed)?.and(Active::new(&self.active));
         let stream = self.dial(worker, limit).await.inspect_err(|_| cell.connect_failures.inc())?;
         let socket = Socket::new(stream);
         let Some(rule) = &cluster.tls else {
@@ -393,7 +399,7 @@ pub async fn open(
             picked = upstream.pick(worker.timer.now(), balance, &tried);
         }
         let Some(state) = picked else { break };
-        match state.open(worker, cluster, alpn).await {
+        match state.open(worker, cluster, alpn, state.needs_one(cluster)).await {
             Ok(opened) => {
                 state.succeeded();
                 if !cluster.protocol.is_http() {

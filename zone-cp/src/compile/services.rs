@@ -11,8 +11,7 @@ use meridian_core::{Key, labels};
 use meridian_policy::Parsed;
 use meridian_proxy_config::sni::{Sni, SniKind};
 use meridian_proxy_config::{
-    Destination, DestinationPolicies, DestinationTls, Endpoint, EndpointSet, Outbound, Protocol, Target,
-    types,
+    Destination, DestinationTls, Endpoint, EndpointSet, Outbound, Protocol, Target, types,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -102,7 +101,6 @@ pub(crate) fn service(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
             protocol: protocol(declared.protocol()),
             tls: tls(picture, mesh, &[service]),
             tiers: vec![set_names(picture, mesh, service, declared)],
-            policies: DestinationPolicies::default(),
         };
         out.push(key, types::DESTINATION, &name, &destination);
         if let Some(vip) = vip {
@@ -145,7 +143,6 @@ pub(crate) fn legacy(inputs: Inputs<'_>, mesh_name: &str, service: &str, out: &m
             protocol: protocol(declared.protocol()),
             tls: tls.clone(),
             tiers,
-            policies: DestinationPolicies::default(),
         };
         out.push(&blame, types::DESTINATION, &legacy_name(mesh_name, service, *number), &destination);
     }

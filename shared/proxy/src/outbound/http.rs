@@ -143,6 +143,8 @@ async fn upgrade(
     active: Option<Active>,
 ) -> Response<Body> {
     plumbing::prepare(&mut request, authority, false, true);
+    // Now: when the connection is there, the cluster may be another.
+    let upstream = worker.upstreams.of(cluster);
     let opened = upstream::open(worker, cluster, Balance::RoundRobin, alpn::HTTP1).await;
     let (mut opened, state) = match opened {
         Ok(opened) => opened,
@@ -158,7 +160,6 @@ async fn upgrade(
         Some(peer) => worker.track_session(info, peer, check),
         None => worker.track(info, check),
     };
-    let upstream = worker.upstreams.of(cluster);
     match plumbing::upgrade(worker, request, opened, tracked, cluster.traffic.clone(), cluster.streams).await
     {
         Ok(response) => {

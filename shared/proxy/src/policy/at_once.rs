@@ -1,7 +1,9 @@
 //! How much is under way at once towards one destination or application, and how much may be.
 //!
-//! A worker counts by itself, so its limits are its share of the policy's, rounded up. Nothing waits for its turn:
-//! whoever comes when a limit is reached is told so.
+//! A worker counts by itself, so its limits are its share of the policy's, rounded up: a count is next to a worker's own
+//! pool and needs no atomics on the request path. The price, with more than one worker (the default is one): a caller
+//! whose requests all come over one connection has one worker's share. Nothing waits for its turn: whoever comes when a
+//! limit is reached is told so.
 
 use meridian_proxy_config::AtOnce;
 use smallvec::SmallVec;
@@ -97,13 +99,13 @@ impl Drop for Active {
 }
 
 impl Load {
-    /// A connection: from the attempt to make it to its end. `alone`: its endpoint has none, and may always have one,
-    /// since else nothing could be sent to it while others hold all.
+    /// A connection: from the attempt to make it to its end. `needed`: its endpoint has none that takes requests, and may
+    /// always have one, since else nothing could be sent to it while others, or its own retired ones, hold all.
     ///
     /// # Errors
     /// There are as many as may be.
-    pub fn connect(&self, limits: &Limits, alone: bool) -> Result<Active, Limit> {
-        if self.connected(limits) && !alone {
+    pub fn connect(&self, limits: &Limits, needed: bool) -> Result<Active, Limit> {
+        if self.connected(limits) && !needed {
             return Err(Limit::Connections);
         }
         Ok(Active::new(&self.connections))

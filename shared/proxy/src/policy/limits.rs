@@ -118,10 +118,13 @@ impl Bucket {
     }
 }
 
+/// Some 146 years: sums of a clock's time and an interval stay numbers.
+const LONGEST: u64 = u64::MAX / 4;
+
 impl From<Rate> for Pace {
     fn from(rate: Rate) -> Self {
         let num = u64::from(rate.num.get());
-        let interval = rate.interval_millis.get().saturating_mul(1_000_000);
+        let interval = rate.interval_millis.get().saturating_mul(1_000_000).min(LONGEST);
         // Rounded before it is multiplied: the burst is exact, and the rate is by less than a token's nanosecond too
         // high.
         let token = (interval / num).max(1);
@@ -198,7 +201,10 @@ mod tests {
     fn a_rate_that_no_clock_can_tell_is_the_finest_that_it_can() {
         assert_eq!(Pace::from(rate(3, 1_000)), Pace { token: 333_333_333, bucket: 999_999_999 });
         assert_eq!(Pace::from(rate(u32::MAX, 51)), Pace { token: 1, bucket: u64::from(u32::MAX) });
-        assert_eq!(Pace::from(rate(1, u64::MAX)), Pace { token: u64::MAX, bucket: u64::MAX });
+        let endless = Pace::from(rate(1, u64::MAX));
+        assert_eq!(endless, Pace { token: LONGEST, bucket: LONGEST });
+        let full_at = endless.take(0, 1).unwrap();
+        assert_eq!(endless.take(full_at, 2), None, "the one token is gone");
     }
 
     #[test]

@@ -193,11 +193,10 @@ impl Compiler<'_> {
                 if let Some(cluster) = self.next.clusters.get(&key) {
                     return Target::Cluster(cluster.clone());
                 }
-                let Some(parts) = self.resources.destinations.get(name) else {
+                let Some(destination) = self.resources.destinations.get(name) else {
                     return Target::Missing(format!("destination {name}"));
                 };
-                let destination = &parts.config;
-                let policies = self.resources.policies(name, parts);
+                let policies = self.resources.policies(name, destination.protocol);
                 let tls = match &destination.tls {
                     DestinationTls::Off => None,
                     DestinationTls::Mutual { mesh, identities } => {
@@ -211,8 +210,8 @@ impl Compiler<'_> {
                     tiers: destination.tiers.iter().map(|tier| self.sets(tier)).collect(),
                     instead: None,
                     zone: self.zone().to_owned(),
-                    policies: policies.config.clone(),
-                    retry: policies.retry.clone(),
+                    policies: policies.config,
+                    retry: policies.retry,
                 };
                 Target::Cluster(self.cluster(key, "outbound", source))
             }

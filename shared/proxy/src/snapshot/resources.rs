@@ -2,7 +2,8 @@
 //!
 //! A resource that guards something and can't be understood must not leave its older, perhaps wider form in force:
 //! an inbound then refuses everybody, an entry or destination is gone, unlisted traffic is refused. Only a bundle
-//! keeps its last readable form, since without one nobody could be believed at all.
+//! keeps its last readable form, since without one nobody could be believed at all; and so do the policies of calls that go
+//! out, which guard nothing.
 
 use crate::{
     egress::Originator,
@@ -28,7 +29,7 @@ pub struct Resources {
     pub(super) filters: BTreeMap<String, Arc<RequestFilter>>,
     pub(super) refused_inbounds: BTreeMap<String, Arc<config::Inbound>>,
     pub(super) outbounds: BTreeMap<String, Arc<config::Outbound>>,
-    pub(super) destinations: BTreeMap<String, DestinationParts>,
+    pub(super) destinations: BTreeMap<String, Arc<config::Destination>>,
     /// By the destination's name, or by its protocol.
     policies: BTreeMap<String, PolicyParts>,
     pub(super) endpoints: BTreeMap<String, Arc<config::EndpointSet>>,
@@ -39,14 +40,7 @@ pub struct Resources {
     pub(super) meshes: BTreeMap<String, String>,
 }
 
-#[derive(Clone)]
-pub(super) struct DestinationParts {
-    pub(super) config: Arc<config::Destination>,
-    /// Its own, where nothing else is said.
-    policies: PolicyParts,
-}
-
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(super) struct PolicyParts {
     pub(super) config: Arc<config::DestinationPolicies>,
     pub(super) retry: Option<Arc<RetryPolicy>>,
@@ -116,9 +110,9 @@ impl Resources {
     }
 
     /// What policies say of a destination.
-    pub(super) fn policies<'a>(&'a self, name: &str, destination: &'a DestinationParts) -> &'a PolicyParts {
-        let others = || self.policies.get(config::policies_for_others(destination.config.protocol));
-        self.policies.get(name).or_else(others).unwrap_or(&destination.policies)
+    pub(super) fn policies(&self, name: &str, protocol: config::Protocol) -> PolicyParts {
+        let others = || self.policies.get(config::policies_for_others(protocol));
+        self.policies.get(name).or_else(others).cloned().unwrap_or_default()
     }
 
     fn parse(&mut self, tls: &Tls, resource: &Encoded) -> Result<(), String> {
@@ -136,7 +130,7 @@ impl Resources {
                 self.refused_inbounds.remove(&name);
             }
             types::OUTBOUND => drop(self.outbounds.insert(name, read(body)?)),
-            types::DESTINATION => drop(self.destinations.insert(name, destination_parts(read(body)?)?)),
+            types::DESTINATION => drop(self.destinations.insert(name, read(body)?)),
             types::POLICIES => drop(self.policies.insert(name, policy_parts(read(body)?)?)),
             types::ENDPOINTS => drop(self.endpoints.insert(name, read(body)?)),
             types::EXTERNAL => {
@@ -173,7 +167,7 @@ impl Resources {
                     self.refused_inbounds.insert(name.to_owned(), inbound);
                 }
             }
-            types::BUNDLE => {}
+            types::BUNDLE | types::POLICIES => {}
             other => self.forget(other, name),
         }
     }
@@ -200,11 +194,6 @@ impl Resources {
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {
     serde_json::from_slice(body).map(Arc::new).map_err(|error| error.to_string())
-}
-
-fn destination_parts(config: Arc<config::Destination>) -> Result<DestinationParts, String> {
-    let policies = policy_parts(Arc::new(config.policies.clone()))?;
-    Ok(DestinationParts { config, policies })
 }
 
 fn policy_parts(config: Arc<config::DestinationPolicies>) -> Result<PolicyParts, String> {

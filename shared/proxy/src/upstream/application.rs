@@ -21,13 +21,17 @@ use tokio::net::{TcpSocket, TcpStream};
 pub async fn dial_application(worker: &Worker, inbound: &Inbound) -> Result<Opened, DialError> {
     let pool = worker.upstreams.application(inbound.config.application);
     let _waiting = pool.load.wait(&inbound.at_once)?;
-    open_application(worker, inbound).await
+    open_application(worker, inbound, false).await
 }
 
-/// A connection to an application.
-pub(super) async fn open_application(worker: &Worker, inbound: &Inbound) -> Result<Opened, DialError> {
+/// A connection to an application. `needed`: also where there are as many as may be.
+pub(super) async fn open_application(
+    worker: &Worker,
+    inbound: &Inbound,
+    needed: bool,
+) -> Result<Opened, DialError> {
     let (address, limit) = (inbound.config.application, inbound.connections.connect);
-    let active = worker.upstreams.application(address).load.connect(&inbound.at_once, false)?;
+    let active = worker.upstreams.application(address).load.connect(&inbound.at_once, needed)?;
     let stream = match application_source(worker, address) {
         Some(source) => connect_from(worker, source, address, limit).await?,
         None => connect(worker, &[address.ip()], address.port(), limit, &|| address.to_string()).await?,

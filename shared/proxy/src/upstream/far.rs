@@ -32,14 +32,22 @@ impl Far {
         }
     }
 
-    /// A new connection.
+    /// Whether nothing could be sent there if no connection were made for one request alone.
+    pub(super) fn needs_one(&self) -> bool {
+        match self {
+            Self::Endpoint { cluster, state } => state.needs_one(cluster),
+            Self::Application(_) => false,
+        }
+    }
+
+    /// A new connection. `needed`: also where there are as many as may be.
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn open(&self, worker: &Rc<Worker>, alpn: &[u8]) -> Result<Opened, DialError> {
+    pub async fn open(&self, worker: &Rc<Worker>, alpn: &[u8], needed: bool) -> Result<Opened, DialError> {
         match self {
-            Self::Endpoint { cluster, state } => state.open(worker, cluster, alpn).await,
-            Self::Application(inbound) => open_application(worker, inbound).await,
+            Self::Endpoint { cluster, state } => state.open(worker, cluster, alpn, needed).await,
+            Self::Application(inbound) => open_application(worker, inbound, needed).await,
         }
     }
 

@@ -211,7 +211,9 @@ impl Pool {
         alpn: &[u8],
     ) -> Result<(), DialError> {
         let renewed = worker.shared.tls.renewed();
-        let opened = far.open(worker, alpn).await?;
+        // Retired connections count while their last streams last; they take no new ones.
+        let needed = self.multiplexed.borrow().is_empty();
+        let opened = far.open(worker, alpn, needed).await?;
         let Opened { transport, peer, active } = opened;
         let reset = transport.reset();
         let endpoint = far.name();
@@ -256,7 +258,7 @@ impl Pool {
             return Ok(exclusive(idle.sender, idle.expires, true));
         }
         let _waiting = self.load.wait(far.at_once())?;
-        let Opened { transport, peer, active } = far.open(worker, alpn).await?;
+        let Opened { transport, peer, active } = far.open(worker, alpn, far.needs_one()).await?;
         let reset = transport.reset();
         let (sender, connection) = client_h1(transport)
             .await

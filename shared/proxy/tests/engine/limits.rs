@@ -2,7 +2,7 @@
 
 use crate::{
     apps::{call, echo_app, get, http_app, http1, http2, request, text, whole},
-    world::{Pair, allow, soon, until},
+    world::{Pair, allow, is_reset, soon, until},
 };
 use http::Method;
 use http_body_util::BodyExt;
@@ -10,10 +10,7 @@ use meridian_proxy::metrics::TrafficCell;
 use meridian_proxy_config::{
     CallerMatch, Effect, Fault, FaultRule, InboundTls, Protocol, Rate, RateLimits, RequestLimit,
 };
-use std::{
-    net::SocketAddr,
-    num::{NonZeroU32, NonZeroU64},
-};
+use std::num::{NonZeroU32, NonZeroU64};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -52,14 +49,6 @@ fn faults(caller: CallerMatch, effects: &[Effect]) -> FaultRule {
 /// What backend's sidecar has counted at its inbound.
 fn counted(pair: &Pair, read: impl Fn(&TrafficCell) -> u64) -> u64 {
     read(pair.backend.engine.shared().metrics.traffic("inbound", "backend").cell(0))
-}
-
-/// Whether a new connection ends without a byte; that may be before it is known to be there.
-async fn is_reset(to: SocketAddr) -> bool {
-    match TcpStream::connect(to).await {
-        Ok(mut stream) => soon("the end", stream.read_u8()).await.is_err(),
-        Err(_) => true,
-    }
 }
 
 #[tokio::test]

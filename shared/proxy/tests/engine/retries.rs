@@ -2,15 +2,15 @@
 
 use crate::{
     apps::{Payload, absolute, call, failing_app, http1, http2, request, streaming, tcp_app, text, whole},
-    world::{Pair, Sidecar, address, destination, endpoint, soon, until},
+    world::{Pair, Sidecar, address, destination, endpoint, is_reset, until},
 };
 use bytes::Bytes;
 use futures::future::join_all;
 use http::{Method, Response};
 use hyper::body::Frame;
 use meridian_proxy_config::{
-    BackOff, Destination, DestinationTls, Endpoint, EndpointSet, HostSelection, Protocol, Retry, RetryOn,
-    types,
+    BackOff, Destination, DestinationPolicies, DestinationTls, Endpoint, EndpointSet, HostSelection,
+    Protocol, Retry, RetryOn, policies_for_others, types,
 };
 use std::{
     collections::BTreeMap,
@@ -19,10 +19,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn retry(max: u32, on: &[RetryOn]) -> Retry {
     Retry {
@@ -141,9 +138,9 @@ async fn a_lost_connection_and_a_silent_server_are_failures_too() {
             let on = if repeated { RetryOn::Reset } else { RetryOn::ConnectFailure };
             let mut clear = destination(Protocol::Http, &["backend"]);
             clear.tls = DestinationTls::Off;
-            clear.policies.retry = Some(Retry { per_try_millis: per_try, ..retry(2, &[on]) });
             pair.web.feed(types::DESTINATION, "backend", &clear);
-            pair.settled().await;
+            let again = Retry { per_try_millis: per_try, ..retry(2, &[on]) };
+            pair.policies(|policies| policies.retry = Some(again)).await;
             let expected = match (repeated, resets) {
                 (true, _) => 200,
                 (false, true) => 503,
@@ -191,10 +188,10 @@ async fn a_repetition_goes_elsewhere_if_the_policy_says_so() {
             HostSelection { omit_previous_tiers: 1.try_into().ok(), ..HostSelection::default() },
         ),
     ] {
-        let mut here = Destination { tiers, ..destination(Protocol::Http, &["backend"]) };
-        here.policies.retry = Some(Retry { hosts, ..retry(1, &[RetryOn::GatewayError]) });
+        let here = Destination { tiers, ..destination(Protocol::Http, &["backend"]) };
         pair.web.feed(types::DESTINATION, "backend", &here);
-        pair.settled().await;
+        let again = Retry { hosts, ..retry(1, &[RetryOn::GatewayError]) };
+        pair.policies(|policies| policies.retry = Some(again)).await;
         let before = good_seen.requests();
         for _ in 0..10 {
             assert_eq!(call(pair.outbound, "/").await.status, 200);
@@ -233,14 +230,6 @@ async fn how_far_a_repetition_looks_around_is_the_policys() {
     }
 }
 
-/// Whether a connection is reset, be it before we know that it is there.
-async fn ended(to: std::net::SocketAddr) -> bool {
-    match TcpStream::connect(to).await {
-        Ok(mut stream) => stream.read_u8().await.is_err(),
-        Err(_) => true,
-    }
-}
-
 #[tokio::test]
 async fn tcp_connections_are_tried_as_often_as_the_policy_says() {
     let pair = Pair::start(Protocol::Tcp, address()).await;
@@ -249,7 +238,7 @@ async fn tcp_connections_are_tried_as_often_as_the_policy_says() {
         pair.policies(|policies| policies.connect_attempts = attempts.and_then(|n: u32| n.try_into().ok()))
             .await;
         let before = pair.counted(|cell| cell.connect_failures.value());
-        assert!(soon("the end", ended(pair.outbound)).await);
+        assert!(is_reset(pair.outbound).await);
         until("all tries", async || {
             (pair.counted(|cell| cell.connect_failures.value()) == before + tries).then_some(())
         })
@@ -258,18 +247,43 @@ async fn tcp_connections_are_tried_as_often_as_the_policy_says() {
 }
 
 #[tokio::test]
-async fn a_pattern_that_is_none_is_refused_and_nothing_leads_there() {
+async fn what_is_said_of_others_holds_until_something_is_said_of_the_destination() {
+    let (application, seen) = failing_app(false, usize::MAX, unavailable).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let of = |repetitions| DestinationPolicies {
+        retry: Some(retry(repetitions, &[RetryOn::GatewayError])),
+        ..DestinationPolicies::default()
+    };
+    let attempts = async || {
+        pair.settled().await;
+        let before = seen.requests();
+        assert_eq!(call(pair.outbound, "/").await.status, 503);
+        seen.requests() - before
+    };
+    pair.web.feed(types::POLICIES, policies_for_others(Protocol::Grpc), &of(5));
+    assert_eq!(attempts().await, 1, "of another protocol");
+    pair.web.feed(types::POLICIES, policies_for_others(Protocol::Http), &of(3));
+    assert_eq!(attempts().await, 4);
+    pair.web.feed(types::POLICIES, "backend", &of(1));
+    assert_eq!(attempts().await, 2);
+    pair.web.remove(types::POLICIES, "backend");
+    assert_eq!(attempts().await, 4);
+}
+
+#[tokio::test]
+async fn a_pattern_that_is_none_is_refused_and_what_was_said_before_holds() {
     let (application, _) = failing_app(false, 0, unavailable).await;
     let pair = Pair::start(Protocol::Http, application).await;
-    let mut broken = destination(Protocol::Http, &["backend"]);
+    pair.policies(|policies| policies.retry = Some(retry(1, &[RetryOn::Reset]))).await;
     let header = meridian_proxy_config::HeaderMatch {
         name: "x-again".into(),
         value: meridian_proxy_config::HeaderValueMatch::Regex("(".into()),
     };
-    broken.policies.retry = Some(Retry { request_headers: vec![header], ..retry(1, &[RetryOn::Reset]) });
-    let resource = crate::world::resource(types::DESTINATION, "backend", &broken);
+    let again = Retry { request_headers: vec![header], ..retry(1, &[RetryOn::Reset]) };
+    let broken = DestinationPolicies { retry: Some(again), ..DestinationPolicies::default() };
+    let resource = crate::world::resource(types::POLICIES, "backend", &broken);
     let rejected = pair.web.engine.apply(&[resource], &[]);
     assert!(rejected.iter().any(|one| one.reason.contains("pattern")), "{rejected:?}");
     pair.settled().await;
-    assert!(soon("the end", ended(pair.outbound)).await);
+    assert_eq!(call(pair.outbound, "/").await.status, 200, "they guard nothing: what was there before holds");
 }

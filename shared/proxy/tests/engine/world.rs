@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 use time::OffsetDateTime;
+use tokio::{io::AsyncReadExt, net::TcpStream};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) const MESH: &str = "default";
@@ -38,6 +39,14 @@ pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Opt
 /// A future that must end in time.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}"))
+}
+
+/// Whether a new connection ends without a byte. The reset may come before the client has looked at its connection.
+pub(crate) async fn is_reset(to: SocketAddr) -> bool {
+    match TcpStream::connect(to).await {
+        Ok(mut stream) => soon("the end", stream.read_u8()).await.is_err(),
+        Err(_) => true,
+    }
 }
 
 /// An address of its own for each caller: tests run side by side without sharing ports.
@@ -214,7 +223,6 @@ pub(crate) fn destination(protocol: Protocol, identities: &[&str]) -> Destinatio
             identities: identities.iter().map(|service| format!("spiffe://{MESH}/{service}")).collect(),
         },
         tiers: vec![vec!["backend".into()]],
-        policies: DestinationPolicies::default(),
     }
 }
 
@@ -270,9 +278,9 @@ impl Pair {
 
     /// Changes what policies say of requests to `backend`, and waits until it holds.
     pub(crate) async fn policies(&self, change: impl FnOnce(&mut DestinationPolicies)) {
-        let mut destination = destination(self.protocol, &["backend"]);
-        change(&mut destination.policies);
-        self.web.feed(types::DESTINATION, "backend", &destination);
+        let mut policies = DestinationPolicies::default();
+        change(&mut policies);
+        self.web.feed(types::POLICIES, "backend", &policies);
         self.settled().await;
     }
 
