@@ -8,7 +8,7 @@ use crate::access::Action;
 use crate::list::{self, Selection};
 use crate::problem::Problem;
 use crate::request::Asked;
-use crate::resources::{At, read_problem};
+use crate::resources::{At, chain, read_problem};
 use axum::Json;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -22,6 +22,7 @@ use meridian_policy::{
 };
 use meridian_store::Query;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Kinds that `to` may name.
@@ -54,10 +55,11 @@ pub(crate) async fn dataplanes(at: At, api: Api, request: Request<Body>) -> Resu
     let (mesh, name) = (asked.part(0).to_owned(), asked.part(1).to_owned());
     let stored = at.find_by(&api, &mesh, &name).await?.resource;
     let policy = Policy::new(Arc::new(stored)).map_err(|error| Problem::internal(&error.to_string()))?;
-    let routes = Routes::new(&read(&api, &mesh, "MeshHTTPRoute").await?);
+    let routes = Routes::new(&read(&api, &mesh, "MeshHTTPRoute").await?.0);
     let mut selected = Vec::new();
     for resource in of_kind(&api, &mesh, Dataplane::KIND).await? {
-        let spec: Dataplane = parsed(&resource)?;
+        // One that can't be read is compiled for nobody.
+        let Ok(spec) = resource.parse::<Dataplane>() else { continue };
         let subject = Subject { key: &resource.key, labels: &resource.labels, spec: &spec };
         let mut parts = subject.sections().chain([Section::Whole]);
         if selection.matches(&resource) && parts.any(|part| policy.would_select(&routes, &subject, part)) {
@@ -74,6 +76,8 @@ pub(crate) async fn dataplanes(at: At, api: Api, request: Request<Body>) -> Resu
 /// A mesh's policies and what they may be about.
 struct World {
     policies: Vec<Arc<Policy>>,
+    /// By kind: policies that can't be read, and why.
+    unreadable: BTreeMap<&'static str, Vec<String>>,
     routes: Routes,
     destinations: Destinations,
     /// Policies have no effect by `kuma.io/service`.
@@ -82,9 +86,11 @@ struct World {
 
 impl World {
     async fn of(api: &Api, mesh: &str) -> Result<Self, Problem> {
-        let mut policies = Vec::new();
+        let (mut policies, mut unreadable) = (Vec::new(), BTreeMap::new());
         for info in kinds() {
-            policies.extend(read(api, mesh, info.kind.as_str()).await?);
+            let (readable, errors) = read(api, mesh, info.kind.as_str()).await?;
+            policies.extend(readable);
+            unreadable.insert(info.kind.as_str(), errors);
         }
         let mut destinations = Destinations::default();
         for kind in DESTINATIONS.into_iter().filter_map(Kind::named) {
@@ -99,7 +105,7 @@ impl World {
         let only_resources =
             spec.is_some_and(|mesh| mesh.mesh_services_mode() == MeshServicesMode::Exclusive);
         let routes = Routes::new(&policies);
-        Ok(Self { policies, routes, destinations, only_resources })
+        Ok(Self { policies, unreadable, routes, destinations, only_resources })
     }
 
     fn selecting(&self, kind: Kind, subject: &Subject<'_>, section: Section<'_>) -> Vec<Arc<Policy>> {
@@ -149,11 +155,12 @@ impl World {
             let rule = json!({"conf": merged.confs.first(), "origin": policies(&merged)});
             said.insert("proxyRule".to_owned(), rule);
         }
-        if said.is_empty() {
+        let warnings = self.unreadable.get(info.kind.as_str()).map(Vec::as_slice).unwrap_or_default();
+        if said.is_empty() && warnings.is_empty() {
             return None;
         }
         said.insert("type".to_owned(), json!(info.kind.as_str()));
-        said.insert("warnings".to_owned(), json!([]));
+        said.insert("warnings".to_owned(), json!(warnings));
         Some(Value::Object(said))
     }
 
@@ -187,12 +194,17 @@ async fn of_kind(api: &Api, mesh: &str, kind: Kind) -> Result<Vec<Resource>, Pro
     Ok(page.items.into_iter().map(|stored| stored.resource).collect())
 }
 
-/// The mesh's policies of a kind. One that can't be read is left out, as it is by what compiles them.
-async fn read(api: &Api, mesh: &str, kind: &str) -> Result<Vec<Arc<Policy>>, Problem> {
-    let Some(kind) = Kind::named(kind) else { return Ok(Vec::new()) };
-    let resources = of_kind(api, mesh, kind).await?;
-    let policy = |resource| Policy::new(Arc::new(resource)).map(Arc::new);
-    Ok(resources.into_iter().map(policy).filter_map(Result::ok).collect())
+/// The mesh's policies of a kind, and why others can't be read: they are left out, as they are by what compiles them.
+async fn read(api: &Api, mesh: &str, kind: &str) -> Result<(Vec<Arc<Policy>>, Vec<String>), Problem> {
+    let (mut policies, mut errors) = (Vec::new(), Vec::new());
+    let Some(kind) = Kind::named(kind) else { return Ok((policies, errors)) };
+    for resource in of_kind(api, mesh, kind).await? {
+        match Policy::new(Arc::new(resource)) {
+            Ok(policy) => policies.push(Arc::new(policy)),
+            Err(error) => errors.push(chain(&error)),
+        }
+    }
+    Ok((policies, errors))
 }
 
 fn parsed<T: meridian_core::Spec>(resource: &Resource) -> Result<T, Problem> {

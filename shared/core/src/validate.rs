@@ -30,6 +30,16 @@ pub(crate) fn regex(path: &str, text: &str, out: &mut Violations) {
     }
 }
 
+/// The same for one that a whole text must match, compiled as proxies do: a comment must not swallow what is put around it.
+pub(crate) fn whole_regex(path: &str, text: &str, out: &mut Violations) {
+    let mut alone = Violations::default();
+    regex(path, text, &mut alone);
+    if alone.is_empty() {
+        regex(path, &format!("^(?:{text})$"), &mut alone);
+    }
+    out.extend(alone);
+}
+
 /// Of one compiled expression; ten times what usual ones take.
 const REGEX_BYTES: usize = 256 * 1024;
 
@@ -159,10 +169,15 @@ pub(crate) fn positive_count(path: &str, value: Option<u32>, out: &mut Violation
     }
 }
 
-/// A whole percentage.
-pub(crate) fn whole_percentage(path: &str, value: Option<i64>, out: &mut Violations) {
-    if value.is_some_and(|value| !(0..=100).contains(&value)) {
-        out.push(path, "must be in inclusive range [0, 100]");
+/// A number within bounds, if there is one.
+pub(crate) fn in_range<N: PartialOrd + std::fmt::Display + Copy>(
+    path: impl Into<String>,
+    value: Option<N>,
+    range: std::ops::RangeInclusive<N>,
+    out: &mut Violations,
+) {
+    if value.is_some_and(|value| !range.contains(&value)) {
+        out.push(path, format!("must be in inclusive range [{}, {}]", range.start(), range.end()));
     }
 }
 

@@ -39,6 +39,18 @@ pub struct HeaderKeyValue {
     pub value: String,
 }
 
+/// Headers to give a request or an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct HeadersToAdd {
+    /// Replaces what is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set: Option<Vec<HeaderKeyValue>>,
+    /// Beside what is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub add: Option<Vec<HeaderKeyValue>>,
+}
+
 impl HeaderMatch {
     pub(crate) fn check(&self, path: &str, out: &mut Violations) {
         check_header_name(&format!("{path}.name"), &self.name, out);
@@ -46,44 +58,61 @@ impl HeaderMatch {
             out.push(format!("{path}.type"), validate::one_of("type", HeaderMatchType::VALUES));
         }
         if self.type_ == Some(HeaderMatchType::RegularExpression) {
-            validate::regex(&format!("{path}.value"), self.value.as_deref().unwrap_or_default(), out);
+            let pattern = self.value.as_deref().unwrap_or_default();
+            validate::whole_regex(&format!("{path}.value"), pattern, out);
         }
     }
 }
 
-/// Checks lists of a header modifier: names of headers, at most 16 a list, no name in two places.
-pub(crate) fn check_modifier<'a>(
+/// Checks conditions on headers: at most 16, since each may hold a compiled pattern.
+pub(crate) fn check_matches(path: &str, matches: &[HeaderMatch], out: &mut Violations) {
+    if matches.len() > MAX_ITEMS {
+        return out.push(path, format!("must have at most {MAX_ITEMS} items"));
+    }
+    for (i, matched) in matches.iter().enumerate() {
+        matched.check(&format!("{path}[{i}]"), out);
+    }
+}
+
+/// Checks lists of headers to set or add, and names to remove: at most 16 a list, no name in two places.
+pub(crate) fn check_modifier(
     path: &str,
-    lists: impl IntoIterator<Item = (&'static str, Vec<&'a str>)>,
+    lists: &[(&'static str, &[HeaderKeyValue])],
+    remove: &[String],
     out: &mut Violations,
 ) {
     let mut seen = BTreeSet::new();
-    for (list, names) in lists {
-        if names.len() > MAX_MODIFIED {
-            out.push(format!("{path}.{list}"), format!("must have at most {MAX_MODIFIED} items"));
+    let mut check_name = |path: String, name: &str, out: &mut Violations| {
+        check_header_name(&path, name, out);
+        if !seen.insert(name.to_ascii_lowercase()) {
+            out.push(path, "duplicate header name");
         }
-        for (i, name) in names.into_iter().enumerate() {
-            let item = match list {
-                "remove" => format!("{path}.{list}[{i}]"),
-                _ => format!("{path}.{list}[{i}].name"),
-            };
-            check_header_name(&item, name, out);
-            if !seen.insert(name.to_ascii_lowercase()) {
-                out.push(item, "duplicate header name");
-            }
+    };
+    let lengths =
+        lists.iter().map(|(list, headers)| (*list, headers.len())).chain([("remove", remove.len())]);
+    for (list, _) in lengths.filter(|(_, length)| *length > MAX_ITEMS) {
+        out.push(format!("{path}.{list}"), format!("must have at most {MAX_ITEMS} items"));
+    }
+    for (list, headers) in lists {
+        for (i, header) in headers.iter().enumerate() {
+            check_name(format!("{path}.{list}[{i}].name"), &header.name, out);
+            check_value(&format!("{path}.{list}[{i}].value"), &header.value, out);
         }
+    }
+    for (i, name) in remove.iter().enumerate() {
+        check_name(format!("{path}.remove[{i}]"), name, out);
     }
 }
 
 /// A value that a header can have: one that ends the line would write headers of its own.
-pub(crate) fn check_value(path: &str, value: &str, out: &mut Violations) {
+fn check_value(path: &str, value: &str, out: &mut Violations) {
     if value.bytes().any(|b| b != b'\t' && b.is_ascii_control()) {
         out.push(path, "must not hold control characters");
     }
 }
 
 /// In Kuma's CRDs.
-const MAX_MODIFIED: usize = 16;
+const MAX_ITEMS: usize = 16;
 const MAX_NAME: usize = 256;
 
 /// A header's name: RFC 9110's token, in lower case as HTTP/2 has it.

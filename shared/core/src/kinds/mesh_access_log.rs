@@ -79,7 +79,7 @@ pub struct File {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct OpenTelemetry {
-    /// `HOST:PORT`; this or `backendRef`.
+    /// `HOST` or `HOST:PORT`; this or `backendRef`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,12 +153,8 @@ impl Spec for MeshAccessLog {
         let lists = Lists::new(self.from.as_ref(), self.to.as_ref(), self.rules.as_ref());
         policy::check_top(self.target_ref.as_ref(), &policy::TOP, lists.inbound(), out);
         lists.check(out);
-        policy::check_targets("from", self.from.as_ref(), &ONLY_MESH, out, |item, path, out| {
-            item.default.check(path, out);
-        });
-        policy::check_targets("to", self.to.as_ref(), &policy::TO_OR_ROUTE, out, |item, path, out| {
-            item.default.check(path, out);
-        });
+        policy::check_targets("from", self.from.as_ref(), &ONLY_MESH, out, Conf::check);
+        policy::check_targets("to", self.to.as_ref(), &policy::TO_OR_ROUTE, out, Conf::check);
         policy::check_rules(self.rules.as_ref(), out, |rule, path, out| rule.default.check(path, out));
     }
 

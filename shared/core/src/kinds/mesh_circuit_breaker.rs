@@ -2,7 +2,7 @@ use super::policy::{self, Lists, ONLY_MESH, PlainRule, Targeted};
 use crate::duration::PolicyDuration;
 use crate::registry::Standing::{Executed, Warned};
 use crate::validate::{
-    self, GREATER_THAN_ZERO, MUST_BE_DEFINED, positive_count, positive_duration, whole_percentage,
+    self, GREATER_THAN_ZERO, MUST_BE_DEFINED, in_range, positive_count, positive_duration,
 };
 use crate::{Context, Flow, IntOrString, Kind, KindInfo, Spec, TargetRef, TargetRefs, Violations};
 use schemars::JsonSchema;
@@ -171,12 +171,8 @@ impl Spec for MeshCircuitBreaker {
         let lists = Lists::new(self.from.as_ref(), self.to.as_ref(), self.rules.as_ref());
         policy::check_top(self.target_ref.as_ref(), &policy::TOP, lists.inbound(), out);
         lists.check(out);
-        policy::check_targets("from", self.from.as_ref(), &ONLY_MESH, out, |item, path, out| {
-            item.default.check(path, out);
-        });
-        policy::check_targets("to", self.to.as_ref(), &policy::TO, out, |item, path, out| {
-            item.default.check(path, out);
-        });
+        policy::check_targets("from", self.from.as_ref(), &ONLY_MESH, out, Conf::check);
+        policy::check_targets("to", self.to.as_ref(), &policy::TO, out, Conf::check);
         for (i, rule) in self.rules.iter().flatten().enumerate() {
             // Kuma's path: it calls rules `from` here.
             rule.default.check(&format!("spec.from[{i}].default"), out);
@@ -222,8 +218,7 @@ impl OutlierDetection {
     fn check(&self, path: &str, out: &mut Violations) {
         positive_duration(&format!("{path}.interval"), self.interval, out);
         positive_duration(&format!("{path}.baseEjectionTime"), self.base_ejection_time, out);
-        let percent = self.max_ejection_percent.map(i64::from);
-        whole_percentage(&format!("{path}.maxEjectionPercent"), percent, out);
+        in_range(format!("{path}.maxEjectionPercent"), self.max_ejection_percent, 0..=100, out);
         if let Some(threshold) = &self.healthy_panic_threshold {
             let path = format!("{path}.healthyPanicThreshold");
             validate::percentage(&path, threshold, validate::NUMBER_EXPECTED, out);
@@ -264,7 +259,7 @@ impl Detectors {
             let path = format!("{path}.failurePercentage");
             positive_count(&format!("{path}.minimumHosts"), share.minimum_hosts, out);
             positive_count(&format!("{path}.requestVolume"), share.request_volume, out);
-            whole_percentage(&format!("{path}.threshold"), share.threshold.map(i64::from), out);
+            in_range(format!("{path}.threshold"), share.threshold, 0..=100, out);
         }
     }
 }

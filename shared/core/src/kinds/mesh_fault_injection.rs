@@ -1,7 +1,7 @@
-use super::policy::{self, Lists, ONLY_MESH, Rule, Targeted};
+use super::policy::{self, Lists, Rule, Targeted};
 use crate::duration::PolicyDuration;
 use crate::registry::Standing::{Executed, Warned};
-use crate::validate::{self, MUST_BE_DEFINED, MUST_NOT_BE_DEFINED, NUMBER_EXPECTED};
+use crate::validate::{self, MUST_BE_DEFINED, NUMBER_EXPECTED};
 use crate::{
     Context, Flow, IntOrString, Kind, KindInfo, Spec, TargetKind, TargetRef, TargetRefs, Violations,
 };
@@ -77,15 +77,18 @@ pub struct ResponseBandwidth {
     pub percentage: Option<IntOrString>,
 }
 
-const NO_GATEWAYS: &str = "there are no builtin gateways";
-
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshfaultinjections",
     short: "mfi",
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: true, to: true, rules: true }),
     doc: "Faults that the selected proxies make, to see how callers bear them.",
-    fields: &[("targetRef", Executed), ("from", Executed), ("to", Warned(NO_GATEWAYS)), ("rules", Executed)],
+    fields: &[
+        ("targetRef", Executed),
+        ("from", Executed),
+        ("to", Warned(policy::NO_GATEWAYS)),
+        ("rules", Executed),
+    ],
     ..KindInfo::new::<MeshFaultInjection>()
 };
 
@@ -104,22 +107,8 @@ impl Spec for MeshFaultInjection {
         let top = self.target_ref.as_ref();
         policy::check_top(top, &policy::TOP, lists.inbound(), out);
         lists.check_exclusive(out);
-        let with_gateways = policy::includes_gateways(top);
         policy::check_rules(self.rules.as_ref(), out, |rule, path, out| rule.default.check(path, out));
-        if with_gateways && lists.from {
-            out.push("spec.from", policy::not_with_gateways());
-        } else {
-            policy::check_targets("from", self.from.as_ref(), &FROM, out, |item, path, out| {
-                item.default.check(path, out);
-            });
-        }
-        if !with_gateways && lists.to {
-            out.push("spec.to", MUST_NOT_BE_DEFINED);
-        } else {
-            policy::check_targets("to", self.to.as_ref(), &ONLY_MESH, out, |item, path, out| {
-                item.default.check(path, out);
-            });
-        }
+        policy::check_sides(top, (self.from.as_ref(), &FROM), self.to.as_ref(), out, Conf::check);
     }
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
@@ -140,9 +129,7 @@ impl Conf {
             // Kuma's paths: the index stands behind the fault's name.
             if let Some(abort) = &fault.abort {
                 let path = format!("{path}.http.abort[{i}]");
-                if !(100..=599).contains(&abort.http_status) {
-                    out.push(format!("{path}.httpStatus"), "must be in inclusive range [100, 599]");
-                }
+                validate::in_range(format!("{path}.httpStatus"), Some(abort.http_status), 100..=599, out);
                 check_share(&path, abort.percentage.as_ref(), out);
             }
             if let Some(delay) = &fault.delay {

@@ -1,10 +1,9 @@
-use super::http_headers::{self, HeaderKeyValue};
+use super::http_headers::{self, HeadersToAdd};
 use super::policy::{self, Targeted};
 use crate::duration::PolicyDuration;
 use crate::registry::Standing::{Executed, Warned};
 use crate::validate::{
-    self, MUST_BE_DEFINED, NUMBER_EXPECTED, POSITIVE_WHEN_DEFINED, at_least_one, positive_duration,
-    whole_percentage,
+    self, MUST_BE_DEFINED, NUMBER_EXPECTED, POSITIVE_WHEN_DEFINED, at_least_one, in_range, positive_duration,
 };
 use crate::{Context, Flow, IntOrString, Kind, KindInfo, Spec, TargetRef, TargetRefs, Violations};
 use schemars::JsonSchema;
@@ -102,17 +101,6 @@ pub struct Http {
     pub expected_statuses: Option<Vec<i32>>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct HeadersToAdd {
-    /// Replaces what is there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub set: Option<Vec<HeaderKeyValue>>,
-    /// Beside what is there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub add: Option<Vec<HeaderKeyValue>>,
-}
-
 /// gRPC's own health service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -151,9 +139,7 @@ impl Spec for MeshHealthCheck {
         if self.to.as_ref().is_none_or(Vec::is_empty) {
             out.push("spec.to", "needs at least one item");
         }
-        policy::check_targets("to", self.to.as_ref(), &policy::TO, out, |item, path, out| {
-            item.default.check(path, out);
-        });
+        policy::check_targets("to", self.to.as_ref(), &policy::TO, out, Conf::check);
     }
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
@@ -183,8 +169,7 @@ impl Conf {
                 out.push(format!("{path}.{name}"), POSITIVE_WHEN_DEFINED);
             }
         }
-        let jitter = self.interval_jitter_percent.map(i64::from);
-        whole_percentage(&format!("{path}.intervalJitterPercent"), jitter, out);
+        in_range(format!("{path}.intervalJitterPercent"), self.interval_jitter_percent, 0..=100, out);
         if let Some(threshold) = &self.healthy_panic_threshold {
             let path = format!("{path}.healthyPanicThreshold");
             validate::percentage(&path, threshold, NUMBER_EXPECTED, out);
@@ -204,17 +189,14 @@ impl Http {
             out.push(format!("{path}.path"), MUST_BE_DEFINED);
         }
         for (i, status) in self.expected_statuses.iter().flatten().enumerate() {
-            if !(100..=599).contains(status) {
-                out.push(format!("{path}.expectedStatuses[{i}]"), "must be in inclusive range [100, 599]");
-            }
+            in_range(format!("{path}.expectedStatuses[{i}]"), Some(*status), 100..=599, out);
         }
         if let Some(headers) = &self.request_headers_to_add {
-            let names = |list: &'static str, headers: &Option<Vec<HeaderKeyValue>>| {
-                (list, headers.iter().flatten().map(|header| header.name.clone()).collect::<Vec<_>>())
-            };
-            let lists = [names("set", &headers.set), names("add", &headers.add)];
-            let lists = lists.iter().map(|(list, names)| (*list, names.iter().map(String::as_str).collect()));
-            http_headers::check_modifier(&format!("{path}.requestHeadersToAdd"), lists, out);
+            let lists = [
+                ("set", headers.set.as_deref().unwrap_or_default()),
+                ("add", headers.add.as_deref().unwrap_or_default()),
+            ];
+            http_headers::check_modifier(&format!("{path}.requestHeadersToAdd"), &lists, &[], out);
         }
     }
 }

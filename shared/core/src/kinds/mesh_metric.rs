@@ -1,5 +1,6 @@
 use super::open_telemetry::{self, BackendRef};
 use super::policy;
+use crate::check::NOT_SUPPORTED;
 use crate::duration::PolicyDuration;
 use crate::enums::text_enum;
 use crate::registry::Standing::{Executed, Warned};
@@ -162,7 +163,7 @@ text_enum! {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct OpenTelemetry {
-    /// `HOST:PORT`; this or `backendRef`.
+    /// `HOST` or `HOST:PORT`; this or `backendRef`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -277,8 +278,17 @@ impl Backend {
             if !is_port(prometheus.port) {
                 out.push(format!("{path}.port"), INVALID_PORT);
             }
-            if prometheus.tls.as_ref().is_some_and(|tls| !tls.mode.is_known()) {
-                out.push(format!("{path}.prometheus.tls.mode"), validate::one_of("mode", TlsMode::VALUES));
+            let mode = prometheus.tls.as_ref().map_or(&TlsMode::Disabled, |tls| &tls.mode);
+            let reason = match mode {
+                TlsMode::Disabled => None,
+                // They would be there for everybody to read.
+                TlsMode::ProvidedTls | TlsMode::ActiveMtlsBackend => {
+                    Some(format!("{NOT_SUPPORTED}: metrics are served in plaintext"))
+                }
+                TlsMode::Other(_) => Some(validate::one_of("mode", TlsMode::VALUES)),
+            };
+            if let Some(reason) = reason {
+                out.push(format!("{path}.prometheus.tls.mode"), reason);
             }
         }
         if let Some(OpenTelemetry { endpoint, backend_ref, refresh_interval }) = &self.open_telemetry {
@@ -305,7 +315,7 @@ mod tests {
     #[test]
     fn metrics_are_given() {
         let all = of(
-            "sidecar: {includeUnused: true, profiles: {appendProfiles: [{name: Basic}], exclude: [{type: Regex, match: 'http2_.*'}], include: [{type: Contains, match: rbac}]}}, applications: [{name: app, port: 8080}], backends: [{type: Prometheus, prometheus: {clientId: main, tls: {mode: ProvidedTLS}}}, {type: OpenTelemetry, openTelemetry: {endpoint: 'otel:4317', refreshInterval: 30s}}]",
+            "sidecar: {includeUnused: true, profiles: {appendProfiles: [{name: Basic}], exclude: [{type: Regex, match: 'http2_.*'}], include: [{type: Contains, match: rbac}]}}, applications: [{name: app, port: 8080}], backends: [{type: Prometheus, prometheus: {clientId: main, tls: {mode: Disabled}}}, {type: OpenTelemetry, openTelemetry: {endpoint: 'otel:4317', refreshInterval: 30s}}]",
         );
         right(&all);
         assert_eq!(
@@ -334,16 +344,17 @@ mod tests {
         );
         wrong(
             &of(
-                "backends: [{type: Prometheus}, {type: Prometheus, prometheus: {port: 95599, tls: {mode: Some}}}, {type: OpenTelemetry, prometheus: {}}, {type: OpenTelemetry, openTelemetry: {refreshInterval: 0s}}, {}]",
+                "backends: [{type: Prometheus}, {type: Prometheus, prometheus: {port: 95599, tls: {mode: Some}}}, {type: Prometheus, prometheus: {tls: {mode: ActiveMTLSBackend}}}, {type: OpenTelemetry, prometheus: {}}, {type: OpenTelemetry, openTelemetry: {refreshInterval: 0s}}, {}]",
             ),
             &[
                 "spec.default.backends.backend[0].prometheus: must be defined",
                 "spec.default.backends.backend[1].port: port must be a valid (1-65535)",
                 "spec.default.backends.backend[1].prometheus.tls.mode: \"mode\" must be one of [\"Disabled\", \"ProvidedTLS\", \"ActiveMTLSBackend\"]",
-                "spec.default.backends.backend[2].openTelemetry: must be defined",
-                "spec.default.backends.backend[3].openTelemetry: openTelemetry must have exactly one defined: endpoint, backendRef",
-                "spec.default.backends.backend[3].openTelemetry.refreshInterval: must be greater than zero when defined",
-                "spec.default.backends.backend[4].type: \"type\" must be one of [\"Prometheus\", \"OpenTelemetry\"]",
+                "spec.default.backends.backend[2].prometheus.tls.mode: not supported yet: metrics are served in plaintext",
+                "spec.default.backends.backend[3].openTelemetry: must be defined",
+                "spec.default.backends.backend[4].openTelemetry: openTelemetry must have exactly one defined: endpoint, backendRef",
+                "spec.default.backends.backend[4].openTelemetry.refreshInterval: must be greater than zero when defined",
+                "spec.default.backends.backend[5].type: \"type\" must be one of [\"Prometheus\", \"OpenTelemetry\"]",
             ],
         );
     }

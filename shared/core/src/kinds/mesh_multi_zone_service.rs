@@ -1,4 +1,4 @@
-use super::mesh_service::{Address, HostnameGeneratorRef, LabelSelector, Vip};
+use super::mesh_service::LabelSelector;
 use crate::registry::Standing::Warned;
 use crate::validate::{INVALID_PORT, MUST_NOT_BE_EMPTY, PROTOCOLS, is_port};
 use crate::{Context, Flow, Kind, KindInfo, Spec, Violations};
@@ -41,55 +41,8 @@ impl Default for Port {
 
 impl Port {
     pub fn section_name(&self) -> String {
-        self.name.clone().unwrap_or_else(|| self.port.to_string())
+        self.name.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| self.port.to_string())
     }
-}
-
-/// What a zone's control plane finds out about a MeshMultiZoneService. Each zone has its own.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct Status {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub addresses: Vec<Address>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub vips: Vec<Vip>,
-    /// What the selector finds.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub mesh_services: Vec<MatchedMeshService>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub hostname_generators: Vec<HostnameGeneratorStatus>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub conditions: Vec<Condition>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct MatchedMeshService {
-    pub name: String,
-    pub namespace: String,
-    pub zone: String,
-    pub mesh: String,
-}
-
-/// Why a generator gives the service a name, or none.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct HostnameGeneratorStatus {
-    pub hostname_generator_ref: HostnameGeneratorRef,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub conditions: Vec<Condition>,
-}
-
-/// Something that is so, is not, or is not known; Kubernetes' form.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct Condition {
-    #[serde(rename = "type")]
-    pub type_: String,
-    /// True, False, Unknown.
-    pub status: String,
-    pub reason: String,
-    pub message: String,
 }
 
 const NOT_YET: &str = "MeshMultiZoneServices have no name and no address yet; use each zone's MeshService";

@@ -1,8 +1,8 @@
-use super::http_headers::{self, HeaderKeyValue};
+use super::http_headers::{self, HeadersToAdd};
 use super::policy::{self, Lists, NOT_BY_CALLER, ONLY_MESH, Rule, Targeted};
 use crate::duration::PolicyDuration;
 use crate::registry::Standing::{Executed, Warned};
-use crate::validate::{self, GREATER_THAN_ZERO, MUST_BE_DEFINED, MUST_NOT_BE_DEFINED, positive_count};
+use crate::validate::{self, MUST_BE_DEFINED, MUST_NOT_BE_DEFINED, positive_count};
 use crate::{Context, Flow, Kind, KindInfo, Spec, TargetRef, TargetRefs, Violations};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -82,21 +82,8 @@ pub struct OnRateLimit {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub headers: Option<AnswerHeaders>,
+    pub headers: Option<HeadersToAdd>,
 }
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct AnswerHeaders {
-    /// Instead of what the answer has.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub set: Option<Vec<HeaderKeyValue>>,
-    /// Beside what the answer has.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub add: Option<Vec<HeaderKeyValue>>,
-}
-
-const NO_GATEWAYS: &str = "there are no builtin gateways";
 
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshratelimits",
@@ -104,7 +91,12 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: true, to: true, rules: true }),
     doc: "How much the selected proxies let in, each for itself.",
-    fields: &[("targetRef", Executed), ("from", Executed), ("to", Warned(NO_GATEWAYS)), ("rules", Executed)],
+    fields: &[
+        ("targetRef", Executed),
+        ("from", Executed),
+        ("to", Warned(policy::NO_GATEWAYS)),
+        ("rules", Executed),
+    ],
     ..KindInfo::new::<MeshRateLimit>()
 };
 
@@ -120,8 +112,7 @@ impl Spec for MeshRateLimit {
         let top = self.target_ref.as_ref();
         policy::check_top(top, &policy::TOP_OR_ROUTE, lists.inbound(), out);
         lists.check_exclusive(out);
-        let with_gateways = policy::includes_gateways(top);
-        if with_gateways && lists.rules {
+        if policy::includes_gateways(top) && lists.rules {
             out.push("spec.rules", MUST_NOT_BE_DEFINED);
         } else {
             policy::check_rules(self.rules.as_ref(), out, |rule, path, out| {
@@ -131,20 +122,7 @@ impl Spec for MeshRateLimit {
                 }
             });
         }
-        if with_gateways && lists.from {
-            out.push("spec.from", policy::not_with_gateways());
-        } else {
-            policy::check_targets("from", self.from.as_ref(), &ONLY_MESH, out, |item, path, out| {
-                item.default.check(path, out);
-            });
-        }
-        if !with_gateways && lists.to {
-            out.push("spec.to", MUST_NOT_BE_DEFINED);
-        } else {
-            policy::check_targets("to", self.to.as_ref(), &ONLY_MESH, out, |item, path, out| {
-                item.default.check(path, out);
-            });
-        }
+        policy::check_sides(top, (self.from.as_ref(), &ONLY_MESH), self.to.as_ref(), out, Conf::check);
     }
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
@@ -211,9 +189,7 @@ impl Rate {
     const SHORTEST: Duration = Duration::from_millis(50);
 
     fn check(&self, path: &str, out: &mut Violations) {
-        if self.num == 0 {
-            out.push(format!("{path}.num"), GREATER_THAN_ZERO);
-        }
+        positive_count(&format!("{path}.num"), Some(self.num), out);
         if self.interval.get() <= Self::SHORTEST {
             out.push(format!("{path}.interval"), "must be greater than: 50ms");
         }
@@ -227,12 +203,8 @@ impl OnRateLimit {
         let path = format!("{path}.headers");
         for (list, headers) in [("set", &headers.set), ("add", &headers.add)] {
             let headers = headers.as_deref().unwrap_or_default();
-            let names = headers.iter().map(|header| header.name.as_str()).collect();
             // One list at a time: what is set may be added to.
-            http_headers::check_modifier(&path, [(list, names)], out);
-            for (i, header) in headers.iter().enumerate() {
-                http_headers::check_value(&format!("{path}.{list}[{i}].value"), &header.value, out);
-            }
+            http_headers::check_modifier(&path, &[(list, headers)], &[], out);
         }
     }
 }

@@ -152,15 +152,10 @@ impl Conf {
         }
         check_patterns(&format!("{path}.patterns"), patterns, out);
         check_action(&format!("{path}.action"), "action", self.action.as_ref(), out);
-        if self.status.is_some_and(|status| !(400..=599).contains(&status)) {
-            out.push(format!("{path}.status"), "must be in inclusive range [400, 599]");
-        }
+        validate::in_range(format!("{path}.status"), self.status, 400..=599, out);
         if let Some(body) = &self.body {
             check_action(&format!("{path}.body.onLimit"), "onLimit", body.on_limit.as_ref(), out);
-            if body.max_bytes.is_some_and(|bytes| !(1..=MAX_MAX_BYTES).contains(&bytes)) {
-                let reason = format!("must be in inclusive range [1, {MAX_MAX_BYTES}]");
-                out.push(format!("{path}.body.maxBytes"), reason);
-            }
+            validate::in_range(format!("{path}.body.maxBytes"), body.max_bytes, 1..=MAX_MAX_BYTES, out);
         }
     }
 }

@@ -1,4 +1,4 @@
-use super::http_headers::{HeaderMatch, check_header_name};
+use super::http_headers::{HeaderMatch, check_header_name, check_matches};
 use super::policy::{self, ONLY_MESH, Targeted};
 use crate::duration::PolicyDuration;
 use crate::enums::text_enum;
@@ -228,9 +228,9 @@ impl Spec for MeshRetry {
         }
         let of_gateway = matches!(policy::top_kind(top), TargetKind::MeshGateway | TargetKind::MeshHttpRoute);
         let kinds: &[TargetKind] = if of_gateway { &ONLY_MESH } else { &policy::TO_OR_ROUTE };
-        policy::check_targets("to", self.to.as_ref(), kinds, out, |item, path, out| {
+        policy::check_targets("to", self.to.as_ref(), kinds, out, |conf, path, out| {
             // Kuma's path has `conf` in it, which no document has.
-            item.default.check(&format!("{path}.conf"), out);
+            conf.check(&format!("{path}.conf"), out);
         });
     }
 
@@ -283,9 +283,7 @@ impl Http {
             ("retriableRequestHeaders", &self.retriable_request_headers),
         ];
         for (name, matches) in headers {
-            for (i, header) in matches.iter().flatten().enumerate() {
-                header.check(&format!("{path}.{name}[{i}]"), out);
-            }
+            check_matches(&format!("{path}.{name}"), matches.as_deref().unwrap_or_default(), out);
         }
         let mut by_tier = false;
         for (i, predicate) in self.host_selection.iter().flatten().enumerate() {

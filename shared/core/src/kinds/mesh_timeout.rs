@@ -79,15 +79,13 @@ impl Spec for MeshTimeout {
         let top = self.target_ref.as_ref();
         policy::check_top(top, &policy::TOP_OR_ROUTE, lists.inbound(), out);
         lists.check(out);
-        policy::check_targets("from", self.from.as_ref(), &ONLY_MESH, out, |item, path, out| {
-            item.default.check(path, out);
-        });
+        policy::check_targets("from", self.from.as_ref(), &ONLY_MESH, out, Conf::check);
         let of_route = policy::top_kind(top) == TargetKind::MeshHttpRoute;
         let kinds: &[TargetKind] = if of_route { &ONLY_MESH } else { &policy::TO_OR_ROUTE };
-        policy::check_targets("to", self.to.as_ref(), kinds, out, |item, path, out| {
-            item.default.check(path, out);
+        policy::check_targets("to", self.to.as_ref(), kinds, out, |conf, path, out| {
+            conf.check(path, out);
             if of_route {
-                item.default.refuse_of_connections(path, NOT_BY_ROUTE, out);
+                conf.refuse_of_connections(path, NOT_BY_ROUTE, out);
             }
         });
         policy::check_rules(self.rules.as_ref(), out, |rule, path, out| {
@@ -102,7 +100,7 @@ impl Spec for MeshTimeout {
         policy::warn_of_top(self.target_ref.as_ref(), out);
         policy::warn_of_destinations(self.to.as_ref(), out);
         for (i, rule) in self.rules.iter().flatten().enumerate() {
-            if rule.matches.iter().flatten().next().is_none() {
+            if !rule.is_for_some() {
                 continue;
             }
             // That of a stream is kept even so.

@@ -112,8 +112,8 @@ impl Spec for MeshTls {
             out.push("spec", "field 'from' must be empty when 'rules' is defined");
         }
         let of_mesh = policy::top_kind(top) == TargetKind::Mesh;
-        policy::check_targets("from", self.from.as_ref(), &ONLY_MESH, out, |item, path, out| {
-            item.default.check(path, of_mesh, out);
+        policy::check_targets("from", self.from.as_ref(), &ONLY_MESH, out, |conf, path, out| {
+            conf.check(path, of_mesh, out);
         });
         for (i, rule) in self.rules.iter().flatten().enumerate() {
             rule.default.check(&format!("spec.rules[{i}].default"), of_mesh, out);

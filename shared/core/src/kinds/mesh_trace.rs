@@ -97,7 +97,7 @@ pub struct Datadog {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct OpenTelemetry {
-    /// `HOST:PORT`; this or `backendRef`.
+    /// `HOST` or `HOST:PORT`; this or `backendRef`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

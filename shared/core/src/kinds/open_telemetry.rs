@@ -26,7 +26,7 @@ text_enum! {
 
 /// Where data goes, said in one of two ways.
 pub(crate) struct Destination<'a> {
-    /// `HOST:PORT`
+    /// `HOST` or `HOST:PORT`
     pub(crate) endpoint: Option<&'a str>,
     pub(crate) backend_ref: Option<&'a BackendRef>,
 }

@@ -144,12 +144,29 @@ pub(crate) fn includes_gateways(top: Option<&TargetRef>) -> bool {
     }
 }
 
-/// Of a list for what comes in, with a reference that [`includes_gateways`].
-pub(crate) fn not_with_gateways() -> String {
-    format!(
-        "{MUST_NOT_BE_DEFINED} when the scope includes a Gateway, select only proxyType Sidecar or select only \
-         gateways and use spec.to"
-    )
+/// Why a `to` that only gateways have has no effect.
+pub(crate) const NO_GATEWAYS: &str = "there are no builtin gateways";
+
+/// `from`, which only sidecars have, and `to`, which only gateways have, of a policy that selects what it selects.
+pub(crate) fn check_sides<C>(
+    top: Option<&TargetRef>,
+    from: (Option<&Vec<Targeted<C>>>, &[TargetKind]),
+    to: Option<&Vec<Targeted<C>>>,
+    out: &mut Violations,
+    check: impl Fn(&C, &str, &mut Violations),
+) {
+    let with_gateways = includes_gateways(top);
+    if with_gateways && from.0.is_some_and(|from| !from.is_empty()) {
+        let instead = "select only proxyType Sidecar or select only gateways and use spec.to";
+        out.push("spec.from", format!("{MUST_NOT_BE_DEFINED} when the scope includes a Gateway, {instead}"));
+    } else {
+        check_targets("from", from.0, from.1, out, &check);
+    }
+    if !with_gateways && to.is_some_and(|to| !to.is_empty()) {
+        out.push("spec.to", MUST_NOT_BE_DEFINED);
+    } else {
+        check_targets("to", to, &ONLY_MESH, out, &check);
+    }
 }
 
 pub(crate) fn check_top(top: Option<&TargetRef>, kinds: &[TargetKind], inbound: bool, out: &mut Violations) {
@@ -164,12 +181,12 @@ pub(crate) fn check_targets<C>(
     items: Option<&Vec<Targeted<C>>>,
     kinds: &[TargetKind],
     out: &mut Violations,
-    mut check: impl FnMut(&Targeted<C>, &str, &mut Violations),
+    mut check: impl FnMut(&C, &str, &mut Violations),
 ) {
     for (i, item) in items.into_iter().flatten().enumerate() {
         let path = format!("spec.{list}[{i}]");
         item.target_ref.check(&format!("{path}.targetRef"), kinds, false, out);
-        check(item, &format!("{path}.default"), out);
+        check(&item.default, &format!("{path}.default"), out);
     }
 }
 

@@ -421,3 +421,27 @@ fn destinations_that_nothing_holds_for_are_warned_of() {
         assert_eq!(warnings(&to("{kind: MeshService, name: api}")), Vec::<String>::new(), "{kind}");
     }
 }
+
+#[test]
+fn conditions_on_headers_are_few_and_one_whole_expression() {
+    let of = |items: &str| {
+        of(
+            "MeshRetry",
+            &format!(
+                "to: [{{targetRef: {{kind: Mesh}}, default: {{http: {{retriableRequestHeaders: [{items}]}}}}}}]"
+            ),
+        )
+    };
+    let item = "{type: Exact, name: a, value: b}";
+    right(&of(&[item; 16].join(", ")));
+    wrong(
+        &of(&[item; 17].join(", ")),
+        &["spec.to[0].default.conf.http.retriableRequestHeaders: must have at most 16 items"],
+    );
+    for pattern in ["(?x)a # swallows what closes it", "a)|(b"] {
+        wrong(
+            &of(&format!("{{type: RegularExpression, name: a, value: '{pattern}'}}")),
+            &["spec.to[0].default.conf.http.retriableRequestHeaders[0].value: invalid regex"],
+        );
+    }
+}

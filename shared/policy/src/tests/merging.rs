@@ -22,12 +22,12 @@ fn two(kind: &str, weak: &str, strong: &str) -> Vec<Arc<Policy>> {
 fn modifications_and_profiles_add_up() {
     let patch = |name: &str| {
         format!(
-            "default: {{appendModifications: [{{cluster: {{operation: Remove, match: {{name: {name}}}}}}}]}}"
+            "default: {{appendModifications: [{{httpFilter: {{operation: Remove, match: {{name: {name}}}}}}}]}}"
         )
     };
     let merged = proxy_conf(&two("MeshProxyPatch", &patch("first"), &patch("second"))).unwrap();
     let conf: mesh_proxy_patch::Conf = merged.conf().unwrap();
-    let name = |modification: mesh_proxy_patch::Modification| modification.cluster?.match_?.name;
+    let name = |modification: mesh_proxy_patch::Modification| modification.http_filter?.match_?.name;
     let names: Vec<_> = conf.append_modifications.unwrap().into_iter().filter_map(name).collect();
     assert_eq!(names, ["first", "second"]);
 

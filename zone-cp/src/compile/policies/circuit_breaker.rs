@@ -7,7 +7,6 @@ use meridian_proxy_config::{
     SuccessRate,
 };
 use std::num::{NonZeroU32, NonZeroU64};
-use std::time::Duration;
 
 // What Kuma leaves unset is Envoy's to say, and these are its numbers.
 /// Connections, waiting requests and requests at once, each.
@@ -15,9 +14,9 @@ const AT_ONCE: u32 = 1_024;
 /// Repetitions at once.
 const RETRIES: u32 = 3;
 /// How often rates are judged.
-const INTERVAL: Duration = Duration::from_secs(10);
+const INTERVAL_MILLIS: u64 = 10_000;
 /// How long an endpoint is left out the first time.
-const EJECTION: Duration = Duration::from_secs(30);
+const EJECTION_MILLIS: u64 = 30_000;
 const MAX_PERCENT: u32 = 10;
 /// Hundredths of a percent.
 const PANIC_BELOW: u32 = 5_000;
@@ -61,8 +60,8 @@ fn outliers(conf: &OutlierDetection) -> Option<Outliers> {
     let in_a_row =
         |failures: &Option<Failures>| NonZeroU32::new(failures.as_ref()?.consecutive.unwrap_or(CONSECUTIVE));
     Some(Outliers {
-        interval_millis: millis(conf.interval, INTERVAL),
-        ejection_millis: millis(conf.base_ejection_time, EJECTION),
+        interval_millis: millis(conf.interval, INTERVAL_MILLIS),
+        ejection_millis: millis(conf.base_ejection_time, EJECTION_MILLIS),
         max_percent: conf.max_ejection_percent.unwrap_or(MAX_PERCENT),
         split: conf.split_external_and_local_errors.unwrap_or(false),
         panic_below: scaled(conf.healthy_panic_threshold.as_ref(), 100.0, PANIC_BELOW),
@@ -86,10 +85,8 @@ fn outliers(conf: &OutlierDetection) -> Option<Outliers> {
     })
 }
 
-fn millis(given: Option<PolicyDuration>, unset: Duration) -> NonZeroU64 {
-    let length = given.map_or(unset, PolicyDuration::get);
-    let millis = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
-    NonZeroU64::new(millis).unwrap_or(NonZeroU64::MIN)
+fn millis(given: Option<PolicyDuration>, unset: u64) -> NonZeroU64 {
+    NonZeroU64::new(given.map_or(unset, super::millis)).unwrap_or(NonZeroU64::MIN)
 }
 
 /// A number with decimals as a whole one, which saturates; what is more than zero stays so.

@@ -21,9 +21,8 @@ pub(crate) fn inbound(confs: &[(Option<RuleMatch>, Conf)], into: &mut InboundPol
 /// What one fault does, in the order in which it is done; what never happens is left out.
 fn effects(fault: &ConfFault) -> impl Iterator<Item = Fault> {
     let delay = fault.delay.as_ref().and_then(|delay| {
-        let millis = delay.value.get().as_micros().div_ceil(1_000);
-        let effect = Effect::Delay(u64::try_from(millis).unwrap_or(u64::MAX));
-        made(effect, delay.percentage.as_ref()).filter(|_| millis > 0)
+        let millis = super::millis(delay.value);
+        made(Effect::Delay(millis), delay.percentage.as_ref()).filter(|_| millis > 0)
     });
     let abort = fault.abort.as_ref().and_then(|abort| {
         let status = u16::try_from(abort.http_status).ok().filter(|status| (200..=599).contains(status));

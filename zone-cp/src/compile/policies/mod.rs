@@ -9,11 +9,10 @@
 
 use super::services::{self, legacy_services, service_of};
 use super::{Compiled, Inputs, protocol};
-use crate::picture::{MeshPicture, display_name, subject};
+use crate::picture::{MeshPicture, Picture, display_name, subject};
 use meridian_core::duration::PolicyDuration;
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
 use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
-use meridian_core::kinds::mesh_external_service::MeshExternalService;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
 use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
 use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
@@ -21,7 +20,7 @@ use meridian_core::kinds::mesh_retry::MeshRetry;
 use meridian_core::kinds::mesh_service::{MeshService, Port};
 use meridian_core::kinds::mesh_timeout::MeshTimeout;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
-use meridian_core::{Key, Kind};
+use meridian_core::{Key, Kind, TargetKind};
 use meridian_policy::{
     Destinations, InboundRule, Merged, Parsed, Policy, ResourceRules, Routes, Section, inbound_confs,
     inbound_rules, sort, to_conf,
@@ -49,6 +48,8 @@ struct Outgoing {
 struct Incoming {
     kind: Kind,
     apply: fn(&[InboundRule], &mut InboundPolicies) -> Result<(), serde_json::Error>,
+    /// What holds if its policies can't be read: what guards must not be left out.
+    unreadable: fn(&mut InboundPolicies),
 }
 
 const OUTGOING: &[Outgoing] = &[
@@ -70,18 +71,22 @@ const INCOMING: &[Incoming] = &[
     Incoming {
         kind: MeshTimeout::KIND,
         apply: |rules, into| by_caller(rules).map(|confs| timeout::inbound(&confs, into)),
+        unreadable: |_| {},
     },
     Incoming {
         kind: MeshCircuitBreaker::KIND,
         apply: |rules, into| by_caller(rules).map(|confs| circuit_breaker::inbound(&confs, into)),
+        unreadable: |_| {},
     },
     Incoming {
         kind: MeshRateLimit::KIND,
         apply: |rules, into| by_caller(rules).map(|confs| rate_limit::inbound(&confs, into)),
+        unreadable: |_| {},
     },
     Incoming {
         kind: MeshFaultInjection::KIND,
         apply: |rules, into| each(rules).map(|confs| fault_injection::inbound(&confs, into)),
+        unreadable: |_| {},
     },
     Incoming {
         kind: MeshRequestFilter::KIND,
@@ -92,6 +97,7 @@ const INCOMING: &[Incoming] = &[
             }
             Ok(())
         },
+        unreadable: request_filter::close,
     },
 ];
 
@@ -143,6 +149,7 @@ pub(crate) fn inbound(
         let selecting = all.filter(|policy| takes(policy, dataplane, inbound));
         let rules = inbound_rules(&sort(selecting.cloned().collect()));
         if let Err(error) = (of.apply)(&rules, &mut policies) {
+            (of.unreadable)(&mut policies);
             blame(rules.iter().map(|rule| &rule.origin.policy.key), &error, out);
         }
     }
@@ -152,8 +159,8 @@ pub(crate) fn inbound(
 /// What holds for the calls of all sidecars with a selection.
 pub(crate) fn outgoing(inputs: Inputs<'_>, mesh_name: &str, selection: &Selection, out: &mut Compiled) {
     let Some(mesh) = inputs.picture.mesh(mesh_name).filter(|mesh| mesh.spec().is_some()) else { return };
-    let said = Said::new(mesh, mesh_name, selection);
     let Some(blamed) = selection.0.first() else { return };
+    let said = Said::new(mesh, mesh_name, selection);
     let others = PROTOCOLS.map(|protocol| (protocol, said.of_mesh(protocol, out)));
     for (protocol, policies) in &others {
         if *policies != DestinationPolicies::default() {
@@ -163,34 +170,20 @@ pub(crate) fn outgoing(inputs: Inputs<'_>, mesh_name: &str, selection: &Selectio
     let differs = |protocol: Protocol, policies: &DestinationPolicies| {
         others.iter().all(|(of, others)| *of != protocol || others != policies)
     };
-    for service in mesh.services.values().filter(|service| said.names(service)) {
-        for port in &service.spec.ports {
-            let protocol = protocol(port.protocol());
-            let policies = said.of_port(service, port, protocol, out);
-            if differs(protocol, &policies) {
-                let name = services::destination_name(service, port.port);
-                out.push(blamed, types::POLICIES, &name, &policies);
-            }
+    for named in said.named(inputs.picture, mesh) {
+        let policies = said.of_port(&named, out);
+        if differs(named.protocol, &policies) {
+            out.push(blamed, types::POLICIES, &named.destination, &policies);
         }
     }
-    let named = mesh.services.values().filter(|service| said.names(service));
-    let tags: BTreeSet<&str> = named.filter_map(|service| service_of(&service.spec)).collect();
-    for tag in tags {
-        let mut views: Vec<&Parsed<MeshService>> = legacy_services(mesh, tag).collect();
-        views.sort_by_key(|service| !inputs.picture.is_local(&service.resource.key));
-        let mut done = BTreeSet::new();
-        for (service, port) in views.iter().flat_map(|it| it.spec.ports.iter().map(move |port| (it, port))) {
-            let Some(protocol) = services::legacy_protocol(mesh, tag, port.port) else { continue };
-            if !done.insert(port.port) {
-                continue;
-            }
-            let policies = said.of_port(service, port, protocol, out);
-            if differs(protocol, &policies) {
-                let name = services::legacy_name(mesh_name, tag, port.port);
-                out.push(blamed, types::POLICIES, &name, &policies);
-            }
-        }
-    }
+}
+
+/// A destination of which policies may say something of its own.
+struct Named<'a> {
+    destination: String,
+    protocol: Protocol,
+    service: &'a Parsed<MeshService>,
+    port: &'a Port,
 }
 
 /// What the policies of one selection say, kind by kind.
@@ -223,6 +216,41 @@ impl<'a> Said<'a> {
         Self { mesh: name, kinds: kinds.collect() }
     }
 
+    /// Ports of the services that are named, and of the `kuma.io/service`s that these are views of: there the zone's own
+    /// service decides before others'.
+    fn named<'b>(&self, picture: &Picture, mesh: &'b MeshPicture) -> Vec<Named<'b>> {
+        let services: Vec<&Parsed<MeshService>> =
+            mesh.services.values().map(AsRef::as_ref).filter(|service| self.names(service)).collect();
+        let own = services.iter().flat_map(|service| {
+            service.spec.ports.iter().map(|port| Named {
+                destination: services::destination_name(service, port.port),
+                protocol: protocol(port.protocol()),
+                service,
+                port,
+            })
+        });
+        let tags: BTreeSet<&str> = services.iter().filter_map(|service| service_of(&service.spec)).collect();
+        let legacy = tags.into_iter().flat_map(|tag| self.legacy(picture, mesh, tag));
+        own.chain(legacy).collect()
+    }
+
+    fn legacy<'b>(&self, picture: &Picture, mesh: &'b MeshPicture, tag: &'b str) -> Vec<Named<'b>> {
+        let mut views: Vec<&Parsed<MeshService>> = legacy_services(mesh, tag).collect();
+        views.sort_by_key(|service| !picture.is_local(&service.resource.key));
+        let mut known = BTreeSet::new();
+        let ports = views.into_iter().flat_map(|it| it.spec.ports.iter().map(move |port| (it, port)));
+        let first = ports.filter(|(_, port)| known.insert(port.port));
+        let named = first.filter_map(|(service, port)| {
+            Some(Named {
+                destination: services::legacy_name(self.mesh, tag, port.port),
+                protocol: services::legacy_protocol(mesh, tag, port.port)?,
+                service,
+                port,
+            })
+        });
+        named.collect()
+    }
+
     /// Whether something is said of a service by its name.
     fn names(&self, service: &Parsed<MeshService>) -> bool {
         let tag = service_of(&service.spec);
@@ -240,18 +268,12 @@ impl<'a> Said<'a> {
         policies
     }
 
-    fn of_port(
-        &self,
-        service: &Parsed<MeshService>,
-        port: &Port,
-        protocol: Protocol,
-        out: &mut Compiled,
-    ) -> DestinationPolicies {
+    fn of_port(&self, named: &Named<'_>, out: &mut Compiled) -> DestinationPolicies {
         let mut policies = DestinationPolicies::default();
         for kind in &self.kinds {
-            let by_tag = kind.by_tag(service, port);
-            let merged = by_tag.as_ref().or_else(|| kind.by_resource(service, port));
-            kind.apply(merged, protocol, &mut policies, out);
+            let by_tag = kind.by_tag(named.service, named.port);
+            let merged = by_tag.as_ref().or_else(|| kind.by_resource(named.service, named.port));
+            kind.apply(merged, named.protocol, &mut policies, out);
         }
         policies
     }
@@ -286,18 +308,12 @@ impl SaidByKind {
     }
 }
 
-/// The resources that policies may name: of kinds that they don't name, none.
+/// The resources inside the mesh that policies may name; if they name none, none is looked at.
 fn destinations(mesh: &MeshPicture, policies: &[&Arc<Policy>]) -> Destinations {
-    let kinds: BTreeSet<&str> =
-        policies.iter().flat_map(|policy| policy.named_kinds()).map(|kind| kind.as_str()).collect();
     let mut destinations = Destinations::default();
     mesh.mesh.iter().for_each(|mesh| destinations.insert(Arc::new(mesh.resource.clone())));
-    if kinds.contains(MeshService::KIND.as_str()) {
+    if policies.iter().flat_map(|policy| policy.named_kinds()).any(|kind| *kind == TargetKind::MeshService) {
         mesh.services.values().for_each(|it| destinations.insert(Arc::new(it.resource.clone())));
-    }
-    if kinds.contains(MeshExternalService::KIND.as_str()) {
-        let all = mesh.mesh_external_services.values();
-        all.for_each(|it| destinations.insert(Arc::new(it.resource.clone())));
     }
     destinations
 }

@@ -42,10 +42,9 @@ fn request_limit(matched: Option<&RuleMatch>, http: &LocalHttp) -> RequestLimit 
 
 /// `None` for a rate that no check would have let pass.
 fn rate(conf: &ConfRate) -> Option<Rate> {
-    let millis = conf.interval.get().as_micros().div_ceil(1_000);
     Some(Rate {
         num: NonZeroU32::new(conf.num)?,
-        interval_millis: NonZeroU64::new(u64::try_from(millis).unwrap_or(u64::MAX))?,
+        interval_millis: NonZeroU64::new(super::millis(conf.interval))?,
     })
 }
 

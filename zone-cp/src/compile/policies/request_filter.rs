@@ -21,6 +21,16 @@ pub(crate) fn inbound(confs: &[(Option<RuleMatch>, Conf)], into: &mut InboundPol
     into.filter = conf.map(|(_, conf)| filter(conf));
 }
 
+/// In place of a filter that can't be read: what it guards is refused. Every path matches.
+pub(crate) fn close(into: &mut InboundPolicies) {
+    let everything = FilterPattern {
+        name: "a policy that can't be read".to_owned(),
+        regex: String::new(),
+        places: vec![RequestPart::Path],
+    };
+    into.filter = Some(config::RequestFilter { patterns: vec![everything], ..filter(&Conf::default()) });
+}
+
 /// Which policy reports name: the strongest of those that were merged.
 pub(crate) fn named(policy: &str, into: &mut InboundPolicies) {
     if let Some(filter) = &mut into.filter {

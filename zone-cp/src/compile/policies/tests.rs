@@ -155,3 +155,20 @@ fn every_fault_that_matches_acts_and_those_for_everybody_are_one() {
     assert_eq!(faults.len(), 2, "{inbound}");
     assert!(faults[0].to_string().contains("501") && faults[1].to_string().contains("503"), "{inbound}");
 }
+
+#[test]
+fn a_filter_that_cannot_be_read_lets_nobody_in() {
+    let (mut east, _) = world();
+    let spec = json!({"rules": [{"default": {"status": "none"}}]});
+    east.put(global("MeshRequestFilter", "default", "broken", spec)).unwrap();
+    let world = World::new(east);
+    let inbound = world.one(&sidecar("east", "web-1"), "Inbound", "8080");
+    let filter = &inbound["policies"]["filter"];
+    assert_eq!(
+        (&filter["action"], &filter["patterns"][0]["regex"]),
+        (&json!("block"), &json!("")),
+        "{inbound}"
+    );
+    let problems = world.audiences.problems();
+    assert!(problems.iter().any(|(key, _)| key.name == "broken"), "{problems:?}");
+}

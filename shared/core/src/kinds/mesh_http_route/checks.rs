@@ -191,10 +191,7 @@ fn required<T>(
 
 impl HeaderModifier {
     fn check(&self, path: &str, out: &mut Violations) {
-        let set = self.set.iter().map(|header| header.name.as_str()).collect();
-        let add = self.add.iter().map(|header| header.name.as_str()).collect();
-        let remove = self.remove.iter().map(String::as_str).collect();
-        http_headers::check_modifier(path, [("set", set), ("add", add), ("remove", remove)], out);
+        http_headers::check_modifier(path, &[("set", &self.set), ("add", &self.add)], &self.remove, out);
     }
 }
 

@@ -154,7 +154,7 @@ impl LoadBalancer {
         }
         if let Some(maglev) = &self.maglev {
             let path = format!("{path}.maglev");
-            in_range(&format!("{path}.tableSize"), maglev.table_size, MAX_TABLE, out);
+            validate::in_range(format!("{path}.tableSize"), maglev.table_size, 1..=MAX_TABLE, out);
             check_hash_policies(&path, maglev.hash_policies.as_ref(), out);
         }
     }
@@ -179,20 +179,14 @@ impl RingHash {
         if self.hash_function.as_ref().is_some_and(|function| !function.is_known()) {
             out.push(format!("{path}.hashFunction"), validate::one_of("hashFunction", HashFunction::VALUES));
         }
-        in_range(&format!("{path}.minRingSize"), self.min_ring_size, MAX_RING, out);
-        in_range(&format!("{path}.maxRingSize"), self.max_ring_size, MAX_RING, out);
+        validate::in_range(format!("{path}.minRingSize"), self.min_ring_size, 1..=MAX_RING, out);
+        validate::in_range(format!("{path}.maxRingSize"), self.max_ring_size, 1..=MAX_RING, out);
         if let (Some(min), Some(max)) = (self.min_ring_size, self.max_ring_size)
             && min > max
         {
             out.push(format!("{path}.minRingSize"), "must not be greater than maxRingSize");
         }
         check_hash_policies(path, self.hash_policies.as_ref(), out);
-    }
-}
-
-fn in_range(path: &str, value: Option<u32>, max: u32, out: &mut Violations) {
-    if value.is_some_and(|value| !(1..=max).contains(&value)) {
-        out.push(path, format!("must be in inclusive range [1, {max}]"));
     }
 }
 

@@ -9,9 +9,26 @@ use crate::kinds::policy;
 use crate::validate::{self, MUST_BE_DEFINED, MUST_NOT_BE_DEFINED, MUST_NOT_BE_EMPTY, exactly_one, only_one};
 use crate::{Context, Kind, Spec, Violations, document};
 
-/// Filters that decide who may pass: a patch with one of them is no tuning.
-const DECIDING: [&str; 8] =
-    ["rbac", "ext_authz", "jwt_authn", "basic_auth", "api_key_auth", "oauth2", "client_ssl_auth", "csrf"];
+/// Filters that decide who may pass, or may answer by themselves: a patch with one of them is no tuning.
+const DECIDING: [&str; 13] = [
+    "rbac",
+    "ext_authz",
+    "jwt_authn",
+    "basic_auth",
+    "api_key_auth",
+    "oauth2",
+    "client_ssl_auth",
+    "csrf",
+    "ext_proc",
+    "wasm",
+    "golang",
+    "dynamic_modules",
+    "direct_response",
+];
+
+/// Fields that keep callers out, as they are compared: in lower case, without underscores, since Envoy takes both forms.
+const RESTRICTING: [&str; 4] =
+    ["directresponse", "requireclientcertificate", "tlsminimumprotocolversion", "validationcontext"];
 
 impl Spec for MeshProxyPatch {
     const KIND: Kind = MeshProxyPatch::KIND;
@@ -86,7 +103,13 @@ impl<M> Patch<ResourceOperation, M> {
                 self.check_added(path, out);
             }
             ResourceOperation::Patch => self.check_patched(path, what, out),
-            ResourceOperation::Remove => return self.check_removed(path, out),
+            ResourceOperation::Remove => {
+                self.check_removed(path, out);
+                if self.value().is_none() && self.patches().is_empty() {
+                    out.push(path, format!("{NOT_SUPPORTED}: what it takes away would stay open"));
+                }
+                return;
+            }
             ResourceOperation::Other(_) => {
                 return out.push(format!("{path}.operation"), operations(ResourceOperation::VALUES));
             }
@@ -169,20 +192,26 @@ impl<O, M> Patch<O, M> {
         }
     }
 
-    /// Ignoring a filter that keeps callers out would let them in. `patched` names the filter that is changed, if one
-    /// is: beside which other a new one stands decides nothing.
+    /// Ignoring what keeps callers out would let them in. `patched` names the filter that is changed, if one is: beside
+    /// which other a new one stands decides nothing.
     fn refuse_decisions(&self, path: &str, patched: Option<&str>, out: &mut Violations) {
-        let text = serde_json::to_string(&(&self.value, &self.json_patches, patched)).unwrap_or_default();
+        // As it is read, not as it is written: YAML can spell a name in many ways.
+        let value = self.value().and_then(|value| document::parse_text(value).ok());
+        let text = serde_json::to_string(&(&value, &self.json_patches, patched)).unwrap_or_default();
+        let plain = text.to_ascii_lowercase().replace('_', "");
         let names = |filter: &str| {
             ["http", "network"].iter().any(|layer| text.contains(&format!("filters.{layer}.{filter}")))
         };
-        let decides = DECIDING.iter().find(|filter| names(filter));
-        if let Some(filter) = decides {
-            let reason = format!("what its {filter} filter forbids would be let through");
-            out.push(path, format!("{NOT_SUPPORTED}: {reason}; use MeshTrafficPermission"));
+        let reason = if let Some(filter) = DECIDING.iter().find(|filter| names(filter)) {
+            format!("what its {filter} filter forbids would be let through; use MeshTrafficPermission")
+        } else if let Some(field) = RESTRICTING.iter().find(|field| plain.contains(**field)) {
+            format!("what its {field} keeps out would be let through")
         } else if names("lua") && text.contains("respond") {
-            out.push(path, format!("{NOT_SUPPORTED}: what its script answers itself would be let through"));
-        }
+            "what its script answers itself would be let through".to_owned()
+        } else {
+            return;
+        };
+        out.push(path, format!("{NOT_SUPPORTED}: {reason}"));
     }
 }
 

@@ -10,7 +10,7 @@ fn of(modifications: &str) -> String {
 #[test]
 fn changes_are_kept() {
     let all = of(
-        "{cluster: {operation: Patch, match: {origin: outbound}, jsonPatches: [{op: replace, path: /connectTimeout, value: 2s}, {op: copy, from: /a, path: /b}]}}, {listener: {operation: Remove, match: {tags: {app: web}}}}, {networkFilter: {operation: AddFirst, value: 'name: envoy.filters.network.tcp_proxy'}}, {httpFilter: {operation: AddAfter, match: {name: envoy.filters.http.router, listenerTags: {a: b}}, value: '{\"name\": \"envoy.filters.http.gzip\"}'}}, {httpFilter: {operation: Remove}}, {virtualHost: {operation: Add, match: {routeConfigurationName: inbound, origin: inbound}, value: 'name: more'}}",
+        "{cluster: {operation: Patch, match: {origin: outbound}, jsonPatches: [{op: replace, path: /connectTimeout, value: 2s}, {op: copy, from: /a, path: /b}]}}, {networkFilter: {operation: AddFirst, value: 'name: envoy.filters.network.tcp_proxy'}}, {httpFilter: {operation: AddAfter, match: {name: envoy.filters.http.router, listenerTags: {a: b}}, value: '{\"name\": \"envoy.filters.http.gzip\"}'}}, {httpFilter: {operation: Remove}}, {virtualHost: {operation: Add, match: {routeConfigurationName: inbound, origin: inbound}, value: 'name: more'}}",
     );
     right(&all);
     assert_eq!(
@@ -136,6 +136,26 @@ fn what_keeps_callers_out_is_refused() {
     refused(
         "httpFilter: {operation: AddLast, value: \"name: envoy.filters.http.lua\\ninlineCode: 'handle:respond({}, 1)'\"}",
         "httpFilter: not supported yet: what its script answers itself would be let through",
+    );
+    refused(
+        r#"httpFilter: {operation: AddLast, value: 'name: "envoy.filters.http.r\x62ac"'}"#,
+        "httpFilter: not supported yet: what its rbac filter forbids would be let through; use MeshTrafficPermission",
+    );
+    refused(
+        "networkFilter: {operation: AddFirst, value: 'name: envoy.filters.network.direct_response'}",
+        "networkFilter: not supported yet: what its direct_response filter forbids would be let through; use MeshTrafficPermission",
+    );
+    refused(
+        "listener: {operation: Patch, jsonPatches: [{op: add, path: /filterChains/0/transportSocket/typedConfig/requireClientCertificate, value: true}]}",
+        "listener: not supported yet: what its requireclientcertificate keeps out would be let through",
+    );
+    refused(
+        "virtualHost: {operation: Patch, value: 'routes: [{direct_response: {status: 403}}]'}",
+        "virtualHost: not supported yet: what its directresponse keeps out would be let through",
+    );
+    refused(
+        "cluster: {operation: Remove, match: {name: passthrough}}",
+        "cluster: not supported yet: what it takes away would stay open",
     );
     right(&of(
         "{httpFilter: {operation: AddBefore, match: {name: envoy.filters.http.rbac}, value: 'name: envoy.filters.http.gzip'}}",
