@@ -435,6 +435,14 @@ async fn over_https_the_control_plane_is_proven_by_ca_file_or_fingerprint() {
 }
 
 #[tokio::test]
+async fn what_selects_nothing_is_said_without_asking() {
+    let nobody = FakeControlPlane { address: "http://127.0.0.1:1".to_owned(), asked: Arc::default() };
+    let refused = nobody.run("inspect policy dataplane web-1").await.unwrap_err();
+    assert_eq!(refused.exit, Exit::Usage);
+    assert!(refused.to_string().contains("no kind of policy"), "{refused}");
+}
+
+#[tokio::test]
 async fn nobody_there_says_where_it_looked() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let nobody = FakeControlPlane { address: format!("http://{closed}"), asked: Arc::default() };

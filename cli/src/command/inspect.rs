@@ -75,6 +75,12 @@ pub(crate) struct Show {
 
 pub(crate) async fn run(inspect: Inspect) -> Result<()> {
     let now = OffsetDateTime::now_utc();
+    if let Inspect::Policy { kind, .. } = &inspect
+        && kind.info().targets.is_none()
+    {
+        return Err(Failure::usage(format!("{kind} is no kind of policy: it selects nothing"))
+            .next("`meridian get` shows it."));
+    }
     let (show, path) = match &inspect {
         Inspect::Dataplanes { mesh: None, show } => (show, "/dataplanes/_overview".to_owned()),
         Inspect::Dataplanes { mesh: Some(mesh), show } => {
