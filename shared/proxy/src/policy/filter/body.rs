@@ -253,7 +253,7 @@ impl Part {
         }
         for piece in bytes.chunks(PIECE) {
             self.piece(piece)?;
-            if self.sent - self.decided() > MAX_HELD {
+            if self.sent.saturating_sub(self.decided()) > MAX_HELD {
                 return Err(What::Unexaminable(Unexaminable::TooLong));
             }
         }
