@@ -7,8 +7,8 @@ BIN := target/debug
 CARGO := cargo
 PACKAGES := iproute2:ip nftables:nft util-linux:nsenter curl:curl postgresql-client:psql tcpdump:tcpdump nghttp2-client:h2load iputils-ping:ping libc-bin:getent
 
-# The demo takes SQLite where there is no Postgres; the tests need the real one, and openssl in the attacker's hands.
-TEST_PACKAGES := postgresql:/usr/lib/postgresql/*/bin/initdb
+# The demo takes SQLite where there is no Postgres; the tests need the real one, openssl in the attacker's hands, and gRPC in another language.
+TEST_PACKAGES := postgresql:/usr/lib/postgresql/*/bin/initdb python3-grpcio:/usr/lib/python3*/dist-packages/grpc/__init__.py
 
 .PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance bench-propagation units release
 
@@ -19,7 +19,7 @@ deps: ## Install what the demo and the tests use (Debian packages, as root), or 
 	@./deploy/dependencies.sh $(PACKAGES)
 
 deps-test: deps
-	@./deploy/dependencies.sh openssl:openssl '$(TEST_PACKAGES)'
+	@./deploy/dependencies.sh openssl:openssl $(foreach package,$(TEST_PACKAGES),'$(package)')
 
 build: deps ## Build every program (development profile).
 	@$(CARGO) build --workspace --bins

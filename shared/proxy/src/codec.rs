@@ -3,6 +3,7 @@
 mod body;
 mod filtered;
 mod forward;
+mod grpc;
 mod head;
 mod heads;
 mod pace;
@@ -13,6 +14,8 @@ mod upgrade;
 pub use body::{Body, BodyError, Counted, Gate};
 pub use filtered::Guard;
 pub use forward::{ForwardError, How, copy, send, timed};
+pub(crate) use grpc::Own;
+pub use grpc::{in_grpc, is_grpc};
 pub use head::{
     Malformed, OVERLOADED, authority, denied, expects_continue, is_upgrade, overloaded, plain, prepare,
     refused, strip_response, upgrades_out_of_http,

@@ -1,6 +1,7 @@
 //! Saying no in the client's own language: HTTP 403 with the reason, a TLS alert, a reset.
 
 use crate::{
+    codec::Own,
     denial::Reason,
     hello::{Opening, opening},
     io::{Reset, Stream},
@@ -106,7 +107,8 @@ pub fn forbidden(reason: &Reason) -> Response<Full<Bytes>> {
 
 /// A response of our own. `reason` only where it is a refusal, not a failure.
 pub fn answer(status: StatusCode, reason: Option<&Reason>, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let mut response = Response::new(Full::new(Bytes::from(text.clone())));
+    response.extensions_mut().insert(Own(text));
     *response.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);

@@ -114,6 +114,12 @@ impl Body {
         Self::of(Kind::Incoming(incoming))
     }
 
+    /// Without its bytes; what hangs on it stays.
+    pub fn emptied(mut self) -> Self {
+        self.kind = Kind::Empty;
+        self
+    }
+
     /// A body that was sent before, once more.
     pub fn again(reader: Reader) -> Self {
         Self::of(Kind::Taped(reader))

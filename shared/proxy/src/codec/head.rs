@@ -1,6 +1,6 @@
 //! Heads of messages: what a proxy must change in them, and what it must refuse.
 
-use super::Body;
+use super::{Body, grpc::Own};
 use crate::{denial::Reason, policy::at_once::Limit};
 use bytes::Bytes;
 use http::{
@@ -189,6 +189,7 @@ pub fn plain(status: StatusCode, text: &str) -> Response<Body> {
     let mut response = Response::new(Body::full(text.to_owned()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response.extensions_mut().insert(Own(text.to_owned()));
     response
 }
 

@@ -10,7 +10,7 @@ use super::{
     originate::Application,
 };
 use crate::{
-    codec::{LastAnswer, idle_ending},
+    codec::{LastAnswer, idle_ending, in_grpc, is_grpc},
     copy,
     denial::Reason,
     host::{Asked, HostError},
@@ -164,6 +164,7 @@ impl Site {
 
     async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<Body> {
         let asked = request_host(&request).map_or_else(|_| String::new(), |(asked, _)| asked.to_string());
+        let grpc = is_grpc(request.headers());
         let failure = match self.clone().forward(request).await {
             Ok(response) => return response,
             Err(failure) => failure,
@@ -183,6 +184,7 @@ impl Site {
                 answer(StatusCode::SERVICE_UNAVAILABLE, None, "the destination can't be reached\n".into())
             }
         };
+        let response = if grpc { in_grpc(response, |_| Full::default()) } else { response };
         response.map(Either::Right)
     }
 

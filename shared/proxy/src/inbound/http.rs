@@ -73,9 +73,15 @@ pub(super) async fn serve<S: Stream + Send>(arrival: Arrival, stream: S, caller:
 }
 
 async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let grpc = plumbing::is_grpc(request.headers());
+    let response = answer(&context, request).await;
+    Ok(if grpc { plumbing::in_grpc(response, Body::emptied) } else { response })
+}
+
+async fn answer(context: &Context, request: Request<Incoming>) -> Response<Body> {
     let start = Instant::now();
     if let Err(rule) = context.permitted() {
-        return Ok(refuse(&context, &rule, start));
+        return refuse(context, &rule, start);
     }
     let inbound = context.inbound.borrow().clone();
     let terms = context.terms.borrow().clone();
@@ -84,11 +90,11 @@ async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Resp
         Ok(speed) => {
             // A delay may outlast the configuration that it began by, and that one's filter and permissions.
             if let Err(rule) = context.permitted() {
-                return Ok(refuse(&context, &rule, start));
+                return refuse(context, &rule, start);
             }
             let inbound = context.inbound.borrow().clone();
             let mut response = match examine(&context.worker, &context.caller, &inbound, &request) {
-                Ok(examined) => forward(&context, &inbound, examined, request).await,
+                Ok(examined) => forward(context, &inbound, examined, request).await,
                 Err(refusal) => *refusal,
             };
             if let Some(bytes_per_second) = speed {
@@ -100,7 +106,7 @@ async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Resp
         Err(answer) => answer,
     };
     cell.request(response.status().as_u16(), start.elapsed());
-    Ok(response)
+    response
 }
 
 fn refuse(context: &Context, rule: &str, start: Instant) -> Response<Body> {

@@ -49,12 +49,16 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Acc
 
 async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let start = Instant::now();
-    let Some(cluster) = context.cluster() else {
-        return Ok(plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the destination is gone\n"));
+    let grpc = plumbing::is_grpc(request.headers());
+    let response = match context.cluster() {
+        Some(cluster) => {
+            let response = forward(&context.worker, &cluster, request).await;
+            cluster.traffic.cell(context.worker.index).request(response.status().as_u16(), start.elapsed());
+            response
+        }
+        None => plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the destination is gone\n"),
     };
-    let response = forward(&context.worker, &cluster, request).await;
-    cluster.traffic.cell(context.worker.index).request(response.status().as_u16(), start.elapsed());
-    Ok(response)
+    Ok(if grpc { plumbing::in_grpc(response, Body::emptied) } else { response })
 }
 
 impl Context {
