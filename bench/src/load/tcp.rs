@@ -1,0 +1,31 @@
+//! Bytes, and connections that carry none.
+
+use super::Tally;
+use anyhow::{Result, ensure};
+use std::rc::Rc;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+const BUFFER: usize = 256 << 10;
+
+pub(super) async fn connection(tally: Rc<Tally>) -> Result<()> {
+    let mut stream = TcpStream::connect(tally.options.target).await?;
+    let mut buffer = vec![0; BUFFER];
+    while let Ok(read) = timeout_at(tally.ends, stream.read(&mut buffer)).await {
+        let read = read?;
+        ensure!(read > 0, "the stream ended");
+        tally.bytes.set(tally.bytes.get() + read as u64);
+    }
+    Ok(())
+}
+
+/// Makes a connection that reaches the other side (one answer shows it), and keeps it.
+pub(super) async fn idle(tally: Rc<Tally>) -> Result<()> {
+    let start = Instant::now();
+    let mut stream = TcpStream::connect(tally.options.target).await?;
+    super::http1::once(&mut stream, tally.options.response_bytes).await?;
+    tally.answered(start, 0);
+    tokio::time::sleep_until(tally.ends).await;
+    Ok(())
+}

@@ -1,0 +1,249 @@
+//! Meridian's own stack: both control planes and two sidecars, as a user would run them, without capture.
+
+use super::{Application, Stack, entry, local, version};
+use crate::process::Process;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const GLOBAL: Ports = Ports { http: 26_100, https: 26_101, grpc: 26_102, diagnostics: 26_103 };
+const ZONE: Ports = Ports { http: 26_110, https: 26_111, grpc: 26_112, diagnostics: 26_113 };
+/// The client side's listeners, and the server side's.
+const ENTRY: u16 = 26_121;
+const INBOUND: u16 = 26_131;
+const READINESS: [u16; 2] = [26_151, 26_152];
+
+struct Ports {
+    http: u16,
+    https: u16,
+    /// Zones, or proxies.
+    grpc: u16,
+    diagnostics: u16,
+}
+
+/// Who may call whom, and what Envoy is told as well: retries, timeouts, limits, outlier detection.
+const POLICIES: &str = "\
+type: MeshTrafficPermission
+mesh: default
+name: bench
+spec:
+  targetRef: {kind: Mesh}
+  rules:
+  - default: {allow: [{spiffeID: {type: Exact, value: 'spiffe://default/bench-client'}}]}
+---
+type: MeshRetry
+mesh: default
+name: bench
+spec:
+  targetRef: {kind: Mesh}
+  to:
+  - targetRef: {kind: Mesh}
+    default:
+      http: {numRetries: 3, retryOn: [GatewayError, ConnectFailure, RefusedStream], backOff: {baseInterval: 25ms, maxInterval: 250ms}}
+      grpc: {numRetries: 3, retryOn: [Unavailable]}
+---
+type: MeshTimeout
+mesh: default
+name: bench
+spec:
+  targetRef: {kind: Mesh}
+  to:
+  - targetRef: {kind: Mesh}
+    default: {connectionTimeout: 5s, idleTimeout: 1h, http: {requestTimeout: 15s}}
+---
+type: MeshCircuitBreaker
+mesh: default
+name: bench
+spec:
+  targetRef: {kind: Mesh}
+  to:
+  - targetRef: {kind: Mesh}
+    default:
+      connectionLimits: {maxConnections: 65536, maxPendingRequests: 65536, maxRequests: 65536, maxRetries: 65536}
+      outlierDetection: {interval: 10s, baseEjectionTime: 30s, maxEjectionPercent: 50, detectors: {totalFailures: {consecutive: 5}}}
+";
+
+pub(super) fn start(programs: &Path, folder: &Path, application: Application) -> Result<Stack> {
+    let folder = &folder.join("meridian");
+    fs::create_dir_all(folder)?;
+    let programs =
+        programs.canonicalize().with_context(|| format!("{}: run `make release`", programs.display()))?;
+    let start =
+        Start { meridian: programs.join("meridian"), dataplane: programs.join("meridian-dataplane"), folder };
+    let version = version(&start.meridian)?;
+    let global =
+        start.control_plane("global-cp", &GLOBAL, &["--sync-listen", &local(GLOBAL.grpc).to_string()])?;
+    let token = start.meridian(&[
+        "generate",
+        "zone-token",
+        "--zone",
+        "bench",
+        "--scope",
+        "cp",
+        "--valid-for",
+        "24h",
+    ])?;
+    let token = start.write("zone-token", &token)?;
+    let zone = start.control_plane(
+        "zone-cp",
+        &ZONE,
+        &[
+            "--zone",
+            "bench",
+            "--global-address",
+            &format!("https://{}", local(GLOBAL.grpc)),
+            "--ca-cert-file",
+            &start.folder.join("global-cp/ca.crt").display().to_string(),
+            "--zone-token-file",
+            &token.display().to_string(),
+            "--proxy-listen",
+            &local(ZONE.grpc).to_string(),
+        ],
+    )?;
+    let policies = start.write("policies.yaml", POLICIES)?;
+    start.meridian(&["apply", "-f", &policies.display().to_string()])?;
+    let server = start.sidecar("bench-server", &server(application), READINESS[1])?;
+    let client = start.sidecar("bench-client", &client(), READINESS[0])?;
+    Ok(Stack {
+        name: "meridian",
+        version,
+        entry: entry(ENTRY),
+        pair: [client, server],
+        _others: vec![global, zone],
+    })
+}
+
+fn client() -> String {
+    let outbound = |offset: u16, service: &str| {
+        format!(
+            "  - port: {}\n    address: 127.0.0.1\n    tags: {{kuma.io/service: {service}}}\n",
+            ENTRY + offset
+        )
+    };
+    format!(
+        "type: Dataplane\nmesh: default\nname: bench-client\nnetworking:\n  address: 127.0.0.1\n  inbound:\n  - port: {}\n    servicePort: 9\n    \
+         tags: {{kuma.io/service: bench-client, kuma.io/protocol: tcp}}\n  outbound:\n{}{}{}",
+        INBOUND + 9,
+        outbound(0, "bench-http1"),
+        outbound(1, "bench-http2"),
+        outbound(2, "bench-tcp")
+    )
+}
+
+fn server(application: Application) -> String {
+    let inbound = |offset: u16, to: SocketAddr, service: &str, protocol: &str| {
+        format!(
+            "  - port: {}\n    serviceAddress: {}\n    servicePort: {}\n    tags: {{kuma.io/service: {service}, kuma.io/protocol: {protocol}}}\n",
+            INBOUND + offset,
+            to.ip(),
+            to.port()
+        )
+    };
+    format!(
+        "type: Dataplane\nmesh: default\nname: bench-server\nnetworking:\n  address: 127.0.0.1\n  inbound:\n{}{}{}",
+        inbound(0, application.http1, "bench-http1", "http"),
+        inbound(1, application.http2, "bench-http2", "grpc"),
+        inbound(2, application.tcp, "bench-tcp", "tcp")
+    )
+}
+
+struct Start<'a> {
+    meridian: PathBuf,
+    dataplane: PathBuf,
+    folder: &'a Path,
+}
+
+impl Start<'_> {
+    fn control_plane(&self, role: &str, ports: &Ports, words: &[&str]) -> Result<Process> {
+        let data = self.folder.join(role).display().to_string();
+        let (http, https, diagnostics) = (
+            local(ports.http).to_string(),
+            local(ports.https).to_string(),
+            local(ports.diagnostics).to_string(),
+        );
+        let own = [
+            role,
+            "--data-dir",
+            &data,
+            "--api-http",
+            &http,
+            "--api-https",
+            &https,
+            "--diagnostics",
+            &diagnostics,
+            "--tls-san",
+            "127.0.0.1",
+        ];
+        let mut process = Process::start(role, &self.meridian, &[&own, words].concat(), self.folder)?;
+        process.wait_listening(local(ports.grpc))?;
+        process.wait_listening(local(ports.http))?;
+        Ok(process)
+    }
+
+    fn sidecar(&self, name: &str, resource: &str, readiness: u16) -> Result<Process> {
+        let token = self.meridian(&[
+            "generate",
+            "dataplane-token",
+            "--mesh",
+            "default",
+            "--name",
+            name,
+            "--valid-for",
+            "24h",
+        ])?;
+        let token = self.write(&format!("{name}-token"), &token)?.display().to_string();
+        let file = self.write(&format!("{name}.yaml"), resource)?.display().to_string();
+        let ca = self.folder.join("zone-cp/ca.crt").display().to_string();
+        let data = self.folder.join(name).display().to_string();
+        let (address, readiness) = (format!("https://{}", local(ZONE.grpc)), readiness.to_string());
+        let words = [
+            "--cp-address",
+            &address,
+            "--ca-cert-file",
+            &ca,
+            "--dataplane-token-file",
+            &token,
+            "--dataplane-file",
+            &file,
+            "--data-dir",
+            &data,
+            "--readiness-port",
+            &readiness,
+            "--workers",
+            "1",
+        ];
+        let mut process = Process::start(name, &self.dataplane, &words, self.folder)?;
+        let ready = format!("http://127.0.0.1:{readiness}/ready");
+        process.wait("to be ready", || {
+            let asked =
+                Command::new("curl").args(["-sf", "-o", "/dev/null", "--max-time", "1", &ready]).status();
+            asked.is_ok_and(|status| status.success())
+        })?;
+        Ok(process)
+    }
+
+    /// `meridian` as the administrator at global.
+    fn meridian(&self, words: &[&str]) -> Result<String> {
+        let token = self.folder.join("global-cp/admin-token").display().to_string();
+        let address = format!("http://{}", local(GLOBAL.http));
+        let output = Command::new(&self.meridian)
+            .args(words)
+            .args(["--address", &address, "--token-file", &token])
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "meridian {}: {}",
+            words.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.folder.join(name);
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+}

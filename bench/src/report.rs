@@ -1,0 +1,277 @@
+//! Figures of all turns, as a table, JSON and a picture: medians with their range, and the ratio to the peer.
+
+use crate::cases::Case;
+use crate::load::Protocol;
+use crate::measure::Turn;
+use crate::peer::Stack;
+use anyhow::Result;
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+const PEER: &str = "envoy";
+const GIGA: f64 = 1e9;
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Results {
+    machine: Machine,
+    versions: Vec<(String, String)>,
+    /// Right after the start, of both proxies, in KiB.
+    idle_rss: Vec<(String, [u64; 2])>,
+    cases: Vec<CaseResult>,
+}
+
+#[derive(Debug, Serialize)]
+struct Machine {
+    cpus: usize,
+    model: String,
+    kernel: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CaseResult {
+    pub(crate) name: &'static str,
+    pub(crate) protocol: Protocol,
+    pub(crate) stacks: Vec<StackResult>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct StackResult {
+    pub(crate) name: &'static str,
+    figures: Vec<Figure>,
+    turns: Vec<Turn>,
+    turns_at_rate: Vec<Turn>,
+}
+
+/// One figure over all turns.
+#[derive(Clone, Debug, Serialize)]
+struct Figure {
+    name: &'static str,
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts and sizes are far below 2^52")]
+fn float(number: u64) -> f64 {
+    number as f64
+}
+
+pub(crate) fn per_second(turn: &Turn) -> f64 {
+    float(turn.outcome.requests) / turn.outcome.seconds.max(f64::EPSILON)
+}
+
+fn micros_per_request(turn: &Turn) -> f64 {
+    turn.cpu_seconds * 1e6 / float(turn.outcome.requests.max(1))
+}
+
+fn gigabits(turn: &Turn) -> f64 {
+    float(turn.outcome.bytes) * 8.0 / GIGA / turn.outcome.seconds.max(f64::EPSILON)
+}
+
+fn cpu_per_gigabyte(turn: &Turn) -> f64 {
+    turn.cpu_seconds / (float(turn.outcome.bytes) / GIGA).max(f64::EPSILON)
+}
+
+fn syscalls_per_request(turn: &Turn) -> f64 {
+    turn.syscalls.map_or(f64::NAN, |count| float(count) / float(turn.outcome.requests.max(1)))
+}
+
+/// Of the larger of the two, in MiB.
+fn rss(turn: &Turn) -> f64 {
+    float(turn.rss.into_iter().max().unwrap_or(0)) / 1024.0
+}
+
+fn failures(turn: &Turn) -> f64 {
+    float(turn.outcome.failures)
+}
+
+pub(crate) fn median(turns: &[Turn], of: impl Fn(&Turn) -> f64) -> f64 {
+    sorted(turns, of).get(turns.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn sorted(turns: &[Turn], of: impl Fn(&Turn) -> f64) -> Vec<f64> {
+    let mut values: Vec<f64> = turns.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+fn figure(name: &'static str, turns: &[Turn], of: impl Fn(&Turn) -> f64) -> Figure {
+    let values = sorted(turns, of);
+    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+    Figure { name, median: at(values.len() / 2), min: at(0), max: at(values.len().saturating_sub(1)) }
+}
+
+impl StackResult {
+    pub(crate) fn new(name: &'static str, case: &Case, turns: Vec<Turn>, at_rate: Vec<Turn>) -> Self {
+        let mut figures = match case.protocol {
+            Protocol::Tcp => {
+                vec![figure("Gb/s", &turns, gigabits), figure("CPU s/GB", &turns, cpu_per_gigabyte)]
+            }
+            Protocol::Idle => vec![figure("connections", &turns, |turn| float(turn.outcome.requests))],
+            _ => vec![
+                figure("requests/s", &turns, per_second),
+                figure("CPU µs/request", &turns, micros_per_request),
+                figure("syscalls/request", &turns, syscalls_per_request),
+            ],
+        };
+        if !at_rate.is_empty() {
+            figures.push(figure("p50 µs at rate", &at_rate, |turn| float(turn.outcome.p50_micros)));
+            figures.push(figure("p99 µs at rate", &at_rate, |turn| float(turn.outcome.p99_micros)));
+            figures.push(figure("p99.9 µs at rate", &at_rate, |turn| float(turn.outcome.p999_micros)));
+        }
+        figures.push(figure("RSS MiB", &turns, rss));
+        figures.push(figure("failures", &turns, failures));
+        figures.retain(|figure| !figure.median.is_nan());
+        Self { name, figures, turns, turns_at_rate: at_rate }
+    }
+
+    fn figure(&self, name: &str) -> Option<&Figure> {
+        self.figures.iter().find(|figure| figure.name == name)
+    }
+}
+
+impl Results {
+    pub(crate) fn new(stacks: &[Stack], idle: [[u64; 2]; 3], cases: Vec<CaseResult>) -> Self {
+        let versions = stacks.iter().map(|stack| (stack.name.to_owned(), stack.version.clone()));
+        let idle = stacks.iter().zip(idle).map(|(stack, idle)| (stack.name.to_owned(), idle));
+        Self { machine: Machine::here(), versions: versions.collect(), idle_rss: idle.collect(), cases }
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = String::new();
+        let Machine { cpus, model, kernel } = &self.machine;
+        let _ = writeln!(text, "{cpus} CPUs ({model}), Linux {kernel}\n");
+        for (name, version) in &self.versions {
+            let _ = writeln!(text, "- {name}: {version}");
+        }
+        let _ = writeln!(text, "\nIdle RSS in MiB (client side, server side):");
+        for (name, [client, server]) in &self.idle_rss {
+            let _ =
+                writeln!(text, "- {name}: {:.1}, {:.1}", float(*client) / 1024.0, float(*server) / 1024.0);
+        }
+        for case in &self.cases {
+            let _ = write!(text, "\n### {}\n\n{}", case.name, case.markdown());
+        }
+        text
+    }
+}
+
+impl CaseResult {
+    fn markdown(&self) -> String {
+        let mut text = String::from("| |");
+        self.stacks.iter().for_each(|stack| text.extend([" ", stack.name, " |"]));
+        text.push_str(" ratio |\n|---|");
+        self.stacks.iter().for_each(|_| text.push_str("---|"));
+        text.push_str("---|\n");
+        let names = self
+            .stacks
+            .first()
+            .map(|stack| stack.figures.iter().map(|figure| figure.name))
+            .into_iter()
+            .flatten();
+        for name in names {
+            let _ = write!(text, "| {name} |");
+            for stack in &self.stacks {
+                let cell = stack.figure(name).map_or_else(String::new, Figure::text);
+                let _ = write!(text, " {cell} |");
+            }
+            let _ = writeln!(text, " {} |", self.ratios(name));
+        }
+        text
+    }
+
+    /// Of ours to each of the peer's.
+    fn ratios(&self, name: &str) -> String {
+        let Some(ours) = self.stacks.last().and_then(|stack| stack.figure(name)) else {
+            return String::new();
+        };
+        let peers = self.stacks.iter().filter(|stack| stack.name.starts_with(PEER));
+        let ratios = peers.filter_map(|peer| Some(ours.median / peer.figure(name)?.median));
+        let texts: Vec<String> =
+            ratios.filter(|ratio| ratio.is_finite()).map(|ratio| format!("{ratio:.2}")).collect();
+        texts.join(" / ")
+    }
+}
+
+impl Figure {
+    fn text(&self) -> String {
+        let Self { median, min, max, .. } = self;
+        if *max >= 1_000.0 {
+            format!("{median:.0} ({min:.0}..{max:.0})")
+        } else {
+            format!("{median:.1} ({min:.1}..{max:.1})")
+        }
+    }
+}
+
+impl Machine {
+    fn here() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+        let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let model = model.map_or_else(String::new, |(_, model)| model.trim().to_owned());
+        Self { cpus, model, kernel: kernel.trim().to_owned() }
+    }
+}
+
+pub(crate) fn write(results: &Results, folder: &Path) -> Result<()> {
+    fs::write(folder.join("results.json"), serde_json::to_string_pretty(results)?)?;
+    let text = results.markdown();
+    fs::write(folder.join("results.md"), &text)?;
+    fs::write(folder.join("results.svg"), picture(results))?;
+    use std::io::Write;
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// CPU per request (or per gigabyte), bars of one case beside each other, relative to the peer's.
+fn picture(results: &Results) -> String {
+    const ROW: usize = 18;
+    const WIDTH: f64 = 420.0;
+    const COLORS: [&str; 3] = ["#b0b7c3", "#8792a5", "#1f7a5a"];
+    let mut rows = String::new();
+    let mut y = 40;
+    for case in &results.cases {
+        let name = ["CPU µs/request", "CPU s/GB", "RSS MiB"]
+            .into_iter()
+            .find(|name| case.stacks.iter().all(|stack| stack.figure(name).is_some()));
+        let Some(name) = name else { continue };
+        let values: Vec<f64> =
+            case.stacks.iter().filter_map(|stack| Some(stack.figure(name)?.median)).collect();
+        let most = values.iter().copied().fold(f64::EPSILON, f64::max);
+        let _ = writeln!(
+            rows,
+            "<text x=\"10\" y=\"{}\" font-weight=\"bold\">{} ({name})</text>",
+            y - 4,
+            case.name
+        );
+        for (stack, value) in case.stacks.iter().zip(values) {
+            let color = match stack.name {
+                "envoy" => COLORS[0],
+                "envoy-h2" => COLORS[1],
+                _ => COLORS[2],
+            };
+            let _ = writeln!(
+                rows,
+                "<rect x=\"90\" y=\"{y}\" width=\"{:.0}\" height=\"{}\" fill=\"{color}\"/><text x=\"10\" y=\"{}\">{}</text><text x=\"{:.0}\" y=\"{}\">{value:.1}</text>",
+                value / most * WIDTH,
+                ROW - 4,
+                y + 11,
+                stack.name,
+                96.0 + value / most * WIDTH,
+                y + 11
+            );
+            y += ROW;
+        }
+        y += 26;
+    }
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"620\" height=\"{y}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{rows}</svg>\n"
+    )
+}

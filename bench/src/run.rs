@@ -1,0 +1,93 @@
+//! A whole comparison.
+
+use crate::Options;
+use crate::cases::{CASES, Case};
+use crate::load::Protocol;
+use crate::measure::{Turn, pause, turn};
+use crate::peer::{Application, Between, Stack};
+use crate::process::Process;
+use crate::report::{self, CaseResult, Results, StackResult};
+use anyhow::{Result, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// Load before anything is counted: connections are made, memory is touched.
+const WARM_UP_SECONDS: f64 = 1.0;
+/// Idle connections come one after the other, and their memory is looked at when all are there.
+const IDLE_SECONDS: f64 = 10.0;
+/// For 10,000 connections, each of which is two files of a proxy.
+const OPEN_FILES: u64 = 1 << 16;
+/// Of the peer's saturation: what all can serve.
+const SHARE_OF_PEER: f64 = 0.5;
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    ensure!(options.rounds > 0, "--rounds must be at least 1");
+    std::fs::create_dir_all(&options.out)?;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(most), most)?;
+    let folder = tempfile::tempdir()?;
+    let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let application = Application { http1: at(26_001), http2: at(26_002), tcp: at(26_003) };
+    let words =
+        ["upstream", "--http1", "127.0.0.1:26001", "--http2", "127.0.0.1:26002", "--tcp", "127.0.0.1:26003"];
+    let mut upstream = Process::start("upstream", &std::env::current_exe()?, &words, folder.path())?;
+    upstream.wait_listening(application.http1)?;
+    let stacks = [
+        Stack::envoy(&options.envoy, folder.path(), application, Between::Same)?,
+        Stack::envoy(&options.envoy, folder.path(), application, Between::Http2)?,
+        Stack::meridian(&options.bin, folder.path(), application)?,
+    ];
+    let idle = stacks
+        .each_ref()
+        .map(|stack| stack.pair.each_ref().map(|it| it.memory().map(|it| it.rss).unwrap_or(0)));
+    let mut cases = Vec::new();
+    for case in CASES.iter().filter(|case| case.name.contains(&options.only)) {
+        say(case.name);
+        cases.push(compare(case, &stacks, options)?);
+    }
+    let results = Results::new(&stacks, idle, cases);
+    report::write(&results, &options.out)
+}
+
+fn compare(case: &Case, stacks: &[Stack], options: &Options) -> Result<CaseResult> {
+    let taking_part: Vec<&Stack> =
+        stacks.iter().filter(|stack| case.both_modes || stack.name != "envoy-h2").collect();
+    let mut turns: Vec<Vec<Turn>> = vec![Vec::new(); taking_part.len()];
+    let is_idle = case.protocol == Protocol::Idle;
+    let (rounds, seconds) = if is_idle { (1, IDLE_SECONDS) } else { (options.rounds, options.seconds) };
+    for stack in taking_part.iter().filter(|_| !is_idle) {
+        turn(stack, case, WARM_UP_SECONDS, None)?;
+    }
+    for _ in 0..rounds {
+        for (stack, turns) in taking_part.iter().zip(&mut turns) {
+            turns.push(turn(stack, case, seconds, None)?);
+            // What one stack leaves behind (closing connections) is not the next one's.
+            pause(0.2);
+        }
+    }
+    let at_rate = at_rate(case, &taking_part, &turns, options)?;
+    let results = taking_part.iter().zip(turns).zip(at_rate);
+    let stacks = results.map(|((stack, turns), at_rate)| StackResult::new(stack.name, case, turns, at_rate));
+    Ok(CaseResult { name: case.name, protocol: case.protocol, stacks: stacks.collect() })
+}
+
+/// Latencies at a rate that all can serve; for loads that have such a thing.
+fn at_rate(case: &Case, stacks: &[&Stack], turns: &[Vec<Turn>], options: &Options) -> Result<Vec<Vec<Turn>>> {
+    let mut all = vec![Vec::new(); stacks.len()];
+    let has_rate = matches!(case.protocol, Protocol::Http1 | Protocol::Http2 | Protocol::Grpc);
+    let peers = turns.first().map(|turns| report::median(turns, report::per_second)).unwrap_or_default();
+    if !has_rate || peers <= 0.0 {
+        return Ok(all);
+    }
+    for _ in 0..options.rounds {
+        for (stack, turns) in stacks.iter().zip(&mut all) {
+            turns.push(turn(stack, case, options.seconds, Some(peers * SHARE_OF_PEER))?);
+        }
+    }
+    Ok(all)
+}
+
+fn say(text: &str) {
+    use std::io::Write;
+    drop(writeln!(std::io::stderr(), "{text}"));
+}
