@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 /// Load before anything is counted: connections are made, memory is touched.
 const WARM_UP_SECONDS: f64 = 1.0;
 /// Idle connections come one after the other, and their memory is looked at when all are there.
-const IDLE_SECONDS: f64 = 10.0;
+const IDLE_SECONDS: f64 = 15.0;
 /// For 10,000 connections, each of which is two files of a proxy.
 const OPEN_FILES: u64 = 1 << 16;
 /// Of the peer's saturation: what all can serve.

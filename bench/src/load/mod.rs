@@ -11,10 +11,13 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 /// Latencies beyond this are counted as this.
 const LONGEST_MICROS: u64 = 60_000_000;
+/// Idle connections are opened so many at a time: all at once would measure a storm, and each pool at its largest.
+const OPENERS: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -81,6 +84,7 @@ pub(crate) struct Tally {
     latencies: RefCell<Histogram<u64>>,
     failures: Cell<u64>,
     bytes: Cell<u64>,
+    openers: Semaphore,
 }
 
 impl Tally {
@@ -94,6 +98,7 @@ impl Tally {
             latencies: RefCell::new(Histogram::new_with_bounds(1, LONGEST_MICROS, 3)?),
             failures: Cell::new(0),
             bytes: Cell::new(0),
+            openers: Semaphore::new(OPENERS),
         })
     }
 

@@ -22,10 +22,12 @@ pub(super) async fn connection(tally: Rc<Tally>) -> Result<()> {
 
 /// Makes a connection that reaches the other side (one answer shows it), and keeps it.
 pub(super) async fn idle(tally: Rc<Tally>) -> Result<()> {
+    let opener = tally.openers.acquire().await?;
     let start = Instant::now();
     let mut stream = TcpStream::connect(tally.options.target).await?;
     super::http1::once(&mut stream, tally.options.response_bytes).await?;
     tally.answered(start, 0);
+    drop(opener);
     tokio::time::sleep_until(tally.ends).await;
     Ok(())
 }
