@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{
-        CONNECTION, CONTENT_TYPE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
         TRANSFER_ENCODING, UPGRADE,
     },
     uri::{Authority, PathAndQuery, Scheme},
@@ -31,6 +31,8 @@ pub enum Malformed {
     NoHost,
     #[error("CONNECT")]
     Connect,
+    #[error("Transfer-Encoding must be chunked, once, and beside no Content-Length")]
+    Framing,
 }
 
 /// Whom a request is for: the target's authority, else Host. They must agree where both are.
@@ -41,6 +43,9 @@ pub fn authority<B>(request: &Request<B>) -> Result<Option<Authority>, Malformed
     if request.method() == Method::CONNECT {
         return Err(Malformed::Connect);
     }
+    if !is_plainly_framed(request.headers()) {
+        return Err(Malformed::Framing);
+    }
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -49,6 +54,10 @@ pub fn authority<B>(request: &Request<B>) -> Result<Option<Authority>, Malformed
     let host = host
         .map(|value| Authority::try_from(value.as_bytes()).map_err(|_| Malformed::BadHost))
         .transpose()?;
+    // RFC 9110, 4.2.4: user information in an authority hides who is meant.
+    if host.as_ref().or(request.uri().authority()).is_some_and(|host| host.as_str().contains('@')) {
+        return Err(Malformed::BadHost);
+    }
     match (request.uri().authority(), host) {
         // RFC 9112 3.2.2: for a proxy the target counts; two different ones are a way to deceive someone.
         (Some(target), Some(host)) if *target != host => Err(Malformed::HostMismatch),
@@ -56,6 +65,20 @@ pub fn authority<B>(request: &Request<B>) -> Result<Option<Authority>, Malformed
         (None, Some(host)) => Ok(Some(host)),
         (None, None) if request.version() >= Version::HTTP_11 => Err(Malformed::NoHost),
         (None, None) => Ok(None),
+    }
+}
+
+/// Whether there is one way to tell where the body ends. Other codings than chunked were meant for this connection:
+/// without them nobody could read the body (RFC 9112, 6.1), and who tells lengths in two ways means to deceive someone.
+fn is_plainly_framed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => {
+            coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")
+                && !headers.contains_key(CONTENT_LENGTH)
+        }
+        (Some(_), Some(_)) => false,
     }
 }
 
@@ -181,6 +204,19 @@ pub fn refused(status: StatusCode, reason: &Reason) -> Response<Body> {
 pub fn overloaded(limit: Limit) -> Response<Body> {
     let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, &format!("too much is under way: {limit}\n"));
     response.headers_mut().insert(OVERLOADED.clone(), HeaderValue::from_static(limit.as_str()));
+    response
+}
+
+/// The answer to a request that can't be passed on.
+pub fn malformed(error: Malformed) -> Response<Body> {
+    if error == Malformed::Connect {
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported\n");
+    }
+    let mut response = plain(StatusCode::BAD_REQUEST, &format!("{error}\n"));
+    if error == Malformed::Framing {
+        // Where the next request begins is anybody's guess.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

@@ -6,7 +6,7 @@ use super::{
     terms::Terms,
 };
 use crate::{
-    codec::{self as plumbing, Body, Codec, Counted, ForwardError, How, Malformed, detect},
+    codec::{self as plumbing, Body, Codec, Counted, ForwardError, How, detect},
     denial::Reason,
     io::Stream,
     policy::at_once::{Active, Limit},
@@ -148,10 +148,7 @@ async fn forward(
         Ok(Some(authority)) => authority,
         Ok(None) => Authority::try_from(inbound.config.service.as_str())
             .unwrap_or_else(|_| Authority::from_static("unknown.mesh")),
-        Err(Malformed::Connect) => {
-            return plumbing::plain(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported\n");
-        }
-        Err(error) => return plumbing::plain(StatusCode::BAD_REQUEST, &format!("{error}\n")),
+        Err(error) => return plumbing::malformed(error),
     };
     let http2 = inbound.config.protocol.is_http2();
     let worker = &context.worker;

@@ -195,6 +195,9 @@ impl Errand<'_> {
                 response
             }
             Outcome::Unreachable(error) => unreachable(self.cluster, &error),
+            Outcome::Lost(error) if is_clients(&error) => {
+                plumbing::plain(StatusCode::BAD_REQUEST, "the request's body is malformed, or was cut\n")
+            }
             Outcome::Lost(error) => {
                 tracing::debug!(%service, %error, source = ?error.source(), "request lost");
                 plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n")
@@ -217,6 +220,8 @@ impl Outcome {
             Self::Answered(response) if response.headers().contains_key(&plumbing::OVERLOADED) => None,
             Self::Answered(response) => Some(Attempt::Answered(response.status(), response.headers())),
             Self::Unreachable(_) => Some(Attempt::Unreachable),
+            // There is no whole request to send again.
+            Self::Lost(error) if is_clients(error) => None,
             Self::Lost(error) if refused(error) => Some(Attempt::Refused),
             Self::Lost(_) | Self::Late(Late::Try) => Some(Attempt::Lost),
             Self::Late(_) | Self::Overloaded(_) => None,

@@ -2,7 +2,7 @@
 
 use super::{attempt, leads_to};
 use crate::{
-    codec::{self as plumbing, Body, Counted, How, Malformed, detect},
+    codec::{self as plumbing, Body, Counted, How, detect},
     io::Socket,
     listener::Accepted,
     policy::{
@@ -84,10 +84,7 @@ async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<I
         Ok(Some(authority)) => authority,
         Ok(None) => Authority::try_from(cluster.service.as_str())
             .unwrap_or_else(|_| Authority::from_static("unknown.mesh")),
-        Err(Malformed::Connect) => {
-            return plumbing::plain(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported\n");
-        }
-        Err(error) => return plumbing::plain(StatusCode::BAD_REQUEST, &format!("{error}\n")),
+        Err(error) => return plumbing::malformed(error),
     };
     let active = match worker.upstreams.of(cluster).load.request(&cluster.at_once) {
         Ok(active) => active,

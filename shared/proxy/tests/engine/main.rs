@@ -12,4 +12,6 @@ mod retries;
 mod rules;
 mod tcp;
 mod timeouts;
+mod torture;
+mod torture2;
 mod world;

@@ -1,0 +1,244 @@
+//! Requests that one end of a connection takes for something else than the other: what comes of each, and that the
+//! application never sees a request that nobody sent.
+//!
+//! docs/http.md has the outcomes as a table for readers.
+
+use crate::{
+    apps::{Payload, text},
+    world::{Pair, address, soon},
+};
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use meridian_proxy_config::Protocol;
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+/// Each request as the application understood it: method, path, body.
+pub(crate) type Log = Arc<Mutex<Vec<String>>>;
+
+pub(crate) async fn application() -> (SocketAddr, Log) {
+    let listener = TcpListener::bind(address()).await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let log = Log::default();
+    let logging = log.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let log = logging.clone();
+            let handler = service_fn(move |request: Request<Incoming>| answer(request, log.clone()));
+            let connection =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), handler);
+            tokio::spawn(async move { drop(connection.await) });
+        }
+    });
+    (at, log)
+}
+
+async fn answer(request: Request<Incoming>, log: Log) -> Result<Response<Payload>, Infallible> {
+    let (head, body) = request.into_parts();
+    let host = head.headers.get("host").map(|host| host.to_str().unwrap().to_owned()).unwrap_or_default();
+    let entry = match body.collect().await {
+        Ok(body) => {
+            let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+            format!("{} {} {host} {body}", head.method, head.uri)
+        }
+        Err(_) => format!("{} {} {host} cut", head.method, head.uri),
+    };
+    log.lock().unwrap().push(entry.trim_end().to_owned());
+    Ok(Response::new(text("ok")))
+}
+
+/// Sends bytes, and gives the statuses of all answers until the proxy closes. The last request says that it is the last,
+/// or the bytes end in the middle: then the client is done writing.
+async fn statuses(to: SocketAddr, bytes: &[u8]) -> Vec<u16> {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    // What is refused early may be reset before all is written.
+    let written = stream.write_all(bytes).await.and(stream.shutdown().await);
+    let mut all = Vec::new();
+    let read = soon("the end of the connection", stream.read_to_end(&mut all)).await;
+    drop((written, read));
+    let said = String::from_utf8_lossy(&all).into_owned();
+    let starts = said.match_indices("HTTP/1.1 ").chain(said.match_indices("HTTP/1.0 "));
+    let mut starts: Vec<usize> = starts.map(|(at, _)| at).collect();
+    starts.sort_unstable();
+    starts.into_iter().map(|at| said[at + 9..at + 12].parse().unwrap()).collect()
+}
+
+struct Case {
+    name: &'static str,
+    sent: String,
+    statuses: &'static [u16],
+    seen: &'static [&'static str],
+}
+
+fn case(
+    name: &'static str,
+    sent: impl Into<String>,
+    statuses: &'static [u16],
+    seen: &'static [&'static str],
+) -> Case {
+    Case { name, sent: sent.into(), statuses, seen }
+}
+
+/// A POST with these header lines and this rest, and behind it a request of which the proxy must not make another.
+fn post(headers: &str, rest: &str) -> String {
+    format!("POST /a HTTP/1.1\r\nHost: b\r\n{headers}\r\n{rest}")
+}
+
+const NEXT: &str = "GET /next HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n";
+
+async fn judge(cases: Vec<Case>) {
+    let (at, log) = application().await;
+    let pair = Pair::start(Protocol::Http, at).await;
+    let mut wrong = Vec::new();
+    for Case { name, sent, statuses: expected, seen } in cases {
+        let said = statuses(pair.outbound, sent.as_bytes()).await;
+        let mut logged = std::mem::take(&mut *log.lock().unwrap());
+        // One that broke off may be noticed at any time, or not at all.
+        logged.retain(|entry| !entry.ends_with(" cut"));
+        if said != expected || logged != seen {
+            wrong.push(format!(
+                "{name}:\n  answers {said:?}, expected {expected:?}\n  seen {logged:?}, expected {seen:?}"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn lengths_of_bodies_have_one_meaning() {
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    let refused: &[u16] = &[400];
+    let both_ways = |headers: &str| post(headers, &format!("3\r\nabc\r\n0\r\n\r\n{NEXT}"));
+    judge(vec![
+        case(
+            "a length",
+            post("Content-Length: 3\r\n", &format!("abc{NEXT}")),
+            &[200, 200],
+            &["POST /a b abc", "GET /next b"],
+        ),
+        case("chunks", both_ways(chunked), &[200, 200], &["POST /a b abc", "GET /next b"]),
+        // The codec drops such a length unread, and closes the connection behind the request.
+        case(
+            "a length, then chunked",
+            both_ways(&format!("Content-Length: 4\r\n{chunked}")),
+            &[200],
+            &["POST /a b abc"],
+        ),
+        case(
+            "chunked, then a length",
+            both_ways(&format!("{chunked}Content-Length: 4\r\n")),
+            &[200],
+            &["POST /a b abc"],
+        ),
+        case("two lengths", post("Content-Length: 3\r\nContent-Length: 4\r\n", "abc"), refused, &[]),
+        case(
+            "the same length twice",
+            post("Content-Length: 3\r\nContent-Length: 3\r\n", &format!("abc{NEXT}")),
+            &[200, 200],
+            &["POST /a b abc", "GET /next b"],
+        ),
+        case("a list of lengths", post("Content-Length: 3, 3\r\n", "abc"), refused, &[]),
+        case("a signed length", post("Content-Length: +3\r\n", "abc"), refused, &[]),
+        case("a negative length", post("Content-Length: -1\r\n", "abc"), refused, &[]),
+        case("a length in hex", post("Content-Length: 0x3\r\n", "abc"), refused, &[]),
+        case("no length in it", post("Content-Length: \r\n", "abc"), refused, &[]),
+        case(
+            "a length beyond 64 bits",
+            post("Content-Length: 99999999999999999999\r\n", "abc"),
+            refused,
+            &[],
+        ),
+        case("an unknown coding", post("Transfer-Encoding: xchunked\r\n", "abc"), refused, &[]),
+        case("chunked, but not last", post("Transfer-Encoding: chunked, identity\r\n", "abc"), refused, &[]),
+        case("a coding before chunked", both_ways("Transfer-Encoding: gzip, chunked\r\n"), refused, &[]),
+        case("chunked twice", both_ways("Transfer-Encoding: chunked, chunked\r\n"), refused, &[]),
+        case(
+            "codings in two lines",
+            both_ways(&format!("Transfer-Encoding: identity\r\n{chunked}")),
+            refused,
+            &[],
+        ),
+        case("a control character in it", both_ways("Transfer-Encoding: \u{b}chunked\r\n"), refused, &[]),
+        case("a space before the colon", both_ways("Transfer-Encoding : chunked\r\n"), refused, &[]),
+        case("a folded line", both_ways("Transfer-Encoding:\r\n chunked\r\n"), refused, &[]),
+        case(
+            "HTTP/1.0 with chunks",
+            format!("POST /a HTTP/1.0\r\nHost: b\r\n{chunked}\r\n0\r\n\r\n"),
+            refused,
+            &[],
+        ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn chunks_are_what_they_say() {
+    let chunks = |rest: &str| post("Transfer-Encoding: chunked\r\n", rest);
+    let big = "x".repeat(20_000);
+    judge(vec![
+        case(
+            "an extension",
+            chunks(&format!("3;a=b\r\nabc\r\n0\r\n\r\n{NEXT}")),
+            &[200, 200],
+            &["POST /a b abc", "GET /next b"],
+        ),
+        case("a long extension", chunks(&format!("3;a={big}\r\nabc\r\n0\r\n\r\n")), &[400], &[]),
+        case("a size beyond 64 bits", chunks("fffffffffffffffff\r\nabc\r\n0\r\n\r\n"), &[400], &[]),
+        case("a signed size", chunks("+3\r\nabc\r\n0\r\n\r\n"), &[400], &[]),
+        case("a size with 0x", chunks("0x3\r\nabc\r\n0\r\n\r\n"), &[400], &[]),
+        case("no end of line behind a chunk", chunks("3\r\nabcd\r\n0\r\n\r\n"), &[400], &[]),
+        case("a bare line feed behind a size", chunks("3\nabc\r\n0\r\n\r\n"), &[400], &[]),
+        case("an end in the middle", chunks("3\r\nab"), &[400], &[]),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn lines_and_targets_have_one_form() {
+    let many = "X-Filler: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(700);
+    let lines = |lines: &str| format!("{lines}\r\n");
+    judge(vec![
+        case("bare line feeds", "GET /a HTTP/1.1\nHost: b\nConnection: close\n\n", &[200], &["GET /a b"]),
+        case("a bare carriage return", lines("GET /a HTTP/1.1\r\nHost: b\r\nX: a\rb\r\n"), &[400], &[]),
+        case("a null byte", lines("GET /a HTTP/1.1\r\nHost: b\r\nX: a\0b\r\n"), &[400], &[]),
+        case("two spaces", lines("GET  /a HTTP/1.1\r\nHost: b\r\n"), &[400], &[]),
+        case("no version", "GET /a\r\n\r\n", &[400], &[]),
+        case("another version", lines("GET /a HTTP/3.0\r\nHost: b\r\n"), &[400], &[]),
+        case("a name with a space", lines("GET /a HTTP/1.1\r\nHost: b\r\nX Y: 1\r\n"), &[400], &[]),
+        case("a name that is none", lines("GET /a HTTP/1.1\r\nHost: b\r\n: 1\r\n"), &[400], &[]),
+        case("no host", lines("GET /a HTTP/1.1\r\nConnection: close\r\n"), &[400], &[]),
+        case("two hosts", lines("GET /a HTTP/1.1\r\nHost: b\r\nHost: c\r\n"), &[400], &[]),
+        case("another host in the target", lines("GET http://c/a HTTP/1.1\r\nHost: b\r\n"), &[400], &[]),
+        case("CONNECT", lines("CONNECT b:80 HTTP/1.1\r\nHost: b:80\r\nConnection: close\r\n"), &[405], &[]),
+        case("too many headers", lines(&format!("GET /a HTTP/1.1\r\nHost: b\r\n{many}")), &[431], &[]),
+        case(
+            "Connection names what frames",
+            post("Connection: close, content-length, host\r\nContent-Length: 3\r\n", "abc"),
+            &[200],
+            &["POST /a b abc"],
+        ),
+        case(
+            "an upgrade that the application does not want",
+            format!("GET /a HTTP/1.1\r\nHost: b\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n{NEXT}"),
+            &[200, 200],
+            &["GET /a b", "GET /next b"],
+        ),
+        case(
+            "requests one behind the other",
+            format!("GET /a HTTP/1.1\r\nHost: b\r\n\r\nGET /b HTTP/1.1\r\nHost: b\r\n\r\n{NEXT}"),
+            &[200, 200, 200],
+            &["GET /a b", "GET /b b", "GET /next b"],
+        ),
+    ])
+    .await;
+}
