@@ -27,10 +27,10 @@ pub use inbound::{Inbound, InboundTls, Probe, Protocol};
 pub use permission::{Action, CallerIdentity, CallerMatch, Permission, PermissionRule, Verdict};
 pub use policies::{
     AtOnce, BackOff, CallerTimeouts, ConnectionTimeouts, DestinationPolicies, Effect, FailurePercentage,
-    Fault, FaultRule, FilterAction, FilterPattern, HeaderMatch, HeaderValueMatch, HostSelection,
-    InboundPolicies, OutlierDetection, Rate, RateLimitedBackOff, RateLimits, RequestFilter, RequestLimit,
-    RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet, StreamTimeouts, SuccessRate,
-    policies_for_others,
+    Fault, FaultRule, FilterAction, FilterPattern, HeaderMatch, HeaderValueMatch, HealthChecks,
+    HostSelection, InboundPolicies, Jitter, OutlierDetection, Panic, Question, Rate, RateLimitedBackOff,
+    RateLimits, RequestFilter, RequestLimit, RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet,
+    StreamTimeouts, SuccessRate, policies_for_others,
 };
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};

@@ -6,6 +6,7 @@ mod apps;
 mod breaker;
 mod control;
 mod filter;
+mod health;
 mod http;
 mod limits;
 mod retries;

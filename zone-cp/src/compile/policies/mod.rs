@@ -14,6 +14,7 @@ use meridian_core::duration::PolicyDuration;
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
 use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
+use meridian_core::kinds::mesh_health_check::MeshHealthCheck;
 use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
 use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
 use meridian_core::kinds::mesh_retry::MeshRetry;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 mod callers;
 mod circuit_breaker;
 mod fault_injection;
+mod health_check;
 mod rate_limit;
 mod request_filter;
 mod retry;
@@ -60,6 +62,13 @@ const OUTGOING: &[Outgoing] = &[
     Outgoing {
         kind: MeshRetry::KIND,
         apply: |merged, protocol, into| merged.conf().map(|conf| retry::destination(&conf, protocol, into)),
+    },
+    // Before MeshCircuitBreaker, whose panic threshold wins.
+    Outgoing {
+        kind: MeshHealthCheck::KIND,
+        apply: |merged, protocol, into| {
+            merged.conf().map(|conf| health_check::destination(&conf, protocol, into))
+        },
     },
     Outgoing {
         kind: MeshCircuitBreaker::KIND,
