@@ -15,6 +15,7 @@ mod policies;
 mod proxy;
 mod report;
 mod route;
+mod session;
 pub mod sni;
 mod trust;
 
@@ -35,6 +36,7 @@ pub use policies::{
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};
 pub use route::{SniMatch, SniRoute};
+pub use session::{SessionCipher, SessionTerms};
 pub use trust::Bundle;
 
 /// The resource types of the zone -> proxy direction.

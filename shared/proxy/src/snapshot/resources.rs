@@ -119,7 +119,11 @@ impl Resources {
     fn parse(&mut self, tls: &Tls, resource: &Encoded) -> Result<(), String> {
         let (name, body) = (resource.name.to_string(), &resource.body);
         match &*resource.type_ {
-            types::PROXY => self.proxy = Some(read(body)?),
+            types::PROXY => {
+                let proxy: Arc<config::Proxy> = read(body)?;
+                tls.set_terms(&proxy.sessions);
+                self.proxy = Some(proxy);
+            }
             types::INBOUND => {
                 let inbound: Arc<config::Inbound> = read(body)?;
                 let filter = inbound.policies.filter.as_ref().map(RequestFilter::compile).transpose()?;

@@ -11,6 +11,7 @@ mod http;
 mod limits;
 mod retries;
 mod rules;
+mod sessions;
 mod tcp;
 mod timeouts;
 mod world;

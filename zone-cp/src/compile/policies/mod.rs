@@ -20,6 +20,7 @@ use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
 use meridian_core::kinds::mesh_retry::MeshRetry;
 use meridian_core::kinds::mesh_service::{MeshService, Port};
 use meridian_core::kinds::mesh_timeout::MeshTimeout;
+use meridian_core::kinds::mesh_tls::MeshTls;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
 use meridian_core::{Key, Kind, TargetKind};
 use meridian_policy::{
@@ -39,6 +40,7 @@ mod rate_limit;
 mod request_filter;
 mod retry;
 mod timeout;
+pub(crate) mod tls;
 
 /// A kind whose `to` is executed.
 struct Outgoing {
@@ -115,7 +117,8 @@ const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grp
 
 /// Whether policies of a kind are turned into something here.
 pub(crate) fn is_executed(kind: Kind) -> bool {
-    OUTGOING.iter().map(|it| it.kind).chain(INCOMING.iter().map(|it| it.kind)).any(|it| it == kind)
+    let mut kinds = OUTGOING.iter().map(|it| it.kind).chain(INCOMING.iter().map(|it| it.kind));
+    kinds.any(|it| it == kind) || kind == MeshTls::KIND
 }
 
 /// The policies on outgoing calls that select a sidecar.
@@ -133,11 +136,12 @@ pub(crate) fn selects_outgoing(policy: &Policy, dataplane: &Parsed<Dataplane>) -
     is_here && policy.is_outgoing() && policy.selects(&Routes::default(), &subject(dataplane), Section::Whole)
 }
 
-/// Whether a policy says something of the calls to some inbound of a sidecar.
+/// Whether a policy says something of the calls to some inbound of a sidecar, or of its sessions.
 pub(crate) fn selects_incoming(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
     let is_here = INCOMING.iter().any(|it| it.kind == policy.key().kind);
     let inbounds = dataplane.spec.networking.iter().flat_map(|networking| &networking.inbound);
-    is_here && policy.is_incoming() && inbounds.into_iter().any(|inbound| takes(policy, dataplane, inbound))
+    (is_here && policy.is_incoming() && inbounds.into_iter().any(|inbound| takes(policy, dataplane, inbound)))
+        || tls::selects(policy, dataplane)
 }
 
 fn takes(policy: &Policy, dataplane: &Parsed<Dataplane>, inbound: &Inbound) -> bool {
