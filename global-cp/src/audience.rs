@@ -5,6 +5,7 @@
 
 use meridian_api::wire;
 use meridian_core::kinds::{
+    mesh::Mesh,
     secret::Secret,
     token_key::{TokenKey, TokenPurpose},
     token_revocation::TokenRevocation,
@@ -73,10 +74,11 @@ pub(crate) fn as_sent(resource: &Resource, route: Route) -> Resource {
     }
 }
 
-/// The secrets that a resource names: Kuma's data sources, wherever they stand in its spec.
+/// The secrets that a resource names for whoever acts on it: Kuma's data sources, wherever they stand in its spec. A Mesh
+/// names those of its root, which never leave.
 pub(crate) fn named_secrets(resource: &Resource) -> BTreeSet<Key> {
     let mut names = BTreeSet::new();
-    if resource.key.kind != Secret::KIND {
+    if ![Secret::KIND, Mesh::KIND].contains(&resource.key.kind) {
         collect(&resource.spec, &mut names);
     }
     let key = |name: String| Key::global(Secret::KIND, resource.key.mesh.clone(), name);
@@ -197,6 +199,8 @@ mod tests {
         assert_eq!(names(legacy), ["ca"]);
         assert_eq!(names(new), ["ca2"]);
         assert!(named_secrets(&resource("Secret", "", "x", json!({"secret": "y"}))).is_empty());
+        let root = json!({"mtls": {"backends": [{"conf": {"key": {"secret": "root"}}}]}});
+        assert!(named_secrets(&resource("Mesh", "", "default", root)).is_empty());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use meridian_core::kinds::{
     token_key::TokenPurpose,
 };
 use meridian_core::{Key, Resource, labels};
+use meridian_pki::RootCa;
 use meridian_store::{Author, Change, Expect, Store, WriteError};
 use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
@@ -33,7 +34,8 @@ pub(crate) async fn run(store: &Store) -> anyhow::Result<bool> {
     changes.extend(hostname_generators().into_iter().map(of_global));
     changes.push(of_global(mesh::mesh_default()));
     changes.extend(of_mesh(&mesh::mesh_default())?);
-    changes.extend(trust::first_root(&mesh::mesh_default().key.name, OffsetDateTime::now_utc())?);
+    let root = RootCa::generate(&mesh::mesh_default().key.name, OffsetDateTime::now_utc())?;
+    changes.extend(trust::first_root(&root));
     match store.write(&Author::system(), changes).await {
         Ok(_) => Ok(true),
         // Somebody else did it meanwhile.

@@ -4,7 +4,7 @@
 use crate::state::Global;
 use crate::trust::{self, rfc3339, zone_key};
 use crate::zone_status::ZoneStatus;
-use crate::{bootstrap, rotate, status, tokens, vault};
+use crate::{bootstrap, provided, rotate, status, tokens, vault};
 use futures::future::BoxFuture;
 use meridian_api::access::User;
 use meridian_api::report::{Presence, ZoneReport};
@@ -12,6 +12,7 @@ use meridian_api::{Effects, Hooks, Problem, RotateCa, Source, TokenRequest, Writ
 use meridian_auth::{UserClaims, Verified};
 use meridian_core::kinds::{dataplane::Dataplane, mesh::Mesh, token_revocation::TokenRevocation, zone::Zone};
 use meridian_core::{Key, Resource};
+use meridian_pki::RootCa;
 use meridian_store::{Author, Change, Expect, Query, Stored, WriteError};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -39,7 +40,7 @@ impl Hooks for GlobalHooks {
         Box::pin(async move {
             let kind = write.resource.key.kind;
             let changes = if kind == Mesh::KIND {
-                self.put_mesh(&write).await?
+                return self.put_mesh(&write).await;
             } else if let Some(list) = tokens::revocations(&write.resource.key) {
                 vec![revocations(&list, tokens::revoked_ids(write.resource))]
             } else {
@@ -122,10 +123,11 @@ impl Hooks for GlobalHooks {
 }
 
 impl GlobalHooks {
-    /// A new mesh gets its signing key; one that turns builtin mTLS on, its first root.
-    async fn put_mesh(&self, write: &Write<'_>) -> Result<Vec<Change>, Problem> {
+    /// A new mesh gets its signing key; one that turns mTLS on, its first root. A root is replaced by a rotation only.
+    async fn put_mesh(&self, write: &Write<'_>) -> Result<Effects, Problem> {
         let mesh = &write.resource.key.name;
         let mut changes = Vec::new();
+        let mut warnings = Vec::new();
         if write.before.is_none() {
             changes = bootstrap::of_mesh(write.resource)
                 .map_err(|error| Problem::internal(&format!("{error:#}")))?;
@@ -133,13 +135,28 @@ impl GlobalHooks {
         if bootstrap::wants_root(write.resource) {
             let held =
                 trust::read(&self.0.store, mesh).await.map_err(|error| Problem::unavailable(&error))?;
-            if held.is_none() {
-                let root = trust::first_root(mesh, OffsetDateTime::now_utc());
-                changes
-                    .extend(root.map_err(|error| Problem::invalid(Source::Body, "name", error.to_string()))?);
+            match held {
+                None => {
+                    let root = self.first_root(write.resource).await?;
+                    warnings.extend(provided::warning(&root, OffsetDateTime::now_utc()));
+                    changes.extend(trust::first_root(&root));
+                }
+                Some(held) => {
+                    let before = write.before.map(|before| &before.resource);
+                    warnings = provided::differs(&self.0, write.resource, before, &held).await?;
+                }
             }
         }
-        Ok(changes)
+        Ok(Effects { changes, warnings })
+    }
+
+    async fn first_root(&self, resource: &Resource) -> Result<RootCa, Problem> {
+        let (name, now) = (&resource.key.name, OffsetDateTime::now_utc());
+        let mesh = resource.parse::<Mesh>().map_err(|error| Problem::internal(&error))?;
+        if let Some(root) = provided::root(&self.0.store, name, &mesh, now).await? {
+            return Ok(root);
+        }
+        RootCa::generate(name, now).map_err(|error| Problem::invalid(Source::Body, "name", error.to_string()))
     }
 
     /// A mesh goes with all that was written for it; not while proxies are in it.

@@ -78,7 +78,7 @@ impl wire::zone_identity_server::ZoneIdentity for IdentityService {
         let (client, _) = authenticate(&self.0, &connection).await?;
         let wire::SignIntermediateRequest { mesh, csr } = request.into_inner();
         let held = trust::read(&self.0.store, &mesh).await.map_err(unavailable)?;
-        let held = held.ok_or_else(|| Status::not_found(format!("mesh {mesh} has no builtin CA")))?;
+        let held = held.ok_or_else(|| Status::not_found(format!("mesh {mesh} has no CA")))?;
         let signing = held.bundle.roots.first().and_then(|pem| trust::root_hash(pem));
         let signing = signing.ok_or_else(|| Status::internal("the bundle has no usable root"))?;
         let root = vault::root(&self.0.store, &mesh, &signing).await.map_err(unavailable)?;

@@ -3,13 +3,15 @@
 //! Woken by news (a zone has applied something, a proxy has another certificate, a bundle changed), never by a clock; and
 //! by the start of a replica, which takes up what another one left.
 
+use crate::provided;
 use crate::rotation::{Facts, Phase, ProxyFacts, Rotation, ZoneFacts};
 use crate::state::Global;
 use crate::status;
 use crate::trust::{self, Held, rfc3339};
 use crate::vault::{self, Intermediate};
 use meridian_api::{Problem, RotateCa};
-use meridian_core::kinds::{trust_bundle::TrustBundle, zone_egress::ZoneEgress};
+use meridian_core::Key;
+use meridian_core::kinds::{mesh::Mesh, trust_bundle::TrustBundle, zone_egress::ZoneEgress};
 use meridian_pki::RootCa;
 use meridian_store::{Author, Change, Expect, Revision, WriteError};
 use serde_json::{Value, json};
@@ -87,7 +89,7 @@ pub(crate) async fn command(
     mesh: &str,
     what: RotateCa,
 ) -> Result<Value, Problem> {
-    let missing = || Problem::resource_not_found("Mesh with a builtin CA", "", mesh);
+    let missing = || Problem::resource_not_found("Mesh with a CA", "", mesh);
     let held = trust::read(&global.store, mesh).await.map_err(|error| Problem::unavailable(&error))?;
     let held = held.ok_or_else(missing)?;
     match (what, &held.rotation) {
@@ -107,7 +109,13 @@ async fn start(global: &Global, user: &str, mesh: &str, held: Held) -> Result<()
     let now = OffsetDateTime::now_utc();
     let leaving = held.bundle.roots.first().and_then(|pem| trust::root_hash(pem));
     let leaving = leaving.ok_or_else(|| Problem::internal(&"the bundle has no usable root"))?;
-    let root = RootCa::generate(mesh, now).map_err(|error| Problem::internal(&error))?;
+    let root = wanted(global, mesh, now).await?;
+    if held.bundle.roots.iter().any(|pem| trust::root_hash(pem).as_deref() == Some(&vault::root_name(&root)))
+    {
+        return Err(Problem::conflict(
+            "The CA that the Mesh provides is the root already: write another certificate and key first",
+        ));
+    }
     let rotation = Rotation {
         phase: Phase::Distributing,
         target: vault::root_name(&root),
@@ -126,6 +134,19 @@ async fn start(global: &Global, user: &str, mesh: &str, held: Held) -> Result<()
         },
     ];
     write(global, user, changes).await
+}
+
+/// The root that the mesh is to have: what its user provides, or else a new one.
+async fn wanted(global: &Global, mesh: &str, now: OffsetDateTime) -> Result<RootCa, Problem> {
+    let key = Key::global(Mesh::KIND, "", mesh);
+    let stored = global.store.get(&key).await.map_err(|error| Problem::unavailable(&error))?;
+    let spec = stored.and_then(|stored| stored.resource.parse::<Mesh>().ok());
+    if let Some(spec) = spec
+        && let Some(root) = provided::root(&global.store, mesh, &spec, now).await?
+    {
+        return Ok(root);
+    }
+    RootCa::generate(mesh, now).map_err(|error| Problem::internal(&error))
 }
 
 async fn abort(global: &Global, user: &str, mesh: &str, held: Held) -> Result<(), Problem> {

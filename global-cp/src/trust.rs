@@ -9,7 +9,7 @@ use crate::vault::{self, Clients, Cutoff, Intermediate};
 use crate::world::World;
 use meridian_core::kinds::{mesh::Mesh, trust_bundle::TrustBundle, zone::Zone};
 use meridian_core::{Key, Resource};
-use meridian_pki::{PkiError, RootCa, SpkiHash};
+use meridian_pki::{RootCa, SpkiHash};
 use meridian_store::{Change, Expect, ReadError, Revision, Store};
 use std::collections::BTreeSet;
 use time::OffsetDateTime;
@@ -49,19 +49,18 @@ pub(crate) fn rotation_of(bundle: &Resource) -> Result<Option<Rotation>, String>
     rotation.map(|value| serde_json::from_value(value.clone())).transpose().map_err(|error| error.to_string())
 }
 
-/// What a mesh needs that turns builtin mTLS on for the first time.
-pub(crate) fn first_root(mesh: &str, now: OffsetDateTime) -> Result<[Change; 2], PkiError> {
-    let root = RootCa::generate(mesh, now)?;
+/// What a mesh needs that turns mTLS on for the first time.
+pub(crate) fn first_root(root: &RootCa) -> [Change; 2] {
     let bundle = TrustBundle { roots: vec![root.authority().certificate_pem()], revoked: Vec::new() };
-    Ok([
-        vault::put_root(&root),
-        Change::Put { resource: resource(mesh, &bundle, None), expect: Expect::Absent },
-    ])
+    [
+        vault::put_root(root),
+        Change::Put { resource: resource(root.mesh(), &bundle, None), expect: Expect::Absent },
+    ]
 }
 
-/// Whether the mesh has a root of its own.
+/// Whether the mesh has a root.
 pub(crate) fn wants_root(mesh: &Mesh) -> bool {
-    mesh.mtls_backend().is_some_and(|backend| backend.type_ == "builtin")
+    mesh.mtls_backend().is_some()
 }
 
 /// The hash by which a root (PEM) is named.

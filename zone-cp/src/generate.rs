@@ -5,7 +5,7 @@
 //! state and identities are kept. They are generated in every `meshServices.mode`, which decides names only: other
 //! zones learn of a service by its MeshService and by nothing else.
 
-use crate::compile::services::{selected, selected_inbounds, takes_traffic, tls_ready};
+use crate::compile::services::{is_closed, selected, selected_inbounds, takes_traffic, tls_ready};
 use crate::hostnames;
 use crate::picture::{MeshPicture, Picture};
 use meridian_core::kinds::dataplane::Dataplane;
@@ -182,7 +182,7 @@ fn with_findings(
     let certified = match mode {
         None => false,
         Some(MtlsMode::Strict) => true,
-        Some(MtlsMode::Permissive) => was_ready,
+        Some(MtlsMode::Permissive) => was_ready || is_closed(mesh, &spec),
     };
     let chosen = spec.clone();
     let behind: Vec<&Parsed<Dataplane>> = selected(mesh, &chosen).collect();

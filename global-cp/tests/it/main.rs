@@ -12,6 +12,7 @@ mod access;
 mod certificate;
 mod enrolment;
 mod harness;
+mod provided;
 mod replicas;
 mod rest;
 mod rotation;

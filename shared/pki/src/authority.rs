@@ -1,4 +1,8 @@
-use crate::{PkiError, PrivateKey, SpkiHash, csr, lifetime, names, pem, x509};
+use crate::{
+    Intermediate, LeafSpec, PkiError, PrivateKey, SpkiHash, TrustStore, Usage, csr, lifetime, names, pem,
+    x509,
+};
+use meridian_proxy_config::Bundle;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
@@ -51,7 +55,62 @@ impl RootCa {
     /// Reads what [`Authority::certificate_pem`] and [`PrivateKey::to_pem`] gave.
     pub fn from_pem(mesh: &str, certificate: &str, key: &str) -> Result<Self, PkiError> {
         names::check("mesh", mesh, false)?;
-        Ok(Self { mesh: mesh.to_owned(), authority: Authority::from_pem(certificate, key)? })
+        let certificate = Authority::one(certificate)?;
+        let authority = Authority::new(certificate, PrivateKey::of_root(key)?)?;
+        Ok(Self { mesh: mesh.to_owned(), authority })
+    }
+
+    /// A root that a user provides: it can sign zones' intermediates, and what these sign is believed by whoever trusts
+    /// it, which is tried out.
+    ///
+    /// # Errors
+    /// Why it is of no use, in words for whoever made it.
+    pub fn provided(mesh: &str, certificate: &str, key: &str, now: OffsetDateTime) -> Result<Self, PkiError> {
+        let root = Self::from_pem(mesh, certificate, key)?;
+        root.check(now)?;
+        root.try_out(now).map_err(|why| {
+            PkiError::Certificate(format!("what it signs is not believed by the mesh's proxies: {why}"))
+        })?;
+        Ok(root)
+    }
+
+    fn check(&self, now: OffsetDateTime) -> Result<(), PkiError> {
+        let bad = |why: &str| Err(PkiError::Certificate(why.to_owned()));
+        let malformed = |error: x509_parser::error::X509Error| PkiError::Certificate(error.to_string());
+        let parsed = x509::parse(self.authority.certificate())
+            .map_err(|error| PkiError::Certificate(error.to_string()))?;
+        let (not_before, not_after) = x509::validity(&parsed);
+        if now < not_before {
+            return bad("it is not valid yet");
+        }
+        if now >= not_after {
+            return bad("it has expired");
+        }
+        let constraints = parsed.basic_constraints().map_err(malformed)?;
+        if constraints.is_some_and(|it| it.value.path_len_constraint.is_some_and(|length| length < 1)) {
+            return bad("its path length is 0: it must sign intermediates, so 1 at least, or none");
+        }
+        if parsed.key_usage().map_err(malformed)?.is_some_and(|usage| !usage.value.key_cert_sign()) {
+            return bad("its key usage has no keyCertSign");
+        }
+        Ok(())
+    }
+
+    /// Signs a zone's intermediate and that a leaf, which nobody gets, and has a proxy's verifier look at them.
+    fn try_out(&self, now: OffsetDateTime) -> Result<(), String> {
+        let text = |error: PkiError| error.to_string();
+        let key = PrivateKey::generate().map_err(text)?;
+        let request = key.request().map_err(text)?;
+        let issued = self.sign_intermediate(&request, "zone", now).map_err(text)?;
+        let certificate = issued.chain.into_iter().next().ok_or("no certificate")?;
+        let intermediate = Intermediate::new(&self.mesh, certificate, key).map_err(text)?;
+        let spec = LeafSpec { services: ["service".to_owned()].into(), ..LeafSpec::default() };
+        let leaf = intermediate.sign_leaf(&request, &spec, now).map_err(text)?;
+        let roots = vec![self.authority.certificate_pem()];
+        let bundle = Bundle { mesh: self.mesh.clone(), roots, revoked: Vec::new() };
+        let trust = TrustStore::compile(&bundle).map_err(text)?;
+        trust.verify_peer(&leaf.chain, Usage::Server, now).map_err(|error| error.to_string())?;
+        Ok(())
     }
 
     pub fn mesh(&self) -> &str {
@@ -172,11 +231,14 @@ impl Authority {
     }
 
     fn from_pem(certificate: &str, key: &str) -> Result<Self, PkiError> {
-        let certificates = pem::certificates_from_pem(certificate)?;
-        let [certificate] = certificates.as_slice() else {
-            return Err(PkiError::Certificate("a CA is one certificate".into()));
-        };
-        Self::new(certificate.clone(), PrivateKey::from_pem(key)?)
+        Self::new(Self::one(certificate)?, PrivateKey::from_pem(key)?)
+    }
+
+    fn one(pem: &str) -> Result<CertificateDer<'static>, PkiError> {
+        match pem::certificates_from_pem(pem)?.as_slice() {
+            [certificate] => Ok(certificate.clone()),
+            _ => Err(PkiError::Certificate("a CA is one certificate".into())),
+        }
     }
 
     /// Also the signing half of an intermediate.

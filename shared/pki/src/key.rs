@@ -5,11 +5,14 @@ use sha2::{Digest, Sha256};
 use std::{fmt, str::FromStr};
 use zeroize::Zeroizing;
 
-/// An ECDSA P-256 key. Wiped when dropped; never printed.
+/// An ECDSA P-256 key; that of a root which a user provides may be another ([`PrivateKey::of_root`]). Wiped when dropped;
+/// never printed.
 #[derive(Clone)]
 pub struct PrivateKey {
+    /// Of a root: perhaps in the form in which it was given.
     pkcs8: Zeroizing<Vec<u8>>,
     spki: Vec<u8>,
+    is_p256: bool,
 }
 
 impl PrivateKey {
@@ -22,6 +25,18 @@ impl PrivateKey {
         let pair = KeyPair::from_pkcs8_pem_and_sign_algo(pem, &rcgen::PKCS_ECDSA_P256_SHA256)
             .map_err(|error| PkiError::Key(error.to_string()))?;
         Self::of(&pair)
+    }
+
+    /// Reads a key that signs certificates: RSA of at least 2048 bits, ECDSA P-256 or P-384; PKCS#8, PKCS#1 or SEC1.
+    pub fn of_root(pem: &str) -> Result<Self, PkiError> {
+        // What the parser says of a key stays here: it may quote it.
+        let pair = KeyPair::from_pem(pem).map_err(|_| PkiError::Key(NO_ROOT_KEY.to_owned()))?;
+        let known = [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_RSA_SHA256];
+        if known.contains(&pair.algorithm()) {
+            Self::of(&pair)
+        } else {
+            Err(PkiError::Key(NO_ROOT_KEY.to_owned()))
+        }
     }
 
     pub fn from_der(pkcs8: &[u8]) -> Result<Self, PkiError> {
@@ -57,7 +72,10 @@ impl PrivateKey {
     }
 
     pub(crate) fn pair(&self) -> Result<KeyPair, PkiError> {
-        pair(&self.pkcs8)
+        if self.is_p256 {
+            return pair(&self.pkcs8);
+        }
+        KeyPair::try_from(self.pkcs8.as_slice()).map_err(|error| PkiError::Key(error.to_string()))
     }
 
     pub(crate) fn to_rustls(&self) -> PrivateKeyDer<'static> {
@@ -65,7 +83,9 @@ impl PrivateKey {
     }
 
     fn of(pair: &KeyPair) -> Result<Self, PkiError> {
-        Ok(Self { pkcs8: Zeroizing::new(pair.serialize_der()), spki: pair.subject_public_key_info() })
+        let is_p256 = pair.algorithm() == &rcgen::PKCS_ECDSA_P256_SHA256;
+        let der = Zeroizing::new(pair.serialize_der());
+        Ok(Self { pkcs8: der, spki: pair.subject_public_key_info(), is_p256 })
     }
 }
 
@@ -74,6 +94,9 @@ impl fmt::Debug for PrivateKey {
         write!(f, "PrivateKey({})", self.spki_hash())
     }
 }
+
+const NO_ROOT_KEY: &str =
+    "it must be one unencrypted key in PEM: RSA of 2048 to 8192 bits, ECDSA P-256 or P-384";
 
 fn pair(pkcs8: &[u8]) -> Result<KeyPair, PkiError> {
     let der = PrivatePkcs8KeyDer::from(pkcs8);

@@ -4,8 +4,8 @@
 //! workloads' leaves. The zone of a workload is that of its *issuer*: a taken zone can make leaves that claim any
 //! service, but not one that claims another zone, and it is shut out by its intermediate's key hash alone.
 //!
-//! Two families of verifiers live here and share nothing: mesh sessions ([`mesh_tls`]: TLS 1.3 only, both sides
-//! proven by the mesh's bundle) and control-plane links ([`link`]: a server certificate by CA or fingerprint,
+//! Two families of verifiers live here and share nothing: mesh sessions ([`mesh_tls`]: TLS 1.3 unless a policy says
+//! otherwise, both sides proven by the mesh's bundle) and control-plane links ([`link`]: a server certificate by CA or fingerprint,
 //! optionally a zone's client certificate). Every rustls config names its provider: there is no process default.
 //!
 //! Rejected: URI name constraints on intermediates (rustls-webpki refuses every certificate that has them), and
@@ -39,6 +39,7 @@ pub use pem::{certificates_from_pem, certificates_to_pem};
 pub use renewal::{Renewal, renewal_time};
 pub use trust::{TrustStore, Usage, VerifiedPeer};
 
+use meridian_proxy_config::{SessionCipher, SessionTerms, TlsVersion};
 use rustls::crypto::{
     CryptoProvider,
     aws_lc_rs::{cipher_suite, kx_group},
@@ -53,21 +54,29 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 /// The same for sessions between workloads, of which there are many: AES-128-GCM and X25519 first. The hybrid
-/// post-quantum exchange is offered and not preferred: it doubles the ClientHello, past one packet.
-pub(crate) fn mesh_provider() -> Arc<CryptoProvider> {
-    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    let make = || {
-        Arc::new(CryptoProvider {
-            cipher_suites: vec![
-                cipher_suite::TLS13_AES_128_GCM_SHA256,
-                cipher_suite::TLS13_AES_256_GCM_SHA384,
-                cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-            ],
-            kx_groups: vec![kx_group::X25519, kx_group::X25519MLKEM768, kx_group::SECP256R1],
-            ..rustls::crypto::aws_lc_rs::default_provider()
-        })
-    };
-    Arc::clone(PROVIDER.get_or_init(make))
+/// post-quantum exchange is offered and not preferred: it doubles the ClientHello, past one packet. The suites of TLS 1.2
+/// are there where it may be spoken, for ECDSA alone, as are the mesh's certificates.
+pub(crate) fn mesh_provider(terms: &SessionTerms) -> Arc<CryptoProvider> {
+    let mut cipher_suites = vec![
+        cipher_suite::TLS13_AES_128_GCM_SHA256,
+        cipher_suite::TLS13_AES_256_GCM_SHA384,
+        cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    let of_tls12 = [
+        (SessionCipher::Aes128Gcm, cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
+        (SessionCipher::Aes256Gcm, cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384),
+        (SessionCipher::ChaCha20Poly1305, cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
+    ];
+    if terms.allows(TlsVersion::Tls12) {
+        let wanted = |cipher: &SessionCipher| terms.ciphers.is_empty() || terms.ciphers.contains(cipher);
+        cipher_suites
+            .extend(of_tls12.into_iter().filter(|(cipher, _)| wanted(cipher)).map(|(_, suite)| suite));
+    }
+    Arc::new(CryptoProvider {
+        cipher_suites,
+        kx_groups: vec![kx_group::X25519, kx_group::X25519MLKEM768, kx_group::SECP256R1],
+        ..rustls::crypto::aws_lc_rs::default_provider()
+    })
 }
 
 /// Lifetimes, and how clocks may differ.

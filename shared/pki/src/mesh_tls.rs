@@ -1,4 +1,4 @@
-//! Sessions between workloads: TLS 1.3, both sides proven by the mesh's bundle.
+//! Sessions between workloads: TLS 1.3 unless a policy says otherwise, both sides proven by the mesh's bundle.
 //!
 //! The configs hold handles, not values: a new certificate or bundle takes effect with the next handshake, without a
 //! new config. What must happen to open sessions is the proxy's business ([`Bundles::generation`]).
@@ -8,9 +8,10 @@ use crate::{
     spiffe_id, x509,
 };
 use arc_swap::ArcSwap;
-use meridian_proxy_config::{CallerIdentity, EGRESS_SERVICE};
+use meridian_proxy_config::{CallerIdentity, EGRESS_SERVICE, SessionTerms, TlsVersion};
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
+    SupportedProtocolVersion,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -100,15 +101,17 @@ pub fn client_config(
     identity: IdentityHandle,
     verifier: Arc<MeshServerVerifier>,
     alpn: &[&[u8]],
+    terms: &SessionTerms,
 ) -> Result<Arc<ClientConfig>, PkiError> {
-    let mut config = ClientConfig::builder_with_provider(mesh_provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
+    let mut config = ClientConfig::builder_with_provider(mesh_provider(terms))
+        .with_protocol_versions(&versions(terms))
         .map_err(|error| PkiError::Tls(error.to_string()))?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(identity));
     config.alpn_protocols = owned(alpn);
     config.resumption = Resumption::disabled();
+    config.require_ems = true;
     Ok(Arc::new(config))
 }
 
@@ -117,9 +120,10 @@ pub fn server_config(
     identity: IdentityHandle,
     verifier: Arc<MeshClientVerifier>,
     alpn: &[&[u8]],
+    terms: &SessionTerms,
 ) -> Result<Arc<ServerConfig>, PkiError> {
-    let mut config = ServerConfig::builder_with_provider(mesh_provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
+    let mut config = ServerConfig::builder_with_provider(mesh_provider(terms))
+        .with_protocol_versions(&versions(terms))
         .map_err(|error| PkiError::Tls(error.to_string()))?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(identity));
@@ -127,7 +131,14 @@ pub fn server_config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
+    // RFC 7627: without it, a session of TLS 1.2 is not bound to its handshake.
+    config.require_ems = true;
     Ok(Arc::new(config))
+}
+
+fn versions(terms: &SessionTerms) -> Vec<&'static SupportedProtocolVersion> {
+    let all = [(TlsVersion::Tls13, &rustls::version::TLS13), (TlsVersion::Tls12, &rustls::version::TLS12)];
+    all.into_iter().filter(|(version, _)| terms.allows(*version)).map(|(_, version)| version).collect()
 }
 
 impl MeshAcceptor {
@@ -154,7 +165,7 @@ impl MeshAcceptor {
         }
         let verifier = Arc::new(MeshClientVerifier::new(&self.bundles, mesh));
         let alpn: Vec<&[u8]> = self.alpn.iter().map(Vec::as_slice).collect();
-        let config = server_config(self.identities.of(mesh), verifier, &alpn)?;
+        let config = server_config(self.identities.of(mesh), verifier, &alpn, &SessionTerms::default())?;
         self.configs.rcu(|configs| {
             let mut next = BTreeMap::clone(configs);
             next.insert(mesh.to_owned(), Arc::clone(&config));
@@ -192,6 +203,33 @@ macro_rules! only_tls13_signatures {
 }
 pub(crate) use only_tls13_signatures;
 
+/// The same, for configurations that may offer TLS 1.2.
+macro_rules! mesh_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+        }
+    };
+}
+
 impl ClientCertVerifier for MeshClientVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
@@ -210,7 +248,7 @@ impl ClientCertVerifier for MeshClientVerifier {
         Ok(ClientCertVerified::assertion())
     }
 
-    only_tls13_signatures!();
+    mesh_signatures!();
 }
 
 impl ServerCertVerifier for MeshServerVerifier {
@@ -226,7 +264,7 @@ impl ServerCertVerifier for MeshServerVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    only_tls13_signatures!();
+    mesh_signatures!();
 }
 
 pub(crate) fn chain<'a>(leaf: &CertificateDer<'a>, rest: &[CertificateDer<'a>]) -> Vec<CertificateDer<'a>> {

@@ -6,8 +6,13 @@ use time::OffsetDateTime;
 use webpki::EndEntityCert;
 use x509_parser::certificate::X509Certificate;
 
-/// Signatures believed in certificates of a mesh: Meridian issues nothing else.
-pub(crate) const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[webpki::aws_lc_rs::ECDSA_P256_SHA256];
+/// Signatures believed in certificates of a mesh. All keys that Meridian makes are of P-256; the others are those that a
+/// root may have which a user provides.
+pub(crate) const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
+    webpki::aws_lc_rs::ECDSA_P256_SHA256,
+    webpki::aws_lc_rs::ECDSA_P384_SHA384,
+    webpki::aws_lc_rs::RSA_PKCS1_2048_8192_SHA256,
+];
 
 /// Which side of a session presented the certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

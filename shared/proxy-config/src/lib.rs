@@ -15,6 +15,7 @@ mod policies;
 mod proxy;
 mod report;
 mod route;
+mod session;
 pub mod sni;
 mod trust;
 
@@ -27,14 +28,15 @@ pub use inbound::{Inbound, InboundTls, Probe, Protocol};
 pub use permission::{Action, CallerIdentity, CallerMatch, Permission, PermissionRule, Verdict};
 pub use policies::{
     AtOnce, BackOff, CallerTimeouts, ConnectionTimeouts, DestinationPolicies, Effect, FailurePercentage,
-    Fault, FaultRule, FilterAction, FilterPattern, HeaderMatch, HeaderValueMatch, HostSelection,
-    InboundPolicies, OutlierDetection, Rate, RateLimitedBackOff, RateLimits, RequestFilter, RequestLimit,
-    RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet, StreamTimeouts, SuccessRate,
-    policies_for_others,
+    Fault, FaultRule, FilterAction, FilterPattern, HeaderMatch, HeaderValueMatch, HealthChecks,
+    HostSelection, InboundPolicies, Jitter, OutlierDetection, Panic, Question, Rate, RateLimitedBackOff,
+    RateLimits, RequestFilter, RequestLimit, RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet,
+    StreamTimeouts, SuccessRate, policies_for_others,
 };
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};
 pub use route::{SniMatch, SniRoute};
+pub use session::{SessionCipher, SessionTerms};
 pub use trust::Bundle;
 
 /// The resource types of the zone -> proxy direction.

@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 mod circuit_breaker;
 mod faults;
 mod filter;
+mod health;
 mod limits;
 mod matching;
 mod retry;
@@ -16,6 +17,7 @@ mod timeouts;
 pub use circuit_breaker::{AtOnce, FailurePercentage, OutlierDetection, SuccessRate};
 pub use faults::{Effect, Fault, FaultRule};
 pub use filter::{FilterAction, FilterPattern, RequestFilter, RequestPart, RuleSet};
+pub use health::{HealthChecks, Jitter, Panic, Question};
 pub use limits::{Rate, RateLimits, RequestLimit};
 pub use matching::{HeaderMatch, HeaderValueMatch};
 pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
@@ -39,6 +41,10 @@ pub struct DestinationPolicies {
     pub at_once: AtOnce,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outliers: Option<OutlierDetection>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthChecks>,
+    #[serde(skip_serializing_if = "unset")]
+    pub panic: Panic,
 }
 
 /// For connections and requests from peers to the application.
@@ -109,6 +115,23 @@ mod tests {
     }
 
     #[test]
+    fn health_checks_travel_as_they_are() {
+        for question in [
+            r#"{"tcp":{}}"#,
+            r#"{"tcp":{"send":[1],"receive":[[2,3]]}}"#,
+            r#"{"http":{"path":"/","setHeaders":[["a","b"]],"statuses":[200]}}"#,
+            r#"{"grpc":{"service":"shop","authority":"a"}}"#,
+        ] {
+            let body = format!(
+                r#"{{"health":{{"intervalMillis":1,"idleIntervalMillis":2,"timeoutMillis":3,"unhealthyAfter":4,"healthyAfter":5,"jitter":{{"intervalPercent":6}},"reuse":true,"question":{question}}},"panic":{{"below":0,"fails":true}}}}"#
+            );
+            let policies: DestinationPolicies = serde_json::from_str(&body).unwrap();
+            assert_eq!(serde_json::to_string(&policies).unwrap(), body);
+        }
+        assert!(serde_json::from_str::<Question>(r#"{"tcp":{"wait":1}}"#).is_err());
+    }
+
+    #[test]
     fn what_is_not_known_is_refused() {
         for body in [
             r#"{"timeout": {}}"#,
@@ -116,6 +139,8 @@ mod tests {
             r#"{"connectionTimeouts": {"connectMillis": 0}}"#,
             r#"{"atOnce": {"requests": 0}}"#,
             r#"{"outliers": {}}"#,
+            r#"{"health": {"question": {"tcp": {}}}}"#,
+            r#"{"panic": {"above": 1}}"#,
         ] {
             assert!(serde_json::from_str::<DestinationPolicies>(body).is_err(), "{body}");
         }

@@ -1,4 +1,6 @@
+use crate::SessionTerms;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// What one proxy is and how it runs.
@@ -17,6 +19,9 @@ pub struct Proxy {
     pub listen: Option<std::net::SocketAddr>,
     /// Meshes in which the proxy needs a certificate. Empty without mTLS, and for every ingress.
     pub identities: Vec<String>,
+    /// By mesh: what its sessions are like, where that is not the default.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sessions: BTreeMap<String, SessionTerms>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture: Option<Capture>,
     pub dns: DnsSettings,

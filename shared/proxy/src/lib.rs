@@ -20,6 +20,7 @@ pub mod dns;
 pub mod egress;
 pub mod engine;
 pub mod external;
+pub mod health;
 pub mod hello;
 pub mod host;
 pub mod inbound;

@@ -83,6 +83,10 @@ pub struct TrafficCell {
     pub overflows: Counter,
     /// Endpoints left out by outlier detection, each time.
     pub ejections: Counter,
+    /// Health checks, those that failed, and endpoints that became unhealthy.
+    pub health_checks: Counter,
+    pub health_check_failures: Counter,
+    pub health_losses: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     /// By the first digit of the status, 1 to 5; 0: no answer.
@@ -131,6 +135,15 @@ impl Traffic {
         &self.cells[worker % self.cells.len()]
     }
 
+    /// A number that is another one once somebody has called: connections, requests or bytes.
+    pub fn activity(&self) -> u64 {
+        let cells = self.cells.iter().map(|cell| {
+            let counters = [&cell.connections_opened, &cell.bytes_in, &cell.bytes_out];
+            counters.into_iter().chain(&cell.requests).map(Counter::value).fold(0, u64::wrapping_add)
+        });
+        cells.fold(0, u64::wrapping_add)
+    }
+
     fn sum(&self, read: impl Fn(&TrafficCell) -> &Counter) -> u64 {
         self.cells.iter().map(|cell| read(cell).value()).sum()
     }
@@ -155,7 +168,7 @@ pub struct Metrics {
 
 type Series = (&'static str, &'static str, fn(&Traffic) -> u64);
 
-const SERIES: [Series; 18] = [
+const SERIES: [Series; 21] = [
     ("connections_opened_total", "Connections opened.", |t| t.sum(|c| &c.connections_opened)),
     ("connections_closed_total", "Connections closed.", |t| t.sum(|c| &c.connections_closed)),
     ("connect_failures_total", "Connections to the other side that failed.", |t| {
@@ -182,6 +195,9 @@ const SERIES: [Series; 18] = [
         t.sum(|c| &c.overflows)
     }),
     ("ejections_total", "Endpoints left out, as they failed too often.", |t| t.sum(|c| &c.ejections)),
+    ("health_checks_total", "Health checks of endpoints.", |t| t.sum(|c| &c.health_checks)),
+    ("health_check_failures_total", "Health checks that failed.", |t| t.sum(|c| &c.health_check_failures)),
+    ("health_losses_total", "Endpoints that became unhealthy.", |t| t.sum(|c| &c.health_losses)),
     ("received_bytes_total", "Bytes from downstream.", |t| t.sum(|c| &c.bytes_in)),
     ("sent_bytes_total", "Bytes to downstream.", |t| t.sum(|c| &c.bytes_out)),
 ];

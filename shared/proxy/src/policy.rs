@@ -6,8 +6,10 @@
 pub mod at_once;
 pub mod faults;
 pub mod filter;
+pub mod health;
 pub mod limits;
 pub mod matching;
 pub mod outliers;
+pub mod panic;
 pub mod retry;
 pub mod timeouts;

@@ -6,12 +6,14 @@
 use crate::{
     address::is_vip,
     egress::Originator,
+    health::Board,
     metrics::Traffic,
     policy::{
         at_once::Limits,
         filter::RequestFilter,
         limits::Rates,
         outliers::OutlierPolicy,
+        panic::PanicRule,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
     },
@@ -125,6 +127,8 @@ pub struct Cluster {
     /// Of each worker.
     pub at_once: Limits,
     pub outliers: Option<OutlierPolicy>,
+    pub health: Option<Arc<Board>>,
+    pub panic: PanicRule,
     pub traffic: Arc<Traffic>,
     source: compile::Source,
 }

@@ -5,15 +5,16 @@
 //! is drained. The validity dates of its certificates count at its handshake: a connection may outlive its leaf.
 
 use crate::{io::Stream, snapshot::PeerRule};
+use arc_swap::ArcSwap;
 use meridian_pki::{
     Bundles, Identities, Identity, PkiError, TrustError, Usage,
     mesh_tls::{self, MeshClientVerifier, MeshServerVerifier, identity_of_accepted},
 };
-use meridian_proxy_config::{Bundle, CallerIdentity};
+use meridian_proxy_config::{Bundle, CallerIdentity, SessionTerms};
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, Ipv4Addr},
     sync::{
@@ -38,12 +39,14 @@ pub struct Tls {
     pub identities: Identities,
     /// Grows with every new certificate of our own: pooled sessions made with an older one are renewed.
     renewed: AtomicU64,
+    /// By mesh; TLS 1.3 where nothing is said.
+    terms: ArcSwap<BTreeMap<String, SessionTerms>>,
     servers: Mutex<HashMap<ServerKey, Arc<ServerConfig>>>,
     clients: Mutex<HashMap<ClientKey, Arc<ClientConfig>>>,
 }
 
-/// Mesh, and the protocols offered.
-type ServerKey = (String, Vec<Vec<u8>>);
+/// Mesh, the protocols offered, and the terms.
+type ServerKey = (String, Vec<Vec<u8>>, SessionTerms);
 
 #[derive(PartialEq, Eq, Hash)]
 struct ClientKey {
@@ -51,6 +54,7 @@ struct ClientKey {
     identities: Vec<String>,
     zone: String,
     alpn: Vec<u8>,
+    terms: SessionTerms,
 }
 
 /// Who is at the other end of a session, verified.
@@ -126,7 +130,19 @@ impl Tls {
         self.renewed.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// How often our own certificates changed.
+    /// What sessions are like from now on. Open ones are renewed as with a new certificate: they finish what is under way.
+    pub fn set_terms(&self, terms: &BTreeMap<String, SessionTerms>) {
+        if **self.terms.load() != *terms {
+            self.terms.store(Arc::new(terms.clone()));
+            self.renewed.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn terms(&self, mesh: &str) -> SessionTerms {
+        self.terms.load().get(mesh).cloned().unwrap_or_default()
+    }
+
+    /// How often our own certificates, or the terms of sessions, changed.
     pub fn renewed(&self) -> u64 {
         self.renewed.load(Ordering::Acquire)
     }
@@ -215,15 +231,18 @@ impl Tls {
     }
 
     fn server_config(&self, mesh: &str, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
-        let key = (mesh.to_owned(), alpn.iter().map(|name| name.to_vec()).collect());
+        let terms = self.terms(mesh);
+        let key = (mesh.to_owned(), alpn.iter().map(|name| name.to_vec()).collect(), terms.clone());
         cached(&self.servers, key, || {
             let verifier = Arc::new(MeshClientVerifier::new(&self.bundles, mesh));
-            mesh_tls::server_config(self.identities.of(mesh), verifier, alpn)
+            mesh_tls::server_config(self.identities.of(mesh), verifier, alpn, &terms)
         })
     }
 
     fn client_config(&self, rule: &PeerRule, zone: &str, alpn: &[u8]) -> Result<Arc<ClientConfig>, TlsError> {
+        let terms = self.terms(&rule.mesh);
         let key = ClientKey {
+            terms: terms.clone(),
             mesh: rule.mesh.clone(),
             identities: rule.identities.clone(),
             zone: zone.to_owned(),
@@ -232,7 +251,7 @@ impl Tls {
         cached(&self.clients, key, || {
             let identities = rule.identities.clone();
             let verifier = Arc::new(MeshServerVerifier::new(&self.bundles, &rule.mesh, identities, zone));
-            mesh_tls::client_config(self.identities.of(&rule.mesh), verifier, &[alpn])
+            mesh_tls::client_config(self.identities.of(&rule.mesh), verifier, &[alpn], &terms)
         })
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::{
     denial::Reason,
+    health::EndpointHealth,
     io::{Socket, Transport, tune},
     policy::{
         at_once::{Active, Limit, Load},
@@ -38,6 +39,7 @@ pub use again::Wish;
 pub use application::dial_application;
 pub use far::{Far, cluster_check};
 pub use pool::{Exclusive, Multiplexed, Opened, Pool, SendError, Sending};
+use spare::Seen;
 
 pub use crate::policy::timeouts::CONNECT as CONNECT_TIMEOUT;
 /// Endpoints tried for one connection at most.
@@ -76,7 +78,7 @@ pub enum DialError {
     Tls { endpoint: String, source: Rc<TlsError> },
     #[error("{endpoint} does not speak HTTP")]
     Http { endpoint: String, source: Rc<hyper::Error> },
-    #[error("all endpoints of {0} are left out, as they failed too often")]
+    #[error("endpoints of {0} are left out, as they failed too often or are not healthy, and too few remain")]
     LeftOut(String),
     /// Nothing was tried.
     #[error("there is too much under way: {0}")]
@@ -106,6 +108,7 @@ pub struct Upstream {
     repeating: Rc<Cell<usize>>,
     pub load: Rc<Load>,
     outliers: Detector,
+    anyone_unwell: Cell<Seen>,
 }
 
 /// What a worker knows of an endpoint.
@@ -117,6 +120,8 @@ pub struct EndpointState {
     down_until: Cell<u64>,
     load: Rc<Load>,
     record: Rc<Record>,
+    /// What health checks find, where there are any.
+    health: RefCell<Option<Arc<EndpointHealth>>>,
 }
 
 impl Upstreams {
@@ -163,6 +168,7 @@ impl Upstream {
             repeating: Rc::default(),
             load: Rc::default(),
             outliers: Detector::default(),
+            anyone_unwell: Cell::default(),
         };
         upstream.rebuild(cluster);
         upstream
@@ -184,10 +190,14 @@ impl Upstream {
             let tiers = self.tiers.borrow();
             old.extend(tiers.iter().flatten().map(|state| (state.endpoint.clone(), state.clone())));
         }
-        let state = |endpoint: &Arc<Endpoint>| match old.get(endpoint) {
-            Some(state) => state.clone(),
-            None => Rc::new(EndpointState::new(endpoint.clone(), &self.load)),
+        let state = |endpoint: &Arc<Endpoint>| {
+            let known = old.get(endpoint).cloned();
+            let state = known.unwrap_or_else(|| Rc::new(EndpointState::new(endpoint.clone(), &self.load)));
+            *state.health.borrow_mut() =
+                cluster.health.as_ref().and_then(|board| board.of(endpoint)).cloned();
+            state
         };
+        self.anyone_unwell.set(Seen::default());
         *self.tiers.borrow_mut() =
             cluster.tiers.iter().map(|tier| tier.iter().map(state).collect()).collect();
         let records = self.tiers.borrow().iter().flatten().map(|state| state.record.clone()).collect();
@@ -261,6 +271,7 @@ impl EndpointState {
             down_until: Cell::new(0),
             load: load.clone(),
             record: Rc::default(),
+            health: RefCell::default(),
         }
     }
 
@@ -345,7 +356,8 @@ fn distrusted(worker: &Worker, cluster: &Cluster, endpoint: &Endpoint, error: &T
     }
 }
 
-fn label(endpoint: &Endpoint) -> String {
+/// Where an endpoint is.
+pub(crate) fn label(endpoint: &Endpoint) -> String {
     match &endpoint.host {
         Host::Ip(address) => SocketAddr::new(*address, endpoint.port).to_string(),
         Host::Name(name) => format!("{name}:{}", endpoint.port),

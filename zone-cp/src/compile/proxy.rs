@@ -9,7 +9,6 @@ use crate::vip::Owner;
 use ipnet::IpNet;
 use meridian_core::duration::ProtoDuration;
 use meridian_core::kinds::dataplane::{self, Dataplane, InboundState, IpFamilyMode};
-use meridian_core::kinds::mesh::MtlsMode;
 use meridian_core::kinds::mesh_external_service::MeshExternalService;
 use meridian_core::kinds::mesh_passthrough::{MatchType, Protocol as PassthroughProtocol};
 use meridian_core::kinds::mesh_service::MeshService;
@@ -18,10 +17,9 @@ use meridian_core::{Key, labels};
 use meridian_policy::{Parsed, Passthrough, PassthroughEntry, inbound_permission, passthrough};
 use meridian_proxy_config::{
     AddressPolicy, Caller, CallerMode, Capture, DnsSettings, Entry, EntryKind, External, HostMatch, Inbound,
-    InboundTls, Outbound, Permission, Probe, Protocol, Proxy, Role, Target, Unlisted, Via, canonical_net,
-    types,
+    Outbound, Permission, Probe, Protocol, Proxy, Role, Target, Unlisted, Via, canonical_net, types,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -51,7 +49,10 @@ pub(crate) fn dataplane(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     let Some(mesh) = picture.mesh(&key.mesh) else { return };
     let Some((dataplane, passthrough)) = passthrough_of(picture, key) else { return };
     let Some(networking) = &dataplane.spec.networking else { return };
-    out.push(key, types::PROXY, "self", &sidecar(picture, mesh, dataplane, &passthrough));
+    let sessions = policies::tls::sessions(mesh, dataplane, out).filter(|_| mesh.mtls());
+    let mut proxy = sidecar(picture, mesh, dataplane, &passthrough);
+    proxy.sessions.extend(sessions.map(|terms| (key.mesh.clone(), terms)));
+    out.push(key, types::PROXY, "self", &proxy);
     let mut names = BTreeSet::new();
     for inbound in networking.inbound.iter().filter(|inbound| inbound.state != InboundState::Ignored) {
         let compiled = compile_inbound(mesh, dataplane, networking, inbound, out);
@@ -101,6 +102,7 @@ fn sidecar(
         service: service.or(gateway).unwrap_or_default().to_owned(),
         listen: None,
         identities: mesh.mtls().then(|| key.mesh.clone()).into_iter().collect(),
+        sessions: BTreeMap::new(),
         dns: DnsSettings {
             listen_port: capture.is_some().then_some(DNS_PORT),
             forward_zones: picture.options.dns_forward_zones.clone(),
@@ -160,18 +162,13 @@ fn compile_inbound(
     let application =
         if application.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { application };
     let service_port = if inbound.service_port == 0 { inbound.port } else { inbound.service_port };
-    let mode = mesh.spec().and_then(|spec| spec.mtls_backend()).map(|backend| backend.mode);
     Inbound {
         name: inbound.section_name(),
         listen: SocketAddr::new(address, port(inbound.port)),
         application: SocketAddr::new(application, port(service_port)),
         protocol: protocol(inbound.declared_protocol()),
         service: inbound.service().unwrap_or_default().to_owned(),
-        tls: match mode {
-            None => InboundTls::Off,
-            Some(MtlsMode::Permissive) => InboundTls::Permissive,
-            Some(MtlsMode::Strict) => InboundTls::Strict,
-        },
+        tls: policies::tls::inbound(mesh, dataplane, inbound, out),
         mesh: name.clone(),
         permission: inbound_permission(name, &subject(dataplane), inbound, &mesh.permissions),
         probe: inbound.service_probe.as_ref().filter(|probe| probe.tcp.is_some()).map(probe),
@@ -419,7 +416,9 @@ pub(crate) fn gateway(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     let listen = address.map(|(address, number)| {
         SocketAddr::new(address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port(number))
     });
-    let with_mtls = picture.meshes.iter().filter(|(_, mesh)| mesh.mtls()).map(|(name, _)| name.clone());
+    let with_mtls = || picture.meshes.iter().filter(|(_, mesh)| mesh.mtls() && role == Role::Egress);
+    let sessions = with_mtls()
+        .filter_map(|(name, mesh)| Some((name.clone(), policies::tls::sessions_of_egress(picture, mesh)?)));
     let proxy = Proxy {
         role,
         mesh: String::new(),
@@ -427,7 +426,8 @@ pub(crate) fn gateway(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
         zone: picture.zone.clone(),
         service: String::new(),
         listen,
-        identities: if role == Role::Egress { with_mtls.collect() } else { Vec::new() },
+        identities: with_mtls().map(|(name, _)| name.clone()).collect(),
+        sessions: sessions.collect(),
         capture: None,
         dns: DnsSettings { listen_port: None, forward_zones: Vec::new(), forward_all: false, ipv6: false },
         unlisted: Unlisted::Refuse,

@@ -1,6 +1,6 @@
 //! Services inside the mesh: names, destinations, endpoints.
 
-use super::{Compiled, Inputs, host, port, protocol};
+use super::{Compiled, Inputs, host, policies, port, protocol};
 use crate::hostnames;
 use crate::picture::{Facts, MeshPicture, Picture, display_name};
 use crate::vip::{Owner, Range};
@@ -179,10 +179,12 @@ pub(crate) fn legacy_services<'a>(
 }
 
 /// How to speak to a service that is there in these forms. Under STRICT always mutual; under PERMISSIVE once all
-/// proxies of the local ones have had certificates; to other zones always mutual.
+/// proxies of the local ones have had certificates, or where a MeshTLS takes nothing else; to other zones always mutual.
 fn tls(picture: &Picture, mesh: &MeshPicture, services: &[&Parsed<MeshService>]) -> DestinationTls {
     let Some(backend) = mesh.spec().and_then(|spec| spec.mtls_backend()) else { return DestinationTls::Off };
-    let local_plain = services.iter().any(|it| picture.is_local(&it.resource.key) && !tls_ready(it));
+    let local_plain = services
+        .iter()
+        .any(|it| picture.is_local(&it.resource.key) && !tls_ready(it) && !is_closed(mesh, &it.spec));
     if backend.mode == MtlsMode::Permissive && local_plain {
         return DestinationTls::Off;
     }
@@ -308,8 +310,13 @@ fn must_be_certified(mesh: &MeshPicture, service: &Parsed<MeshService>) -> bool 
     match mode {
         None => false,
         Some(MtlsMode::Strict) => true,
-        Some(MtlsMode::Permissive) => tls_ready(service),
+        Some(MtlsMode::Permissive) => tls_ready(service) || is_closed(mesh, &service.spec),
     }
+}
+
+/// Whether MeshTLS closes a service of this zone to plaintext.
+pub(crate) fn is_closed(mesh: &MeshPicture, service: &MeshService) -> bool {
+    policies::tls::closes(mesh, service, selected(mesh, service))
 }
 
 /// An inbound takes traffic if its Dataplane says so, its probe succeeds, and (where asked) it has a certificate. Without

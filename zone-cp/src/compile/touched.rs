@@ -13,6 +13,7 @@ use meridian_core::kinds::hostname_generator::HostnameGenerator;
 use meridian_core::kinds::mesh::Mesh;
 use meridian_core::kinds::mesh_passthrough::MeshPassthrough;
 use meridian_core::kinds::mesh_service::MeshService;
+use meridian_core::kinds::mesh_tls::MeshTls;
 use meridian_core::kinds::mesh_traffic_permission::MeshTrafficPermission;
 use meridian_core::kinds::secret::Secret;
 use meridian_core::kinds::trust_bundle::TrustBundle;
@@ -347,6 +348,13 @@ fn policy(picture: &Picture, key: &Key, out: &mut Touched) {
         }
     }
     out.policies.extend(policy.is_outgoing().then(|| key.mesh.clone()));
+    if key.kind == MeshTls::KIND {
+        // How a service is spoken to may follow from what its inbounds take.
+        for service in mesh.services.keys().filter(|service| picture.is_local(service)) {
+            service_units(picture, mesh, service, out);
+        }
+        out.units.extend(picture.egresses.keys().cloned().map(Unit::Gateway));
+    }
 }
 
 /// Dataplanes of which the policy selects at least a part.

@@ -1,3 +1,4 @@
+use super::data_source::{DataSource, NO_FILE};
 use super::is_false;
 use crate::check::NOT_SUPPORTED;
 use crate::duration::GoDuration;
@@ -54,17 +55,27 @@ pub struct Mtls {
 pub struct CertificateAuthorityBackend {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// `builtin`.
+    /// `builtin`: the root is made here; `provided`: it is `conf`'s.
     #[serde(rename = "type", skip_serializing_if = "String::is_empty")]
     pub type_: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dp_cert: Option<DpCert>,
-    /// Configuration of the backend's type.
+    /// Of `provided`: [`ProvidedCa`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conf: Option<BTreeMap<String, Value>>,
     pub mode: MtlsMode,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root_chain: Option<RootChain>,
+}
+
+/// The root of a mesh, as its user provides it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ProvidedCa {
+    /// PEM.
+    pub cert: DataSource,
+    /// PEM; a Secret, since a Mesh is read by all users and stands in the history in clear.
+    pub key: DataSource,
 }
 
 proto_enum! {
@@ -245,8 +256,8 @@ pub(crate) const INFO: KindInfo = KindInfo {
         ("mtls.backends[].mode", Executed),
         ("mtls.backends[].dpCert.rotation.expiration", Executed),
         ("mtls.backends[].dpCert.requestTimeout", Warned("a request waits for 10 s")),
-        ("mtls.backends[].conf", Warned("the builtin authority has nothing to configure")),
-        ("mtls.backends[].rootChain", Warned("the builtin authority asks nobody")),
+        ("mtls.backends[].conf", Executed),
+        ("mtls.backends[].rootChain", Warned("the global control plane asks nobody")),
         ("mtls.skipValidation", Warned("backends are always validated")),
         ("networking.outbound.passthrough", Executed),
         ("routing.zoneEgress", Executed),
@@ -330,6 +341,12 @@ impl Spec for Mesh {
                 .push("mtls mode PERMISSIVE: permissions do not cover callers without a certificate".into()),
             Some(MtlsMode::Strict) => {}
         }
+        if self.mtls.iter().flat_map(|mtls| &mtls.backends).any(|it| it.type_ == BUILTIN && it.conf.is_some())
+        {
+            out.push(
+                "mtls.backends[].conf has no effect: the builtin authority has nothing to configure".into(),
+            );
+        }
         if !self.zone_egress() {
             out.push(
                 "routing.zoneEgress is off: what may leave the mesh is enforced by the sidecars alone".into(),
@@ -355,6 +372,47 @@ pub fn mesh_default() -> crate::Resource {
     crate::Resource::of(crate::Key::global(Mesh::KIND, "", "default"), BTreeMap::new(), &mesh)
 }
 
+const BUILTIN: &str = "builtin";
+const PROVIDED: &str = "provided";
+
+impl CertificateAuthorityBackend {
+    /// The root that the user provides; `None` where it is made here.
+    ///
+    /// # Errors
+    /// What is wrong with its configuration.
+    pub fn provided(&self) -> Option<Result<ProvidedCa, serde_json::Error>> {
+        let read = || {
+            let conf = self.conf.clone().unwrap_or_default();
+            serde_json::from_value(Value::Object(conf.into_iter().collect()))
+        };
+        (self.type_ == PROVIDED).then(read)
+    }
+
+    fn check_provided(&self, path: &str, out: &mut Violations) {
+        let provided = match self.provided() {
+            Some(Ok(provided)) => provided,
+            Some(Err(error)) => return out.push(path, error.to_string()),
+            None => return,
+        };
+        for (name, source) in [("cert", &provided.cert), ("key", &provided.key)] {
+            source.check(&format!("{path}.{name}"), out);
+            if source.file.is_some() {
+                out.push(format!("{path}.{name}.file"), format!("{NOT_SUPPORTED}: {NO_FILE}"));
+            }
+        }
+        for (name, given) in [
+            ("inline", provided.key.inline.is_some()),
+            ("inlineString", provided.key.inline_string.is_some()),
+        ] {
+            if given {
+                out.push(format!("{path}.key.{name}"), format!("{NOT_SUPPORTED}: {NO_INLINE_KEY}"));
+            }
+        }
+    }
+}
+
+const NO_INLINE_KEY: &str = "all users read a Mesh, and its history has it in clear; put the key into a Secret of the mesh, and name that";
+
 impl Mtls {
     fn check(&self, out: &mut Violations) {
         if self.backends.len() > 1 {
@@ -372,11 +430,13 @@ impl Mtls {
             if expiration.is_some_and(|rotation| GoDuration::parse(&rotation.expiration).is_err()) {
                 out.push("mtls.dpcert.rotation.expiration", "has to be a valid format");
             }
-            if backend.type_ != "builtin" {
-                out.push(
+            match backend.type_.as_str() {
+                BUILTIN => {}
+                PROVIDED => backend.check_provided(&format!("mtls.backends[{i}].conf"), out),
+                other => out.push(
                     format!("mtls.backends[{i}].type"),
-                    format!("{NOT_SUPPORTED}: {:?}; the one type is \"builtin\"", backend.type_),
-                );
+                    format!("{NOT_SUPPORTED}: {other:?}; the types are \"{BUILTIN}\" and \"{PROVIDED}\""),
+                ),
             }
         }
         if !self.enabled_backend.is_empty() && !names.contains(self.enabled_backend.as_str()) {

@@ -115,7 +115,9 @@ pub struct Grpc {
     pub authority: Option<String>,
 }
 
-const NOT_YET: &str = "health checks by callers come later; use the Dataplane's inbound[].serviceProbe";
+const NO_EVENT_LOG: &str = "changes of health are in the proxy's own log and metrics";
+/// Of `send`, and of all of `receive`, in bytes: a proxy keeps as much of an answer while it looks for them.
+const MAX_PAYLOAD: usize = 16 << 10;
 
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshhealthchecks",
@@ -123,7 +125,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: false, to: true, rules: false }),
     doc: "How callers ask the instances of a service whether they are well.",
-    fields: &[("targetRef", Executed), ("to", Executed), ("to[].default", Warned(NOT_YET))],
+    fields: &[("targetRef", Executed), ("to", Executed), ("to[].default.eventLogPath", Warned(NO_EVENT_LOG))],
     ..KindInfo::new::<MeshHealthCheck>()
 };
 
@@ -144,6 +146,7 @@ impl Spec for MeshHealthCheck {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
+        policy::warn_of_destinations(self.to.as_ref(), out);
     }
 }
 
@@ -177,16 +180,72 @@ impl Conf {
         if self.event_log_path.as_ref().is_some_and(|path| !validate::is_file_path(path)) {
             out.push(format!("{path}.eventLogPath"), "must be a valid path when defined");
         }
+        if let Some(tcp) = &self.tcp {
+            tcp.check(&format!("{path}.tcp"), out);
+        }
         if let Some(http) = &self.http {
             http.check(&format!("{path}.http"), out);
+        }
+        if let Some(grpc) = &self.grpc {
+            grpc.check(&format!("{path}.grpc"), out);
+        }
+    }
+}
+
+impl Tcp {
+    /// What is sent, decoded.
+    pub fn sent(&self) -> Vec<u8> {
+        self.send.as_deref().and_then(decoded).unwrap_or_default()
+    }
+
+    /// What must come back, decoded.
+    pub fn received(&self) -> Vec<Vec<u8>> {
+        self.receive.iter().flatten().filter_map(|text| decoded(text)).collect()
+    }
+
+    fn check(&self, path: &str, out: &mut Violations) {
+        if self.send.as_deref().is_some_and(|text| decoded(text).is_none()) {
+            out.push(format!("{path}.send"), NOT_BASE64);
+        }
+        for (i, text) in self.receive.iter().flatten().enumerate() {
+            if decoded(text).is_none_or(|bytes| bytes.is_empty()) {
+                out.push(format!("{path}.receive[{i}]"), NOT_BASE64);
+            }
+        }
+        let received: usize = self.received().iter().map(Vec::len).sum();
+        for (name, length) in [("send", self.sent().len()), ("receive", received)] {
+            if length > MAX_PAYLOAD {
+                out.push(format!("{path}.{name}"), format!("must have at most {MAX_PAYLOAD} bytes"));
+            }
+        }
+    }
+}
+
+const NOT_BASE64: &str = "must be base64 of what is meant, and not empty";
+
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    STANDARD.decode(text).ok()
+}
+
+impl Grpc {
+    fn check(&self, path: &str, out: &mut Violations) {
+        let of_authority = |c: char| c.is_ascii_alphanumeric() || "-._~:[]".contains(c);
+        if self.authority.as_ref().is_some_and(|authority| !authority.chars().all(of_authority)) {
+            out.push(format!("{path}.authority"), "must be a host, with a port or without");
         }
     }
 }
 
 impl Http {
     fn check(&self, path: &str, out: &mut Violations) {
-        if self.path.as_ref().is_some_and(String::is_empty) {
-            out.push(format!("{path}.path"), MUST_BE_DEFINED);
+        let of_path = |c: char| c.is_ascii_graphic() && !"\"#<>\\^`{|}".contains(c);
+        match self.path.as_deref() {
+            Some("") => out.push(format!("{path}.path"), MUST_BE_DEFINED),
+            Some(given) if !given.starts_with('/') || !given.chars().all(of_path) => {
+                out.push(format!("{path}.path"), "must begin with / and be encoded as in a URL");
+            }
+            _ => {}
         }
         for (i, status) in self.expected_statuses.iter().flatten().enumerate() {
             in_range(format!("{path}.expectedStatuses[{i}]"), Some(*status), 100..=599, out);
@@ -221,9 +280,37 @@ mod tests {
         assert_eq!(
             warnings(&all),
             [
-                "spec.to[0].default has no effect: health checks by callers come later; use the Dataplane's inbound[].serviceProbe"
+                "spec.to[0].default.eventLogPath has no effect: changes of health are in the proxy's own log and metrics"
             ]
         );
+    }
+
+    #[test]
+    fn what_could_not_be_asked_is_refused() {
+        for (default, violations) in [
+            (
+                "tcp: {send: 'fo', receive: ['Zm9v', '']}",
+                &[
+                    "spec.to[0].default.tcp.send: must be base64 of what is meant, and not empty",
+                    "spec.to[0].default.tcp.receive[1]: must be base64 of what is meant, and not empty",
+                ][..],
+            ),
+            (
+                "http: {path: health}",
+                &["spec.to[0].default.http.path: must begin with / and be encoded as in a URL"],
+            ),
+            (
+                "http: {path: /a b}",
+                &["spec.to[0].default.http.path: must begin with / and be encoded as in a URL"],
+            ),
+            (
+                "grpc: {authority: a/b}",
+                &["spec.to[0].default.grpc.authority: must be a host, with a port or without"],
+            ),
+        ] {
+            wrong(&to(default), violations);
+        }
+        right(&to("http: {path: '/ok?deep=1&x=%20'}, grpc: {authority: 'shop.example.com:443'}"));
     }
 
     #[test]

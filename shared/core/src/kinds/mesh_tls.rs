@@ -1,7 +1,7 @@
 use super::policy::{self, Lists, ONLY_MESH, PlainRule, Targeted};
 use crate::check::NOT_SUPPORTED;
 use crate::enums::text_enum;
-use crate::registry::Standing::{Executed, Warned};
+use crate::registry::Standing::Executed;
 use crate::{Context, Flow, Kind, KindInfo, Spec, TargetKind, TargetRef, TargetRefs, Violations, validate};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,10 +24,11 @@ pub struct MeshTls {
 pub struct Conf {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
-    /// Between sidecars TLS 1.3 is spoken, whatever is asked.
+    /// Between the mesh's proxies. Unset: TLS 1.3 alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_version: Option<TlsVersions>,
-    /// Of TLS 1.2, which sidecars don't speak among themselves.
+    /// Of TLS 1.2, where that is spoken. Unset: all. Whether a name says `RSA` or `ECDSA` makes no difference: the mesh's
+    /// certificates are of ECDSA.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_ciphers: Option<Vec<TlsCipher>>,
 }
@@ -72,27 +73,13 @@ text_enum! {
     }
 }
 
-const MODE: &str = "the Mesh's mtls.backends[].mode decides whether plaintext is taken";
-const VERSION: &str = "sidecars speak TLS 1.3 among themselves, and nothing else";
-const CIPHERS: &str = "sidecars speak TLS 1.3 among themselves, and these belong to TLS 1.2";
-
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshtlses",
     short: "mtls",
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: true, to: false, rules: true }),
     doc: "What the selected proxies ask of connections that come in.",
-    fields: &[
-        ("targetRef", Executed),
-        ("from", Executed),
-        ("from[].default.mode", Warned(MODE)),
-        ("from[].default.tlsVersion", Warned(VERSION)),
-        ("from[].default.tlsCiphers", Warned(CIPHERS)),
-        ("rules", Executed),
-        ("rules[].default.mode", Warned(MODE)),
-        ("rules[].default.tlsVersion", Warned(VERSION)),
-        ("rules[].default.tlsCiphers", Warned(CIPHERS)),
-    ],
+    fields: &[("targetRef", Executed), ("from", Executed), ("rules", Executed)],
     ..KindInfo::new::<MeshTls>()
 };
 
@@ -122,6 +109,16 @@ impl Spec for MeshTls {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
+        let of_from = self.from.iter().flatten().map(|item| &item.default);
+        let of_rules = self.rules.iter().flatten().map(|rule| &rule.default);
+        let all: Vec<&Conf> = of_from.chain(of_rules).collect();
+        if all.iter().any(|conf| conf.mode == Some(Mode::Permissive)) {
+            out.push("mode Permissive: permissions do not cover callers without a certificate".into());
+        }
+        let older = [Some(TlsVersion::Tls10), Some(TlsVersion::Tls11)];
+        if all.iter().filter_map(|conf| conf.tls_version.as_ref()).any(|it| older.contains(&it.min)) {
+            out.push("tlsVersion.min: TLS 1.2 is the lowest version that is spoken".into());
+        }
     }
 }
 
@@ -146,22 +143,11 @@ impl Conf {
                 }
             }
         }
-        match &self.mode {
-            Some(Mode::Strict) => out.push(
-                format!("{path}.mode"),
-                format!(
-                    "{NOT_SUPPORTED}: plaintext would still be taken in a PERMISSIVE mesh; set {INSTEAD}"
-                ),
-            ),
-            Some(Mode::Other(_)) => {
-                out.push(format!("{path}.mode"), validate::one_of("mode", Mode::VALUES));
-            }
-            Some(Mode::Permissive) | None => {}
+        if self.mode.as_ref().is_some_and(|mode| !mode.is_known()) {
+            out.push(format!("{path}.mode"), validate::one_of("mode", Mode::VALUES));
         }
     }
 }
-
-const INSTEAD: &str = "the Mesh's mtls.backends[].mode";
 
 impl TlsVersions {
     fn check(&self, path: &str, out: &mut Violations) {
@@ -169,6 +155,12 @@ impl TlsVersions {
             if version.as_ref().is_some_and(|version| !version.is_known()) {
                 out.push(format!("{path}.{name}"), validate::one_of(name, TlsVersion::VALUES));
             }
+        }
+        if matches!(self.max, Some(TlsVersion::Tls10 | TlsVersion::Tls11)) {
+            out.push(
+                format!("{path}.max"),
+                format!("{NOT_SUPPORTED}: TLS 1.2 is the lowest version that is spoken"),
+            );
         }
         let named =
             |version: &Option<TlsVersion>| version.clone().filter(|version| *version != TlsVersion::Auto);

@@ -63,12 +63,10 @@ fn mesh_timeouts() {
 
 #[test]
 fn what_no_proxy_executes_is_warned_of() {
-    let document = of("MeshTLS", "rules: [{default: {tlsVersion: {min: TLS13}}}]");
+    let document = of("MeshMetric", "default: {}");
     assert_eq!(
         warnings(&document),
-        [
-            "spec.rules[0].default.tlsVersion has no effect: sidecars speak TLS 1.3 among themselves, and nothing else"
-        ]
+        ["spec.default has no effect: every proxy serves Prometheus metrics on its readiness port"]
     );
 }
 
@@ -250,8 +248,23 @@ fn mesh_tls() {
         &[
             "spec.from[0].default.tlsVersion.min: min version must be lower than max",
             "spec.from[0].default.tlsCiphers[0]: \"tlsCiphers\" must be one of [\"ECDHE-ECDSA-AES128-GCM-SHA256\", \"ECDHE-ECDSA-AES256-GCM-SHA384\", \"ECDHE-ECDSA-CHACHA20-POLY1305\", \"ECDHE-RSA-AES128-GCM-SHA256\", \"ECDHE-RSA-AES256-GCM-SHA384\", \"ECDHE-RSA-CHACHA20-POLY1305\"]",
-            "spec.from[0].default.mode: not supported yet: plaintext would still be taken in a PERMISSIVE mesh; set the Mesh's mtls.backends[].mode",
         ],
+    );
+    let older = "rules: [{default: {tlsVersion: {min: TLS10, max: TLS11}}}]";
+    wrong(
+        &of(older),
+        &[
+            "spec.rules[0].default.tlsVersion.max: not supported yet: TLS 1.2 is the lowest version that is spoken",
+        ],
+    );
+    assert_eq!(
+        warnings(&of(
+            "rules: [{default: {mode: Permissive, tlsVersion: {min: TLS11, max: TLS12}, tlsCiphers: [ECDHE-RSA-AES128-GCM-SHA256]}}]"
+        )),
+        [
+            "mode Permissive: permissions do not cover callers without a certificate",
+            "tlsVersion.min: TLS 1.2 is the lowest version that is spoken",
+        ]
     );
     wrong(
         &of(

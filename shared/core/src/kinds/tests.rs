@@ -42,10 +42,14 @@ fn mesh() {
             "mtls: {enabledBackend: other, backends: [{name: ca, type: provided, dpCert: {rotation: {expiration: soon}}}]}, routing: {zoneEgress: true}",
         ),
         &[
-            "mtls.backends[0].type: not supported yet: \"provided\"; the one type is \"builtin\"",
+            "mtls.backends[0].conf: missing field `cert`",
             "mtls.dpcert.rotation.expiration: has to be a valid format",
             "mtls.enabledBackend: has to be set to one of the backends in the mesh",
         ],
+    );
+    wrong(
+        &of("mtls: {backends: [{name: ca, type: vault}]}"),
+        &["mtls.backends[0].type: not supported yet: \"vault\"; the types are \"builtin\" and \"provided\""],
     );
     wrong(&of("routing: {zoneEgress: true}"), &["mtls: has to be set when zoneEgress enabled"]);
     wrong(
@@ -67,6 +71,42 @@ fn mesh() {
             "tracing.backends[0].sampling: has to be in [0.0 - 100.0] range",
         ],
     );
+}
+
+#[test]
+fn a_root_is_provided_without_showing_its_key() {
+    let of = |conf: &str| {
+        format!(
+            "{{type: Mesh, name: m, mtls: {{enabledBackend: ca, backends: [{{name: ca, type: provided, conf: {conf}}}]}}}}"
+        )
+    };
+    right(&of("{cert: {secret: ca-cert}, key: {secret: ca-key}}"));
+    right(&of("{cert: {inlineString: PEM}, key: {secret: ca-key}}"));
+    let shown = "not supported yet: all users read a Mesh, and its history has it in clear; put the key into a Secret of the mesh, and name that";
+    for (conf, violations) in [
+        ("{cert: {secret: a}, key: {inlineString: PEM}}", vec![format!("mtls.backends[0].conf.key.inlineString: {shown}")]),
+        ("{cert: {inline: UEVN}, key: {inline: UEVN}}", vec![format!("mtls.backends[0].conf.key.inline: {shown}")]),
+        (
+            "{cert: {}, key: {secret: a}}",
+            vec!["mtls.backends[0].conf.cert: must have exactly one of: secret, inline, inlineString".to_owned()],
+        ),
+        (
+            "{cert: {file: /etc/ca}, key: {secret: a}}",
+            vec![
+                "mtls.backends[0].conf.cert.file: not supported yet: a path on the control plane's host, which writers of policies must not read; use secret or inline"
+                    .to_owned(),
+            ],
+        ),
+        (
+            "{cert: {secret: a}, key: {secret: b}, chain: {secret: c}}",
+            vec!["mtls.backends[0].conf: unknown field `chain`, expected `cert` or `key`".to_owned()],
+        ),
+    ] {
+        let violations: Vec<&str> = violations.iter().map(String::as_str).collect();
+        wrong(&of(conf), &violations);
+    }
+    let unused = "{type: Mesh, name: m, mtls: {enabledBackend: ca, backends: [{name: ca, type: builtin, conf: {a: b}}]}}";
+    assert!(warnings(unused).iter().any(|warning| warning.contains("nothing to configure")));
 }
 
 #[test]

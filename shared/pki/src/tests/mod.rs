@@ -4,5 +4,6 @@ mod chains;
 mod forge;
 mod issuing;
 mod links;
+mod provided;
 mod sessions;
 mod world;

@@ -4,7 +4,7 @@ use crate::{
     mesh_tls::{self, MeshAcceptor, MeshClientVerifier, MeshServerVerifier},
     provider,
 };
-use meridian_proxy_config::{Bundle, EGRESS_SERVICE, alpn};
+use meridian_proxy_config::{Bundle, EGRESS_SERVICE, SessionCipher, SessionTerms, TlsVersion, alpn};
 use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection,
 };
@@ -48,12 +48,13 @@ pub(super) fn handshake(
 fn client_for(bundles: &Bundles, identity: IdentityHandle, ids: &[&str], zone: &str) -> Arc<ClientConfig> {
     let ids = ids.iter().map(|id| (*id).to_owned()).collect();
     let verifier = Arc::new(MeshServerVerifier::new(bundles, "default", ids, zone));
-    mesh_tls::client_config(identity, verifier, &[alpn::HTTP2]).unwrap()
+    mesh_tls::client_config(identity, verifier, &[alpn::HTTP2], &SessionTerms::default()).unwrap()
 }
 
 fn server_for(bundles: &Bundles, identity: IdentityHandle) -> Arc<ServerConfig> {
     let verifier = Arc::new(MeshClientVerifier::new(bundles, "default"));
-    mesh_tls::server_config(identity, verifier, &[alpn::HTTP2, alpn::HTTP1]).unwrap()
+    mesh_tls::server_config(identity, verifier, &[alpn::HTTP2, alpn::HTTP1], &SessionTerms::default())
+        .unwrap()
 }
 
 #[test]
@@ -112,7 +113,8 @@ fn only_the_egress_stands_in_for_the_egress() {
     let web = identity(&world.east, "web", world.now);
     let dial = |answering: IdentityHandle| {
         let verifier = Arc::new(MeshServerVerifier::egress(&bundles, "default", "east"));
-        let client = mesh_tls::client_config(web.clone(), verifier, &[alpn::HTTP2]).unwrap();
+        let client =
+            mesh_tls::client_config(web.clone(), verifier, &[alpn::HTTP2], &SessionTerms::default()).unwrap();
         handshake(client, server_for(&bundles, answering), "sni.extsvc.default.east.api.https")
     };
     assert!(dial(identity(&world.east, EGRESS_SERVICE, world.now)).is_ok());
@@ -261,7 +263,8 @@ fn at_an_egress_the_server_name_picks_the_bundle_before_the_certificate_is_read(
     let acceptor = MeshAcceptor::new(&bundles, &identities, &[alpn::EXTERNAL]);
     let dial = |mesh: &str, caller: IdentityHandle, sni: &str| {
         let verifier = Arc::new(MeshServerVerifier::egress(&bundles, mesh, "east"));
-        let client = mesh_tls::client_config(caller, verifier, &[alpn::EXTERNAL]).unwrap();
+        let client =
+            mesh_tls::client_config(caller, verifier, &[alpn::EXTERNAL], &SessionTerms::default()).unwrap();
         let (found, server) = acceptor.config_for(Some(sni)).unwrap();
         assert_eq!(found, mesh);
         handshake(client, server, sni)
@@ -280,4 +283,52 @@ fn at_an_egress_the_server_name_picks_the_bundle_before_the_certificate_is_read(
     }
     identities.remove("default");
     assert_eq!(identities.meshes(), ["other"]);
+}
+
+#[test]
+fn versions_and_ciphers_are_as_the_terms_say() {
+    use TlsVersion::{Tls12, Tls13};
+    let world = World::new();
+    let bundles = world.bundles();
+    let (web, backend) =
+        (identity(&world.east, "web", world.now), identity(&world.west, "backend", world.now));
+    let terms = |min, max, ciphers: &[SessionCipher]| SessionTerms {
+        min,
+        max,
+        ciphers: ciphers.iter().copied().collect(),
+    };
+    let (aes, chacha) = (SessionCipher::Aes256Gcm, SessionCipher::ChaCha20Poly1305);
+    let new = terms(Tls13, Tls13, &[]);
+    let session = |client: &SessionTerms, server: &SessionTerms| {
+        let ids = vec!["spiffe://default/backend".to_owned()];
+        let of_server = Arc::new(MeshServerVerifier::new(&bundles, "default", ids, "west"));
+        let client = mesh_tls::client_config(web.clone(), of_server, &[alpn::HTTP2], client).unwrap();
+        let of_client = Arc::new(MeshClientVerifier::new(&bundles, "default"));
+        let server = mesh_tls::server_config(backend.clone(), of_client, &[alpn::HTTP2], server).unwrap();
+        let (client, server) = handshake(client, server, SNI).ok()?;
+        let caller = mesh_tls::identity_of_accepted("default", server.peer_certificates().unwrap()).unwrap();
+        assert_eq!(caller.spiffe, ["spiffe://default/web"]);
+        assert_eq!(server.handshake_kind().unwrap(), HandshakeKind::Full);
+        Some((client.protocol_version().unwrap(), client.negotiated_cipher_suite().unwrap().suite()))
+    };
+    let old = ProtocolVersion::TLSv1_2;
+    for (client, server, expected) in [
+        (&terms(Tls12, Tls13, &[]), &terms(Tls12, Tls13, &[]), Some(ProtocolVersion::TLSv1_3)),
+        (&terms(Tls12, Tls13, &[]), &new, Some(ProtocolVersion::TLSv1_3)),
+        (&terms(Tls12, Tls12, &[]), &terms(Tls12, Tls13, &[]), Some(old)),
+        (&terms(Tls12, Tls12, &[]), &new, None),
+        (&new, &terms(Tls12, Tls12, &[]), None),
+        (&terms(Tls12, Tls12, &[aes]), &terms(Tls12, Tls12, &[chacha]), None),
+        (&terms(Tls13, Tls12, &[]), &terms(Tls12, Tls12, &[]), None),
+    ] {
+        assert_eq!(session(client, server).map(|it| it.0), expected, "{client:?} {server:?}");
+    }
+    for (ciphers, suite) in [
+        (&[][..], rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
+        (&[aes], rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384),
+        (&[chacha], rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
+    ] {
+        let terms = terms(Tls12, Tls12, ciphers);
+        assert_eq!(session(&terms, &terms), Some((old, suite)));
+    }
 }

@@ -69,6 +69,7 @@ fn proxy(port: u16, forward_all: bool) -> Proxy {
         service: "web".into(),
         listen: None,
         identities: vec![],
+        sessions: Default::default(),
         capture: None,
         dns: DnsSettings {
             listen_port: Some(port),

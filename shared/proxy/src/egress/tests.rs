@@ -163,6 +163,7 @@ fn proxy(listen: SocketAddr) -> Proxy {
         service: String::new(),
         listen: Some(listen),
         identities: vec![MESH.into()],
+        sessions: Default::default(),
         capture: None,
         dns: DnsSettings { listen_port: None, forward_zones: vec![], forward_all: false, ipv6: false },
         unlisted: Unlisted::Refuse,

@@ -34,6 +34,7 @@ fn sidecar(unlisted: Unlisted) -> Rig {
         service: "web".into(),
         listen: None,
         identities: vec![],
+        sessions: Default::default(),
         capture: None,
         dns: DnsSettings { listen_port: None, forward_zones: vec![], forward_all: false, ipv6: false },
         unlisted,

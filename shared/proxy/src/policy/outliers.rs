@@ -28,8 +28,6 @@ pub struct OutlierPolicy {
     longest: u64,
     max_percent: usize,
     split: bool,
-    /// Of 10,000.
-    panic_below: usize,
     total: Option<NonZeroU32>,
     gateway: Option<NonZeroU32>,
     local: Option<NonZeroU32>,
@@ -97,7 +95,6 @@ impl OutlierPolicy {
             longest: ejection.max(Timer::ticks(LONGEST)),
             max_percent: whole(config.max_percent),
             split: config.split,
-            panic_below: whole(config.panic_below),
             total: config.total_failures,
             gateway: config.gateway_failures,
             local: config.local_failures,
@@ -110,16 +107,6 @@ impl OutlierPolicy {
     fn allows(&self, out: usize, all: usize) -> bool {
         let within = out.saturating_add(1).saturating_mul(100) <= self.max_percent.saturating_mul(all);
         within || (out == 0 && self.max_percent > 0)
-    }
-
-    /// Whether a tier of which so many endpoints are not out can stand for itself.
-    pub fn stands(&self, left: usize, all: usize) -> bool {
-        left > 0 && left.saturating_mul(10_000) >= self.panic_below.saturating_mul(all)
-    }
-
-    /// Whether endpoints that are out are used where no tier can stand for itself.
-    pub fn panics(&self) -> bool {
-        self.panic_below > 0
     }
 }
 

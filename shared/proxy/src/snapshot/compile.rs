@@ -5,11 +5,14 @@ use super::{
     resources::EntryParts,
 };
 use crate::{
+    health::Board,
     metrics::{Metrics, Traffic},
     policy::{
         at_once::Limits,
+        health::HealthPlan,
         limits::Rates,
         outliers::OutlierPolicy,
+        panic::PanicRule,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
     },
@@ -37,6 +40,7 @@ pub(super) struct Source {
     policies: Arc<DestinationPolicies>,
     /// Compiled from `policies`.
     retry: Option<Arc<RetryPolicy>>,
+    health: Option<Arc<HealthPlan>>,
 }
 
 impl PartialEq for Source {
@@ -212,6 +216,7 @@ impl Compiler<'_> {
                     zone: self.zone().to_owned(),
                     policies: policies.config,
                     retry: policies.retry,
+                    health: policies.health,
                 };
                 Target::Cluster(self.cluster(key, "outbound", source))
             }
@@ -252,6 +257,7 @@ impl Compiler<'_> {
                 zone: self.next.proxy.as_ref().map(|proxy| proxy.zone.clone()).unwrap_or_default(),
                 policies: Arc::default(),
                 retry: None,
+                health: None,
             };
             let cluster = self.cluster(format!("route/{name}"), "through", source);
             table.insert(key, cluster);
@@ -290,6 +296,7 @@ impl Compiler<'_> {
             zone: self.zone().to_owned(),
             policies: Arc::default(),
             retry: None,
+            health: None,
         }
     }
 
@@ -298,10 +305,12 @@ impl Compiler<'_> {
     }
 
     fn cluster(&mut self, name: String, direction: &'static str, source: Source) -> Arc<Cluster> {
-        let kept = self.previous.clusters.get(&name).filter(|old| old.source == source).cloned();
+        let before = self.previous.clusters.get(&name);
+        let kept = before.filter(|old| old.source == source).cloned();
         let cluster = kept.unwrap_or_else(|| {
             let traffic = self.metrics.traffic(direction, &source.service);
-            Arc::new(build(name.clone(), traffic, source, self.metrics.workers()))
+            let health = before.and_then(|old| old.health.as_deref());
+            Arc::new(build(name.clone(), traffic, source, self.metrics.workers(), health))
         });
         self.next.clusters.insert(name, cluster.clone());
         cluster
@@ -312,15 +321,25 @@ fn of_callers(timeouts: &config::CallerTimeouts) -> (config::CallerMatch, Stream
     (timeouts.caller.clone(), StreamLimits::inbound(&timeouts.stream_timeouts))
 }
 
-fn build(name: String, traffic: Arc<Traffic>, source: Source, workers: usize) -> Cluster {
+fn build(
+    name: String,
+    traffic: Arc<Traffic>,
+    source: Source,
+    workers: usize,
+    health: Option<&Board>,
+) -> Cluster {
     let protocol = source.protocol.unwrap_or(Protocol::Tcp);
     let policies = &source.policies;
+    let tiers: Vec<_> = source.tiers.iter().map(|sets| tier(&source, sets)).collect();
+    let board = |plan: &Arc<HealthPlan>| Arc::new(Board::new(plan.clone(), &tiers, health));
     Cluster {
         name,
         service: source.service.clone(),
         protocol,
         tls: source.tls.clone(),
-        tiers: source.tiers.iter().map(|sets| tier(&source, sets)).collect(),
+        health: source.health.as_ref().map(board),
+        panic: PanicRule::compile(policies),
+        tiers,
         connections: ConnectionLimits::from(&policies.connection_timeouts),
         streams: StreamLimits::outbound(&policies.stream_timeouts, protocol == Protocol::Grpc),
         retry: source.retry.clone(),

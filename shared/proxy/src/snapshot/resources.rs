@@ -7,7 +7,7 @@
 
 use crate::{
     egress::Originator,
-    policy::{filter::RequestFilter, retry::RetryPolicy},
+    policy::{filter::RequestFilter, health::HealthPlan, retry::RetryPolicy},
     tls::Tls,
 };
 use meridian_delta::{Encoded, Id, Version};
@@ -44,6 +44,7 @@ pub struct Resources {
 pub(super) struct PolicyParts {
     pub(super) config: Arc<config::DestinationPolicies>,
     pub(super) retry: Option<Arc<RetryPolicy>>,
+    pub(super) health: Option<Arc<HealthPlan>>,
 }
 
 #[derive(Clone)]
@@ -118,7 +119,11 @@ impl Resources {
     fn parse(&mut self, tls: &Tls, resource: &Encoded) -> Result<(), String> {
         let (name, body) = (resource.name.to_string(), &resource.body);
         match &*resource.type_ {
-            types::PROXY => self.proxy = Some(read(body)?),
+            types::PROXY => {
+                let proxy: Arc<config::Proxy> = read(body)?;
+                tls.set_terms(&proxy.sessions);
+                self.proxy = Some(proxy);
+            }
             types::INBOUND => {
                 let inbound: Arc<config::Inbound> = read(body)?;
                 let filter = inbound.policies.filter.as_ref().map(RequestFilter::compile).transpose()?;
@@ -198,7 +203,8 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {
 
 fn policy_parts(config: Arc<config::DestinationPolicies>) -> Result<PolicyParts, String> {
     let retry = config.retry.as_ref().map(RetryPolicy::compile).transpose()?.map(Arc::new);
-    Ok(PolicyParts { config, retry })
+    let health = config.health.as_ref().map(HealthPlan::compile).transpose()?.map(Arc::new);
+    Ok(PolicyParts { config, retry, health })
 }
 
 fn entry_parts(config: Arc<config::Entry>) -> Result<EntryParts, String> {

@@ -31,6 +31,7 @@ async fn ingress() -> (Rig, SocketAddr) {
         service: String::new(),
         listen: Some(address),
         identities: vec![],
+        sessions: Default::default(),
         capture: None,
         dns: DnsSettings { listen_port: None, forward_zones: vec![], forward_all: false, ipv6: false },
         unlisted: Unlisted::Refuse,

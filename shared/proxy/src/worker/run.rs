@@ -1,7 +1,7 @@
 //! The thread of a worker: follows the snapshots, obeys the control thread.
 
 use super::{ConnectionInfo, Direction, Worker};
-use crate::{listener::Listeners, shared::Shared};
+use crate::{health::Checks, listener::Listeners, shared::Shared};
 use std::{io, rc::Rc, sync::Arc, thread, time::Duration};
 use tokio::{
     runtime::{Builder, LocalOptions},
@@ -86,12 +86,14 @@ async fn run(index: usize, shared: Arc<Shared>, mut commands: mpsc::Receiver<Com
     let mut changes = shared.snapshots.subscribe();
     let worker = Worker::new(index, shared);
     let mut listeners = Listeners::default();
+    let mut checks = Checks::default();
     let mut peers = true;
     loop {
         changes.mark_unchanged();
         let snapshot = worker.snapshot();
         worker.upstreams.refresh(&snapshot);
         worker.connections().recheck(&snapshot, &worker.shared.tls);
+        checks.reconcile(&worker, &snapshot);
         let retry = listeners.reconcile(&worker, &snapshot, peers);
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },

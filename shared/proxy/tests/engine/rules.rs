@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use hyper::body::Frame;
 use meridian_pki::IdentityHandle;
 use meridian_pki::mesh_tls::{MeshServerVerifier, client_config};
-use meridian_proxy_config::{EndpointSet, Protocol, alpn, types};
+use meridian_proxy_config::{EndpointSet, Protocol, SessionTerms, alpn, types};
 use std::{
     io::ErrorKind,
     sync::Arc,
@@ -198,7 +198,7 @@ async fn dial(pair: &Pair, ca: Option<&Ca>, protocol: &[u8]) -> Vec<u8> {
         identity.set(ca.identity("east", "web"));
     }
     let names: Vec<&[u8]> = if protocol.is_empty() { vec![] } else { vec![protocol] };
-    let config = client_config(identity, Arc::new(verifier), &names).unwrap();
+    let config = client_config(identity, Arc::new(verifier), &names, &SessionTerms::default()).unwrap();
     let stream = TcpStream::connect(pair.inbound).await.unwrap();
     let name = "sni.msvc.default.east.backend.main".try_into().unwrap();
     let Ok(mut session) = TlsConnector::from(config).connect(name, stream).await else { return Vec::new() };

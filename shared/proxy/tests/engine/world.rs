@@ -131,6 +131,7 @@ impl Sidecar {
             service: service.to_owned(),
             listen: None,
             identities: vec![ca.mesh.clone()],
+            sessions: Default::default(),
             capture: None,
             dns: DnsSettings { listen_port: None, forward_zones: vec![], forward_all: false, ipv6: false },
             unlisted: Unlisted::Refuse,

@@ -30,7 +30,8 @@ const FAILURE_PERCENT: u32 = 85;
 /// What holds for calls to a destination.
 pub(crate) fn destination(conf: &Conf, into: &mut DestinationPolicies) {
     into.at_once = conf.connection_limits.as_ref().map(at_once).unwrap_or_default();
-    into.outliers = conf.outlier_detection.as_ref().and_then(outliers);
+    let panic_below = into.panic.below.unwrap_or(PANIC_BELOW);
+    into.outliers = conf.outlier_detection.as_ref().and_then(|conf| outliers(conf, panic_below));
 }
 
 /// What holds for calls to an application. The kind tells no callers apart: what is for some of them is left alone.
@@ -51,8 +52,8 @@ fn at_once(limits: &ConnectionLimits) -> AtOnce {
     }
 }
 
-/// `None`: it is switched off.
-fn outliers(conf: &OutlierDetection) -> Option<Outliers> {
+/// `None`: it is switched off. `panic_below`: what holds where it does not say.
+fn outliers(conf: &OutlierDetection, panic_below: u32) -> Option<Outliers> {
     if conf.disabled == Some(true) {
         return None;
     }
@@ -64,7 +65,7 @@ fn outliers(conf: &OutlierDetection) -> Option<Outliers> {
         ejection_millis: millis(conf.base_ejection_time, EJECTION_MILLIS),
         max_percent: conf.max_ejection_percent.unwrap_or(MAX_PERCENT),
         split: conf.split_external_and_local_errors.unwrap_or(false),
-        panic_below: scaled(conf.healthy_panic_threshold.as_ref(), 100.0, PANIC_BELOW),
+        panic_below: scaled(conf.healthy_panic_threshold.as_ref(), 100.0, panic_below),
         total_failures: in_a_row(&detectors.total_failures),
         gateway_failures: in_a_row(&detectors.gateway_failures),
         local_failures: in_a_row(&detectors.local_origin_failures),
@@ -90,7 +91,7 @@ fn millis(given: Option<PolicyDuration>, unset: u64) -> NonZeroU64 {
 }
 
 /// A number with decimals as a whole one, which saturates; what is more than zero stays so.
-fn scaled(given: Option<&IntOrString>, scale: f64, unset: u32) -> u32 {
+pub(super) fn scaled(given: Option<&IntOrString>, scale: f64, unset: u32) -> u32 {
     match given.and_then(IntOrString::number) {
         Some(number) if number > 0.0 => ((number * scale).round() as u32).max(1),
         Some(_) => 0,

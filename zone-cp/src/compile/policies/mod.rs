@@ -14,11 +14,13 @@ use meridian_core::duration::PolicyDuration;
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
 use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
+use meridian_core::kinds::mesh_health_check::MeshHealthCheck;
 use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
 use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
 use meridian_core::kinds::mesh_retry::MeshRetry;
 use meridian_core::kinds::mesh_service::{MeshService, Port};
 use meridian_core::kinds::mesh_timeout::MeshTimeout;
+use meridian_core::kinds::mesh_tls::MeshTls;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
 use meridian_core::{Key, Kind, TargetKind};
 use meridian_policy::{
@@ -33,10 +35,12 @@ use std::sync::Arc;
 mod callers;
 mod circuit_breaker;
 mod fault_injection;
+mod health_check;
 mod rate_limit;
 mod request_filter;
 mod retry;
 mod timeout;
+pub(crate) mod tls;
 
 /// A kind whose `to` is executed.
 struct Outgoing {
@@ -60,6 +64,13 @@ const OUTGOING: &[Outgoing] = &[
     Outgoing {
         kind: MeshRetry::KIND,
         apply: |merged, protocol, into| merged.conf().map(|conf| retry::destination(&conf, protocol, into)),
+    },
+    // Before MeshCircuitBreaker, whose panic threshold wins.
+    Outgoing {
+        kind: MeshHealthCheck::KIND,
+        apply: |merged, protocol, into| {
+            merged.conf().map(|conf| health_check::destination(&conf, protocol, into))
+        },
     },
     Outgoing {
         kind: MeshCircuitBreaker::KIND,
@@ -106,7 +117,8 @@ const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grp
 
 /// Whether policies of a kind are turned into something here.
 pub(crate) fn is_executed(kind: Kind) -> bool {
-    OUTGOING.iter().map(|it| it.kind).chain(INCOMING.iter().map(|it| it.kind)).any(|it| it == kind)
+    let mut kinds = OUTGOING.iter().map(|it| it.kind).chain(INCOMING.iter().map(|it| it.kind));
+    kinds.any(|it| it == kind) || kind == MeshTls::KIND
 }
 
 /// The policies on outgoing calls that select a sidecar.
@@ -124,11 +136,12 @@ pub(crate) fn selects_outgoing(policy: &Policy, dataplane: &Parsed<Dataplane>) -
     is_here && policy.is_outgoing() && policy.selects(&Routes::default(), &subject(dataplane), Section::Whole)
 }
 
-/// Whether a policy says something of the calls to some inbound of a sidecar.
+/// Whether a policy says something of the calls to some inbound of a sidecar, or of its sessions.
 pub(crate) fn selects_incoming(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
     let is_here = INCOMING.iter().any(|it| it.kind == policy.key().kind);
     let inbounds = dataplane.spec.networking.iter().flat_map(|networking| &networking.inbound);
-    is_here && policy.is_incoming() && inbounds.into_iter().any(|inbound| takes(policy, dataplane, inbound))
+    (is_here && policy.is_incoming() && inbounds.into_iter().any(|inbound| takes(policy, dataplane, inbound)))
+        || tls::selects(policy, dataplane)
 }
 
 fn takes(policy: &Policy, dataplane: &Parsed<Dataplane>, inbound: &Inbound) -> bool {

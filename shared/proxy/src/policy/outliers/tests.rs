@@ -200,22 +200,6 @@ fn an_endpoint_that_is_gone_is_not_left_out() {
     assert_eq!(detector.note(&policy, &records[0], Event::Local, 1), 0);
 }
 
-#[test]
-fn a_tier_stands_with_enough_of_its_endpoints() {
-    for (panic_below, left, all, stands) in [
-        (5_000, 1, 2, true),
-        (5_000, 1, 3, false),
-        (0, 1, 100, true),
-        (0, 0, 2, false),
-        (10_000, 2, 2, true),
-        (3_330, 1, 3, true),
-    ] {
-        let policy = policy(|config| config.panic_below = panic_below);
-        assert_eq!(policy.stands(left, all), stands, "{panic_below} {left} {all}");
-        assert_eq!(policy.panics(), panic_below > 0);
-    }
-}
-
 proptest! {
     /// Whatever happens, and whenever: no more are out than may be, for no longer than may be, and all come back.
     #[test]
