@@ -2,7 +2,8 @@
 //!
 //! `/` and any other path: JSON of the request. `/echo`: the body (and trailers) back as it comes. `/ticks`: a line
 //! every 50 ms, without end. `/trailers`: a trailer after the body. `/status/N`: that status. `/slow/N`: after N ms.
-//! `/every/N`: of all such requests each N-th is answered 200, the others 503. `/websocket`: echo.
+//! `/every/N`: of all such requests each N-th is answered 200, the others 503. `/only/NAME`: 200 from the application of
+//! that name, 503 from others. `/websocket`: echo.
 
 use super::{announce, websocket};
 use anyhow::{Context, Result};
@@ -116,6 +117,9 @@ fn answer(request: Request<Incoming>, peer: SocketAddr, name: &str, server_name:
         "/trailers" => with_trailers(),
         "/websocket" => websocket::accept(request)
             .map(|()| Full::new(Bytes::new()).map_err(|never| match never {}).boxed()),
+        path if path.starts_with("/only/") => {
+            status(if path.strip_prefix("/only/") == Some(name) { 200 } else { 503 })
+        }
         path => match (number(path, "/status/"), number(path, "/every/")) {
             (Some(code), _) => status(u16::try_from(code).unwrap_or_default()),
             (None, Some(n)) => {

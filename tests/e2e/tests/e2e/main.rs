@@ -8,6 +8,7 @@ mod at_rest;
 mod attack;
 mod bad_input;
 mod capture;
+mod endpoints;
 mod grpc;
 mod hello;
 mod identity;
