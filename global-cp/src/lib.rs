@@ -11,6 +11,7 @@ mod follow;
 mod hooks;
 mod identity;
 mod initial_policies;
+mod questions;
 mod rotate;
 mod rotation;
 mod run;

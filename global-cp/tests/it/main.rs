@@ -12,6 +12,7 @@ mod access;
 mod certificate;
 mod enrolment;
 mod harness;
+mod questions;
 mod replicas;
 mod rest;
 mod rotation;
