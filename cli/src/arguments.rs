@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use crate::capture::{Install, Uninstall};
-use crate::command::{apply, config, delete, denials, generate, get, inspect, operate};
+use crate::command::{apply, config, delete, denials, explain, generate, get, inspect, operate};
 use crate::failure::EXIT_CODES;
 use crate::roles;
 
@@ -20,6 +20,7 @@ pub(crate) enum Command {
     Delete(delete::Delete),
     #[command(subcommand)]
     Inspect(inspect::Inspect),
+    Explain(explain::Explain),
     Denials(denials::Denials),
     #[command(subcommand)]
     Generate(generate::Generate),

@@ -17,7 +17,7 @@ mod settings;
 mod tests;
 
 use crate::arguments::{Arguments, Command};
-use crate::command::{apply, config, delete, denials, generate, get, inspect, operate};
+use crate::command::{apply, config, delete, denials, explain, generate, get, inspect, operate};
 use crate::failure::{Exit, Failure, Result};
 use clap::Parser;
 use std::future::Future;
@@ -45,6 +45,7 @@ fn run(command: Command) -> Result<()> {
         Command::Get(get) => block_on(get::run(get)),
         Command::Delete(delete) => block_on(delete::run(delete)),
         Command::Inspect(inspect) => block_on(inspect::run(inspect)),
+        Command::Explain(explain) => block_on(explain::run(explain)),
         Command::Denials(denials) => block_on(denials::run(denials)),
         Command::Generate(generate) => block_on(generate::run(generate)),
         Command::Zone(zone) => block_on(operate::zone(zone)),

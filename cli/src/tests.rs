@@ -2,7 +2,7 @@
 //! told with the right exit code.
 
 use crate::arguments::Arguments;
-use crate::command::{apply, delete, denials, generate, get, inspect, operate};
+use crate::command::{apply, delete, denials, explain, generate, get, inspect, operate};
 use crate::failure::{Exit, Result};
 use bytes::Bytes;
 use clap::{CommandFactory, Parser};
@@ -42,6 +42,7 @@ fn help_lists_commands_and_exit_codes() {
         "delete",
         "inspect",
         "denials",
+        "explain",
         "generate",
         "zone",
         "mesh",
@@ -74,6 +75,9 @@ fn lines_of_the_documents_parse() {
         "inspect dataplanes -m default",
         "inspect dataplane web-1 -o yaml",
         "inspect dataplane web-1 --type policies",
+        "inspect dataplane web-1 --type config --shadow",
+        "explain web backend.mesh:80",
+        "explain web-1 http://backend.mesh/users -m default --method POST --header x-canary:yes --header a:b -o json",
         "inspect policy mt quick -m default",
         "inspect zones --ca-fingerprint sha256:ab",
         "denials --zone east --reason not-listed",
@@ -174,6 +178,7 @@ impl FakeControlPlane {
             Command::Get(get) => get::run(get).await,
             Command::Delete(delete) => delete::run(delete).await,
             Command::Inspect(inspect) => inspect::run(inspect).await,
+            Command::Explain(explain) => explain::run(explain).await,
             Command::Denials(denials) => denials::run(denials).await,
             Command::Generate(generate) => generate::run(generate).await,
             Command::Zone(zone) => operate::zone(zone).await,
@@ -338,6 +343,10 @@ async fn every_verb_goes_to_its_path() {
         ("inspect dataplane web-1", "GET /meshes/default/dataplanes/web-1/_overview"),
         ("inspect zones", "GET /zones/_overview?size=1000&offset=0"),
         (
+            "explain web backend.mesh:80 -m m --path /a?b=c --header k:v --shadow",
+            "GET /meshes/m/_explain?source=web&destination=backend.mesh%3A80&path=%2Fa%3Fb%3Dc&header=k%3Av&shadow=true",
+        ),
+        (
             "inspect policy meshtimeout quick -m m",
             "GET /meshes/m/meshtimeouts/quick/_resources/dataplanes?size=1000&offset=0",
         ),
@@ -431,6 +440,29 @@ async fn over_https_the_control_plane_is_proven_by_ca_file_or_fingerprint() {
         assert!(refused.to_string().contains("can't be verified, so nothing was sent"), "{refused}");
     }
     let refused = control_plane.run("get zones").await.unwrap_err();
+    assert_eq!(refused.exit, Exit::Usage);
+}
+
+#[tokio::test]
+async fn a_sidecars_configuration_is_asked_of_its_zone() {
+    let control_plane = FakeControlPlane::start(|_, path, _| {
+        let answer = json!({"name": "web-1", "xds": {}, "shadowPolicies": [], "changes": []});
+        if path.ends_with("_overview") || path.starts_with("/meshes/default/dataplanes/web-1/_config") {
+            (StatusCode::OK, answer)
+        } else {
+            problem(StatusCode::NOT_FOUND, "Not Found")
+        }
+    })
+    .await;
+    for (flags, query) in [("", ""), (" --shadow", "?shadow=true&include=diff")] {
+        control_plane.run(&format!("inspect dataplane web-1 --type config{flags}")).await.unwrap();
+        let path = "/meshes/default/dataplanes/web-1";
+        assert_eq!(
+            control_plane.asked(),
+            [format!("GET {path}/_overview"), format!("GET {path}/_config{query}")]
+        );
+    }
+    let refused = control_plane.run("inspect dataplane web-1 --shadow").await.unwrap_err();
     assert_eq!(refused.exit, Exit::Usage);
 }
 

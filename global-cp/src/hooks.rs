@@ -4,11 +4,11 @@
 use crate::state::Global;
 use crate::trust::{self, rfc3339, zone_key};
 use crate::zone_status::ZoneStatus;
-use crate::{bootstrap, provided, rotate, status, tokens, vault};
+use crate::{bootstrap, provided, questions, rotate, status, tokens, vault};
 use futures::future::BoxFuture;
 use meridian_api::access::User;
 use meridian_api::report::{Presence, ZoneReport};
-use meridian_api::{Effects, Hooks, Problem, RotateCa, Source, TokenRequest, Write};
+use meridian_api::{Effects, Hooks, Problem, ProxyConfigRequest, RotateCa, Source, TokenRequest, Write};
 use meridian_auth::{UserClaims, Verified};
 use meridian_core::kinds::{dataplane::Dataplane, mesh::Mesh, token_revocation::TokenRevocation, zone::Zone};
 use meridian_core::{Key, Resource};
@@ -98,6 +98,14 @@ impl Hooks for GlobalHooks {
         zone: &'a str,
     ) -> BoxFuture<'a, Result<Value, Problem>> {
         Box::pin(self.confirm(user, zone))
+    }
+
+    fn proxy_config<'a>(
+        &'a self,
+        dataplane: &'a Resource,
+        asked: ProxyConfigRequest,
+    ) -> BoxFuture<'a, Result<Value, Problem>> {
+        Box::pin(questions::proxy_config(&self.0, dataplane, asked))
     }
 
     fn config(&self) -> Value {

@@ -12,6 +12,7 @@ mod hooks;
 mod identity;
 mod initial_policies;
 mod provided;
+mod questions;
 mod rotate;
 mod rotation;
 mod run;

@@ -6,7 +6,7 @@ use crate::identity::IdentityService;
 use crate::state::Global;
 use crate::sync::SyncService;
 use crate::tls::ServerCertificate;
-use crate::{bootstrap, diagnostics, follow, rotate, tokens, vault};
+use crate::{bootstrap, diagnostics, follow, questions, rotate, tokens, vault};
 use anyhow::Context;
 use meridian_api::server::{Bounds, serve};
 use meridian_api::{Api, Role};
@@ -155,7 +155,8 @@ fn start(
     let mut routes = tonic::service::Routes::builder();
     routes
         .add_service(SyncServer::new(SyncService(Arc::clone(global))))
-        .add_service(ZoneIdentityServer::new(IdentityService(Arc::clone(global))));
+        .add_service(ZoneIdentityServer::new(IdentityService(Arc::clone(global))))
+        .add_service(questions::service(Arc::clone(global)));
     tasks.spawn(meridian_delta::server::serve(
         listeners.sync,
         Arc::new(with(sync)),

@@ -1,6 +1,7 @@
 //! What the parts of one replica share.
 
 use crate::config::Settings;
+use crate::questions::Questions;
 use crate::tls::ServerCertificate;
 use crate::tokens::Tokens;
 use crate::world::World;
@@ -23,6 +24,7 @@ pub(crate) struct Global {
     world: Mutex<World>,
     pub(crate) tokens: Tokens,
     pub(crate) zones: Zones,
+    pub(crate) questions: Questions,
     pub(crate) zone_ca: ZoneCa,
     pub(crate) zone_clients: ZoneClients,
     pub(crate) server: ServerCertificate,
@@ -52,6 +54,7 @@ impl Global {
             world: Mutex::new(world),
             tokens,
             zones: Zones::default(),
+            questions: Questions::default(),
             zone_ca,
             zone_clients,
             server,

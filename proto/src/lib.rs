@@ -8,3 +8,13 @@ pub mod delta {
 pub mod identity {
     tonic::include_proto!("meridian.identity.v1");
 }
+
+pub mod questions {
+    tonic::include_proto!("meridian.questions.v1");
+
+    /// Longest message of an answer: a sidecar's whole configuration. What is longer is for the zone's own API.
+    pub const MAX_ANSWER: usize = 4 * 1024 * 1024;
+
+    /// Questions to one zone that are not answered yet, at a time.
+    pub const AT_ONCE: usize = 4;
+}

@@ -127,11 +127,10 @@ impl Engine {
     /// Loads everything from the store and compiles it.
     pub(crate) async fn start(parts: Parts) -> Result<Self, ReadError> {
         let Parts { store, picture, views, outgoing, reports, seen } = parts;
-        let rows = store.private_list(VIPS).await?;
-        let rows = rows.into_iter().filter_map(|(_, row)| serde_json::from_slice::<Row>(&row).ok());
+        let vips = stored_vips(&store).await?;
         let mut engine = Self {
             zone: picture.zone.clone(),
-            vips: VipTable::load(rows),
+            vips,
             audiences: Audiences::new(views),
             picture,
             outgoing,
@@ -480,6 +479,12 @@ impl Engine {
         self.reports.set_conditions(conditions);
         self.reports.set_rejects(rejects);
     }
+}
+
+/// The virtual addresses as the store has them.
+pub(crate) async fn stored_vips(store: &Store) -> Result<VipTable, ReadError> {
+    let rows = store.private_list(VIPS).await?;
+    Ok(VipTable::load(rows.into_iter().filter_map(|(_, row)| serde_json::from_slice::<Row>(&row).ok())))
 }
 
 fn put_private<T: serde::Serialize>(bucket: &str, key: &str, value: &T) -> Change {

@@ -1,14 +1,16 @@
 //! What the REST API asks of a zone: who bears a token, how the zone's proxies are, and to take a new global.
 
 use crate::config::Settings;
+use crate::inspect::Inspector;
 use crate::link::Link;
 use crate::reports::Reports;
 use anyhow::Context;
 use futures::future::BoxFuture;
 use meridian_api::access::{ADMIN, User};
 use meridian_api::report::{Link as LinkReport, Presence, Rejected, ZoneReport};
-use meridian_api::{Hooks, Problem};
+use meridian_api::{Hooks, Problem, ProxyConfigRequest};
 use meridian_auth::{SigningKey, UserClaims, Verifier};
+use meridian_core::Resource;
 use meridian_delta::PeerState;
 use meridian_store::Store;
 use serde_json::{Value, json};
@@ -31,6 +33,7 @@ pub(crate) struct ZoneHooks {
     users: Verifier,
     reports: Reports,
     link: Option<Link>,
+    inspector: Inspector,
     config: Value,
 }
 
@@ -41,13 +44,14 @@ impl ZoneHooks {
         instance: &str,
         reports: Reports,
         link: Option<Link>,
+        inspector: Inspector,
     ) -> anyhow::Result<Self> {
         let key = user_key(store).await?;
         let mut users = Verifier::default();
         users.add_key(&key.verification_key::<UserClaims>(None))?;
         admin_token(&key, &settings.data_dir)?;
         let (zone, instance) = (settings.zone.clone(), instance.to_owned());
-        Ok(Self { zone, instance, users, reports, link, config: shown(settings) })
+        Ok(Self { zone, instance, users, reports, link, inspector, config: shown(settings) })
     }
 }
 
@@ -86,6 +90,14 @@ impl Hooks for ZoneHooks {
             );
             Ok(json!({ "accepted": accepted }))
         })
+    }
+
+    fn proxy_config<'a>(
+        &'a self,
+        dataplane: &'a Resource,
+        asked: ProxyConfigRequest,
+    ) -> BoxFuture<'a, Result<Value, Problem>> {
+        Box::pin(self.inspector.config(&dataplane.key, asked))
     }
 
     fn config(&self) -> Value {

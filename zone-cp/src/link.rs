@@ -8,7 +8,7 @@ use crate::incoming::GlobalSink;
 use crate::intermediates::Signer;
 use crate::outgoing::Outgoing;
 use anyhow::Context;
-use meridian_delta::client::{Address, Connector};
+use meridian_delta::client::{Address, Authenticated, ConnectError, Connector};
 use meridian_delta::{Control, Node, Peer, Publisher, Subscriber, Version};
 use meridian_pki::link::{H2, ServerTrust, client_config};
 use meridian_pki::{
@@ -208,7 +208,17 @@ impl Link {
         self.0.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn until_enrolled(&self, shutdown: &CancellationToken) -> bool {
+    /// The connection to global, for a service beside the streams.
+    pub(crate) async fn service(&self) -> Result<Authenticated, ConnectError> {
+        self.0.connector.channel().await
+    }
+
+    /// The process of the zone's streams.
+    pub(crate) fn instance(&self) -> &str {
+        &self.0.node.instance
+    }
+
+    pub(crate) async fn until_enrolled(&self, shutdown: &CancellationToken) -> bool {
         let mut enrolled = self.0.enrolled.subscribe();
         let waited = shutdown.run_until_cancelled(enrolled.wait_for(|enrolled| *enrolled)).await;
         waited.is_some_and(|waited| waited.is_ok())

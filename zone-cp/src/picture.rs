@@ -16,7 +16,7 @@ use meridian_core::kinds::trust_bundle::TrustBundle;
 use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, Kind, ParseError, Resource, Spec, labels};
-use meridian_policy::{Parsed, Policy, PolicyError, Subject};
+use meridian_policy::{Parsed, Policy, PolicyError, PolicyIndex, Subject};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -68,7 +68,7 @@ pub(crate) struct MeshPicture {
     pub(crate) passthroughs: Arc<Vec<Parsed<MeshPassthrough>>>,
     pub(crate) permissions: Arc<Vec<Parsed<MeshTrafficPermission>>>,
     /// Of the kinds that [`crate::compile::policies`] turns into what proxies execute.
-    pub(crate) policies: Arc<BTreeMap<Key, Arc<Policy>>>,
+    pub(crate) policies: Arc<PolicyIndex>,
     pub(crate) secrets: Table<Secret>,
     /// Dataplanes by the `kuma.io/service` of their inbounds.
     pub(crate) by_service: Arc<BTreeMap<String, BTreeSet<Key>>>,
@@ -267,13 +267,12 @@ impl MeshPicture {
             MeshTrafficPermission::KIND => {
                 Arc::make_mut(&mut self.permissions).retain(|it| it.resource.key != *key);
             }
-            kind if policies::is_executed(kind) => drop(Arc::make_mut(&mut self.policies).remove(key)),
+            kind if policies::is_executed(kind) => Arc::make_mut(&mut self.policies).remove(key),
             _ => {}
         }
     }
 
     fn put_policy(&mut self, resource: Resource) -> Result<(), ParseError> {
-        let key = resource.key.clone();
         let policy = Policy::new(Arc::new(resource)).map_err(|error| match error {
             PolicyError::Malformed { key, path, source } => ParseError { key, path, source },
             // The registry's own forms: none without a targetRef is executed.
@@ -281,7 +280,7 @@ impl MeshPicture {
                 ParseError { key, path: String::new(), source: serde::de::Error::custom("not a policy") }
             }
         })?;
-        Arc::make_mut(&mut self.policies).insert(key, Arc::new(policy));
+        Arc::make_mut(&mut self.policies).insert(Arc::new(policy));
         Ok(())
     }
 

@@ -5,11 +5,13 @@ use crate::config::{Config, Settings};
 use crate::diagnostics::Diagnostics;
 use crate::engine::{self, Command, Engine, Gone, Seen};
 use crate::hooks::ZoneHooks;
+use crate::inspect::Inspector;
 use crate::intermediates::Intermediates;
 use crate::link::Link;
 use crate::outgoing::Outgoing;
 use crate::picture::{Options, Picture};
 use crate::proxies::{self, Proxies};
+use crate::questions;
 use crate::reports::Reports;
 use crate::serving::ServerCertificate;
 use anyhow::Context;
@@ -126,7 +128,12 @@ async fn start(
     tasks.spawn(proxies.clone().run(shutdown.clone()));
 
     let certificate = ServerCertificate::new(&store, settings).await?;
-    let hooks = ZoneHooks::new(&store, settings, &node.instance, reports.clone(), link.clone()).await?;
+    let inspector = Inspector::new(store.clone(), seen.picture.clone());
+    if let Some(link) = &link {
+        tasks.spawn(questions::run(link.clone(), inspector.clone(), shutdown.clone()));
+    }
+    let hooks =
+        ZoneHooks::new(&store, settings, &node.instance, reports.clone(), link.clone(), inspector).await?;
     let api = Api {
         store,
         role: Role::Zone { name: settings.zone.clone() },

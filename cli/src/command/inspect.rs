@@ -8,6 +8,7 @@ use meridian_core::Kind;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+mod config;
 mod why;
 
 /// Show what runs, and how it is
@@ -31,6 +32,9 @@ pub(crate) enum Inspect {
         /// What to show of it
         #[arg(long = "type", value_enum, value_name = "TYPE", default_value_t)]
         part: Part,
+        /// With --type config: what policies that are only tried out (label kuma.io/effect: shadow) would change
+        #[arg(long)]
+        shadow: bool,
         #[command(flatten)]
         show: Show,
     },
@@ -62,6 +66,8 @@ pub(crate) enum Part {
     Overview,
     /// What policies add up to for it, and which they are
     Policies,
+    /// What its zone's control plane tells it
+    Config,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -80,6 +86,11 @@ pub(crate) async fn run(inspect: Inspect) -> Result<()> {
     {
         return Err(Failure::usage(format!("{kind} is no kind of policy: it selects nothing"))
             .next("`meridian get` shows it."));
+    }
+    if let Inspect::Dataplane { shadow: true, part, .. } = &inspect
+        && *part != Part::Config
+    {
+        return Err(Failure::usage("--shadow goes with --type config"));
     }
     let (show, path) = match &inspect {
         Inspect::Dataplanes { mesh: None, show } => (show, "/dataplanes/_overview".to_owned()),
@@ -106,6 +117,11 @@ pub(crate) async fn run(inspect: Inspect) -> Result<()> {
                 Format::Yaml => output::yaml(&said),
                 Format::Table => why::rules(&said),
             });
+            return Ok(());
+        }
+        if let Inspect::Dataplane { part: Part::Config, shadow, mesh, .. } = &inspect {
+            let path = format!("/meshes/{}/dataplanes/{}", encode(mesh), encode(&text(&one, "/name")));
+            output::print(&config::run(&mut client, &path, *shadow, show.output).await?);
             return Ok(());
         }
         output::print(&match show.output {
@@ -304,7 +320,7 @@ fn zone_problems(item: &Value) -> String {
     if said.is_empty() { NOTHING.to_owned() } else { said.join("; ") }
 }
 
-fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
+pub(super) fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
     value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 

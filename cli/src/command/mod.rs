@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod delete;
 pub(crate) mod denials;
 pub(crate) mod documents;
+pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod get;
 pub(crate) mod inspect;

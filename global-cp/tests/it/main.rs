@@ -13,6 +13,7 @@ mod certificate;
 mod enrolment;
 mod harness;
 mod provided;
+mod questions;
 mod replicas;
 mod rest;
 mod rotation;

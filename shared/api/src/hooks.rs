@@ -66,6 +66,15 @@ pub struct UserTokenRequest {
     pub valid_for: String,
 }
 
+/// `GET /meshes/{mesh}/dataplanes/{name}/_config`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProxyConfigRequest {
+    /// Policies that are only tried out count as if they were in force.
+    pub shadow: bool,
+    /// Say what differs from what the proxy is told now.
+    pub diff: bool,
+}
+
 /// `POST /meshes/{mesh}/_rotate-ca`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RotateCa {
@@ -136,6 +145,15 @@ pub trait Hooks: Send + Sync + 'static {
         _zone: &'a str,
     ) -> BoxFuture<'a, Result<Value, Problem>> {
         not_here("Deletions of zones are confirmed at the global control plane")
+    }
+
+    /// What a sidecar is told: no secrets. Its zone knows.
+    fn proxy_config<'a>(
+        &'a self,
+        _dataplane: &'a Resource,
+        _asked: ProxyConfigRequest,
+    ) -> BoxFuture<'a, Result<Value, Problem>> {
+        not_here("Sidecars are configured by their zone's control plane")
     }
 
     /// The configuration as `/config` shows it: no secrets.

@@ -4,6 +4,7 @@
 //! mesh brings along, overviews, tokens, root rotation) comes in through [`Hooks`].
 
 pub mod access;
+mod explain;
 mod format;
 mod hooks;
 mod identify;
@@ -23,7 +24,8 @@ mod system;
 pub mod wire;
 
 pub use hooks::{
-    DataplaneTokenRequest, Effects, Hooks, RotateCa, TokenRequest, UserTokenRequest, Write, ZoneTokenRequest,
+    DataplaneTokenRequest, Effects, Hooks, ProxyConfigRequest, RotateCa, TokenRequest, UserTokenRequest,
+    Write, ZoneTokenRequest,
 };
 pub use problem::{InvalidParameter, Problem, Source};
 

@@ -3,16 +3,20 @@
 use crate::overview::OVERVIEWS;
 use crate::problem::Problem;
 use crate::resources::At;
-use crate::{Api, insight, inspect, operate, system};
+use crate::{Api, explain, insight, inspect, operate, system};
 use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use http::{Request, StatusCode};
 use meridian_core::kinds::dataplane::Dataplane;
+use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::unsupported;
 use meridian_core::{KindInfo, Scope};
 use std::future::Future;
+
+/// Kinds with names of their own.
+const SERVICES: [&str; 3] = ["MeshService", "MeshMultiZoneService", "MeshExternalService"];
 
 pub(crate) fn router(api: Api) -> Router {
     let mut router = Router::new();
@@ -41,6 +45,8 @@ fn fixed(api: &Api) -> Vec<(&'static str, MethodRouter)> {
         ("/_rejections", get(on(api, insight::rejected))),
         ("/meshes/{first}/_rejections", get(on(api, insight::rejected))),
         ("/meshes/{first}/_denials", get(on(api, insight::denials))),
+        ("/meshes/{first}/_explain", get(on(api, explain::explain))),
+        ("/_kri/{first}", get(on(api, inspect::services::by_kri))),
         ("/_zone", get(on(api, insight::zone))),
         ("/tokens", post(on(api, operate::dataplane_token))),
         ("/tokens/dataplane", post(on(api, operate::dataplane_token))),
@@ -75,8 +81,15 @@ fn kind(mut router: Router, api: &Api, info: &'static KindInfo, plural: &str) ->
     let name = if info.scope == Scope::Mesh { "{second}" } else { "{first}" };
     router = router.route(&base, all).route(&format!("{base}/{name}"), one);
     if info.kind == Dataplane::KIND {
-        let why = get(on(api, move |api, request| inspect::rules(at, api, request)));
-        router = router.route(&format!("{base}/{name}/_rules"), why);
+        router = of_dataplane(router, api, at, &format!("{base}/{name}"));
+    }
+    if info.kind == MeshService::KIND {
+        let offering = get(on(api, move |api, request| inspect::services::dataplanes(at, api, request)));
+        router = router.route(&format!("{base}/{name}/_dataplanes"), offering);
+    }
+    if SERVICES.contains(&info.kind.as_str()) {
+        let names = get(on(api, move |api, request| inspect::services::names(at, api, request)));
+        router = router.route(&format!("{base}/{name}/_hostnames"), names);
     }
     if info.targets.is_some() {
         let selected = get(on(api, move |api, request| inspect::dataplanes(at, api, request)));
@@ -96,6 +109,28 @@ fn kind(mut router: Router, api: &Api, info: &'static KindInfo, plural: &str) ->
         .route(&format!("{base}/{name}/_overview"), one())
         .route(&format!("{base}+insights"), all(at))
         .route(&format!("{base}+insights/{name}"), one())
+}
+
+/// What is asked of one Dataplane.
+fn of_dataplane(router: Router, api: &Api, at: At, path: &str) -> Router {
+    use inspect::proxies;
+    let rules = get(on(api, move |api, request| inspect::rules(at, api, request)));
+    let config = get(on(api, move |api, request| proxies::config(at, api, request)));
+    let layout = get(on(api, move |api, request| proxies::layout(at, api, request)));
+    let policies = get(on(api, move |api, request| proxies::policies(at, api, request)));
+    let inbound = get(on(api, move |api, request| proxies::inbound_policies(at, api, request)));
+    let outbound = get(on(api, move |api, request| proxies::outbound_policies(at, api, request)));
+    let routes = get(on(api, move |api, request| proxies::outbound_routes(at, api, request)));
+    let route = get(on(api, move |api, request| proxies::route_policies(at, api, request)));
+    router
+        .route(&format!("{path}/_rules"), rules)
+        .route(&format!("{path}/_config"), config)
+        .route(&format!("{path}/_layout"), layout)
+        .route(&format!("{path}/_policies"), policies)
+        .route(&format!("{path}/_inbounds/{{kri}}/_policies"), inbound)
+        .route(&format!("{path}/_outbounds/{{kri}}/_policies"), outbound)
+        .route(&format!("{path}/_outbounds/{{kri}}/_routes"), routes)
+        .route(&format!("{path}/_outbounds/{{kri}}/_routes/{{route}}/_policies"), route)
 }
 
 /// A handler as axum takes it.

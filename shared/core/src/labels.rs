@@ -25,6 +25,11 @@ pub const DELETION_GRACE_PERIOD_STARTED_AT: &str = "kuma.io/deletion-grace-perio
 /// `enabled` or `disabled`.
 pub const KDS_SYNC: &str = "kuma.io/kds-sync";
 
+/// `shadow`: the policy is only tried out, and in force nowhere.
+pub const EFFECT: &str = "kuma.io/effect";
+
+pub const EFFECT_SHADOW: &str = "shadow";
+
 pub const ORIGIN_GLOBAL: &str = "global";
 pub const ORIGIN_ZONE: &str = "zone";
 

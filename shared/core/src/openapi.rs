@@ -242,7 +242,7 @@ fn path_parameter(name: &str) -> Value {
 }
 
 /// What is no kind: (method, path, summary).
-const FIXED: [(&str, &str, &str); 26] = [
+const FIXED: [(&str, &str, &str); 38] = [
     ("get", "/", "Product, version and instance."),
     ("get", "/ready", "Whether the control plane can serve."),
     ("get", "/healthy", "Whether the control plane lives."),
@@ -275,6 +275,50 @@ const FIXED: [(&str, &str, &str); 26] = [
         "/meshes/{mesh}/dataplanes/{name}/_rules",
         "What policies add up to for one Dataplane, and which they are.",
     ),
+    (
+        "get",
+        "/meshes/{mesh}/dataplanes/{name}/_config",
+        "What a sidecar is told, and (`shadow=true`, `include=diff`) what policies that are tried out would change.",
+    ),
+    (
+        "get",
+        "/meshes/{mesh}/dataplanes/{name}/_layout",
+        "One Dataplane's inbounds, and the services that it may call.",
+    ),
+    ("get", "/meshes/{mesh}/dataplanes/{name}/_policies", "What configures the whole proxy."),
+    (
+        "get",
+        "/meshes/{mesh}/dataplanes/{name}/_inbounds/{kri}/_policies",
+        "What policies add up to for an inbound.",
+    ),
+    (
+        "get",
+        "/meshes/{mesh}/dataplanes/{name}/_outbounds/{kri}/_policies",
+        "The same for calls to one port of a service.",
+    ),
+    (
+        "get",
+        "/meshes/{mesh}/dataplanes/{name}/_outbounds/{kri}/_routes",
+        "The routes of calls to one port of a service.",
+    ),
+    (
+        "get",
+        "/meshes/{mesh}/dataplanes/{name}/_outbounds/{kri}/_routes/{route}/_policies",
+        "What policies add up to for requests that a route takes.",
+    ),
+    ("get", "/meshes/{mesh}/meshservices/{name}/_dataplanes", "The Dataplanes that offer a MeshService."),
+    (
+        "get",
+        "/meshes/{mesh}/meshservices/{name}/_hostnames",
+        "A MeshService's names, and in which zones they are known.",
+    ),
+    ("get", "/meshes/{mesh}/meshexternalservices/{name}/_hostnames", "The same of a MeshExternalService."),
+    ("get", "/_kri/{kri}", "The resource of that KRI, whatever its kind."),
+    (
+        "get",
+        "/meshes/{mesh}/_explain",
+        "What would happen to a call (`source`, `destination`, `path`, `method`, `header`), and which policies decide it.",
+    ),
     ("get", "/zones/_overview", "Zones with their status and how far behind they are."),
     ("get", "/zones/{name}/_overview", "One zone with its status and how far behind it is."),
 ];
@@ -282,7 +326,7 @@ const FIXED: [(&str, &str, &str); 26] = [
 fn fixed_paths() -> Map<String, Value> {
     let mut paths = Map::new();
     for (method, path, summary) in FIXED {
-        let parameters: Vec<Value> = ["mesh", "name"]
+        let parameters: Vec<Value> = ["mesh", "name", "kri", "route"]
             .into_iter()
             .filter(|name| path.contains(&format!("{{{name}}}")))
             .map(path_parameter)

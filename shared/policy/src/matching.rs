@@ -48,7 +48,7 @@ impl<'a> Subject<'a> {
     }
 
     /// The sets of tags in question: that of an inbound, or those of all inbounds and of the gateway.
-    fn tag_sets(&self, section: Section<'a>) -> impl Iterator<Item = &'a Tags> {
+    pub(crate) fn tag_sets(&self, section: Section<'a>) -> impl Iterator<Item = &'a Tags> {
         let (inbounds, gateway) = match section {
             Section::Inbound(inbound) => (std::slice::from_ref(inbound), None),
             Section::Whole => (self.inbounds(), self.gateway()),

@@ -2,10 +2,6 @@ use meridian_core::{Key, Resource, labels, names};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-/// Policies with this label are tried out, not executed.
-const EFFECT: &str = "kuma.io/effect";
-const SHADOW: &str = "shadow";
-
 /// What selection and order know of a resource: its key and its labels.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Meta<'a> {
@@ -96,12 +92,21 @@ impl<'a> Meta<'a> {
 
     /// Whether the policy is only tried out.
     pub(crate) fn is_shadow(self) -> bool {
-        self.text(EFFECT) == SHADOW
+        self.text(labels::EFFECT) == labels::EFFECT_SHADOW
     }
 
     fn text(self, label: &str) -> &'a str {
         self.labels.get(label).map_or("", String::as_str)
     }
+}
+
+/// The policy as it would be in force, if it is only tried out; `None` of one that is in force.
+pub fn as_in_force(policy: &Resource) -> Option<Resource> {
+    Meta::from(policy).is_shadow().then(|| {
+        let mut policy = policy.clone();
+        policy.labels.remove(labels::EFFECT);
+        policy
+    })
 }
 
 /// Kuma's resource identifier: `kri_<short name>_<mesh>_<zone>_<namespace>_<name>_<section>`.

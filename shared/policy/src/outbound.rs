@@ -46,6 +46,17 @@ impl<'a> ToItem<'a> {
         self.index
     }
 
+    /// Whether it means something that is there. What it says of a `kuma.io/service` holds whether there is one or not.
+    pub fn is_there(&self, destinations: &Destinations) -> bool {
+        let target = &self.item.target;
+        let by_tag = match target.kind {
+            TargetKind::Mesh | TargetKind::MeshSubset => true,
+            TargetKind::MeshService | TargetKind::MeshServiceSubset => !target.has_labels(),
+            _ => false,
+        };
+        by_tag || !destinations.resolve(target, &self.policy.resource).is_empty()
+    }
+
     fn part(&self) -> Part<'a> {
         Part { conf: &self.item.conf, policy: &self.policy.resource, item: self.index }
     }

@@ -4,7 +4,7 @@ use super::external::{NO_EGRESS, passthrough_sni, through_egress};
 use super::routes::EGRESSES;
 use super::services::{destination_name, host_owner, legacy_name, legacy_services};
 use super::{Compiled, Inputs, normal_name, policies, port, protocol};
-use crate::picture::{MeshPicture, Picture, display_name, subject};
+use crate::picture::{MeshPicture, Picture, subject};
 use crate::vip::Owner;
 use ipnet::IpNet;
 use meridian_core::duration::ProtoDuration;
@@ -256,22 +256,7 @@ pub(crate) fn referenced_external<'a>(
     all.find(|(_, it)| refers(&it.resource, &reference.name, &reference.labels)).map(|(key, _)| key)
 }
 
-/// Whether a reference by name (at home, or here) or by labels means a resource.
-pub(crate) fn refers(
-    resource: &meridian_core::Resource,
-    name: &str,
-    wanted: &std::collections::BTreeMap<String, String>,
-) -> bool {
-    if !name.is_empty() {
-        return resource.key.name == name || display_name(resource) == name;
-    }
-    let has = |(key, value): (&String, &String)| match key.as_str() {
-        labels::DISPLAY_NAME => display_name(resource) == value,
-        labels::ZONE => resource.key.zone == *value,
-        _ => resource.labels.get(key) == Some(value),
-    };
-    !wanted.is_empty() && wanted.iter().all(has)
-}
+pub(crate) use meridian_policy::refers;
 
 fn passthrough_externals(
     inputs: Inputs<'_>,

@@ -6,9 +6,9 @@ use crate::picture::{Facts, MeshPicture, Picture, display_name};
 use crate::vip::{Owner, Range};
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
 use meridian_core::kinds::mesh::{MeshServicesMode, MtlsMode};
-use meridian_core::kinds::mesh_service::{IdentityType, MeshService, Port, PortOrName, State, Status};
+use meridian_core::kinds::mesh_service::{IdentityType, MeshService, Port, State, Status};
 use meridian_core::{Key, labels};
-use meridian_policy::Parsed;
+use meridian_policy::{Parsed, leads_to};
 use meridian_proxy_config::sni::{Sni, SniKind};
 use meridian_proxy_config::{
     Destination, DestinationTls, Endpoint, EndpointSet, Outbound, Protocol, Target, types,
@@ -55,13 +55,7 @@ pub(crate) fn has_legacy_names(mesh: &MeshPicture) -> bool {
     mesh.spec().is_some()
 }
 
-/// The `kuma.io/service` of which a MeshService is a view.
-pub(crate) fn service_of(service: &MeshService) -> Option<&str> {
-    let selected = service.selector.dataplane_tags.as_ref().and_then(|tags| tags.get(labels::SERVICE));
-    let tagged =
-        || service.identities.iter().find(|id| id.type_ == IdentityType::ServiceTag).map(|id| &id.value);
-    selected.or_else(tagged).map(String::as_str)
-}
+pub(crate) use meridian_policy::service_tag as service_of;
 
 /// What the zone of a service has found out about it.
 pub(crate) fn status_of(service: &Parsed<MeshService>) -> Status {
@@ -286,7 +280,7 @@ fn local_endpoints(
     for dataplane in selected(mesh, &service.spec) {
         let facts = picture.facts(&dataplane.resource.key);
         for inbound in selected_inbounds(&service.spec, &dataplane.spec) {
-            if targets(declared, inbound)
+            if leads_to(declared, inbound)
                 && takes_traffic(inbound, facts, certified.then_some(&service.resource.key.mesh))
             {
                 out.push(Endpoint {
@@ -363,14 +357,6 @@ pub(crate) fn selected_inbounds<'a>(
         let wanted = service.selector.dataplane_tags.iter().flatten();
         wanted.into_iter().all(|(key, value)| inbound.tags.get(key) == Some(value))
     })
-}
-
-fn targets(declared: &Port, inbound: &Inbound) -> bool {
-    match &declared.target_port {
-        None => inbound.port == declared.port,
-        Some(PortOrName::Port(number)) => inbound.port == *number,
-        Some(PortOrName::Name(name)) => inbound.section_name() == *name,
-    }
 }
 
 fn peer_address<'a>(dataplane: &'a Dataplane, inbound: &'a Inbound) -> &'a str {

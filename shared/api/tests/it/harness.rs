@@ -7,7 +7,8 @@ use hyper_util::rt::TokioIo;
 use meridian_api::access::{ADMIN, Access, User};
 use meridian_api::report::ZoneReport;
 use meridian_api::server::{Bounds, serve};
-use meridian_api::{Api, Effects, Hooks, Problem, Role, RotateCa, TokenRequest, Write};
+use meridian_api::{Api, Effects, Hooks, Problem, ProxyConfigRequest, Role, RotateCa, TokenRequest, Write};
+use meridian_core::Resource;
 use meridian_store::{KeyRing, Options, Store};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -53,6 +54,16 @@ impl Hooks for FakeHooks {
         what: RotateCa,
     ) -> BoxFuture<'a, Result<Value, Problem>> {
         Box::pin(async move { Ok(json!({"mesh": mesh, "did": format!("{what:?}")})) })
+    }
+
+    fn proxy_config<'a>(
+        &'a self,
+        dataplane: &'a Resource,
+        asked: ProxyConfigRequest,
+    ) -> BoxFuture<'a, Result<Value, Problem>> {
+        let ProxyConfigRequest { shadow, diff } = asked;
+        let text = format!("{} shadow {shadow} diff {diff}", dataplane.key.name);
+        Box::pin(async move { Ok(json!({"asked": text})) })
     }
 
     fn config(&self) -> Value {

@@ -95,3 +95,185 @@ async fn the_dataplanes_of_a_policy_in_pages() {
     assert!(page["next"].is_string(), "{page}");
     assert_eq!(server.get(&of("none")).await.status, 404);
 }
+
+#[tokio::test]
+async fn warnings_say_why_a_policy_does_less_than_it_says() {
+    let server = server().await;
+    let shadow = json!({
+        "type": "MeshTimeout", "mesh": "default", "name": "try", "labels": {"kuma.io/effect": "shadow"},
+        "spec": {"to": [{"targetRef": {"kind": "Mesh"}, "default": {"idleTimeout": "1s"}}]},
+    });
+    assert_eq!(server.put("/meshes/default/meshtimeouts/try", shadow).await.status, 201);
+    let nobody = json!({"kind": "MeshService", "labels": {"kuma.io/display-name": "gone"}});
+    let body = json!({
+        "type": "MeshTimeout", "mesh": "default", "name": "nobody",
+        "spec": {"to": [{"targetRef": nobody, "default": {"idleTimeout": "1s"}}]},
+    });
+    assert_eq!(server.put("/meshes/default/meshtimeouts/nobody", body).await.status, 201);
+    let allow = json!({
+        "type": "MeshTrafficPermission", "mesh": "default", "name": "all",
+        "spec": {"from": [{"targetRef": {"kind": "Mesh"}, "default": {"action": "Allow"}}]},
+    });
+    assert_eq!(server.put("/meshes/default/meshtrafficpermissions/all", allow).await.status, 201);
+    let patch = json!({
+        "type": "MeshProxyPatch", "mesh": "default", "name": "patch",
+        "spec": {"default": {"appendModifications": [
+            {"cluster": {"operation": "Patch", "match": {"origin": "outbound"}, "value": "connect_timeout: 5s"}},
+        ]}},
+    });
+    assert_eq!(server.put("/meshes/default/meshproxypatches/patch", patch).await.status, 201);
+    let said = server.get("/meshes/default/dataplanes/web/_rules").await.json();
+    let of = |kind: &str| -> Vec<String> {
+        let rules = said["rules"].as_array().unwrap().iter();
+        let rule = rules.into_iter().find(|rule| rule["type"] == kind).unwrap_or_else(|| panic!("{said:#}"));
+        rule["warnings"].as_array().unwrap().iter().map(|it| it.as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(
+        of("MeshTimeout"),
+        [
+            "MeshTimeout nobody: spec.to[0] names nothing that is there",
+            "MeshTimeout try is only tried out (kuma.io/effect: shadow) and not among these",
+        ]
+    );
+    assert_eq!(of("MeshTrafficPermission"), ["mTLS is off in this mesh: nobody is asked for a permission"]);
+    assert!(
+        of("MeshProxyPatch")[0].starts_with("MeshProxyPatch patch: spec.default has no effect"),
+        "{said:#}"
+    );
+}
+
+#[tokio::test]
+async fn a_dataplane_its_inbounds_and_outbounds_by_kri() {
+    let server = server().await;
+    let base = "/meshes/default/dataplanes/web";
+    let layout = server.get(&format!("{base}/_layout")).await.json();
+    assert_eq!(
+        layout["inbounds"],
+        json!([{"kri": "kri_dp_default_east__web_8080", "port": 8080, "protocol": "http", "proxyResourceName": "8080"}])
+    );
+    assert_eq!(
+        layout["outbounds"],
+        json!([{
+            "kri": "kri_msvc_default_east__backend_80", "port": 80, "protocol": "http",
+            "proxyResourceName": "default/east/backend/80",
+        }])
+    );
+    assert_eq!((&layout["kri"], &layout["listeners"]), (&json!("kri_dp_default_east__web_"), &json!([])));
+    assert!(layout.get("spiffeId").is_none(), "without mTLS nobody has one: {layout}");
+
+    let outbound = format!("{base}/_outbounds/kri_msvc_default_east__backend_80");
+    let said = server.get(&format!("{outbound}/_policies")).await.json();
+    assert_eq!(
+        said["policies"],
+        json!([{
+            "kind": "MeshTimeout", "conf": {"http": {"requestTimeout": "2s"}},
+            "origins": [{"kri": "kri_mt_default___own_"}, {"kri": "kri_mt_default___all_"}],
+        }])
+    );
+    let said = server.get(&format!("{base}/_inbounds/kri_dp_default_east__web_8080/_policies")).await.json();
+    assert_eq!(
+        said["policies"],
+        json!([{
+            "kind": "MeshTimeout", "origins": [{"kri": "kri_mt_default___incoming_"}],
+            "rules": [{"conf": {"idleTimeout": "1m0s"}, "kri": "kri_mt_default___incoming_"}],
+        }])
+    );
+    assert_eq!(server.get(&format!("{base}/_policies")).await.json(), json!({"policies": []}));
+    for path in ["_outbounds/kri_x/_policies", "_inbounds/kri_x/_policies", "_outbounds/kri_x/_routes"] {
+        assert_eq!(server.get(&format!("{base}/{path}")).await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn routes_of_an_outbound_and_what_holds_on_them() {
+    let server = server().await;
+    let matches = json!([{"path": {"type": "PathPrefix", "value": "/v1"}}]);
+    let backend = json!({"kind": "MeshService", "labels": {"kuma.io/display-name": "backend"}});
+    let route = json!({
+        "type": "MeshHTTPRoute", "mesh": "default", "name": "v1",
+        "spec": {"to": [{"targetRef": backend, "rules": [{"matches": matches, "default": {}}]}]},
+    });
+    assert_eq!(server.put("/meshes/default/meshhttproutes/v1", route).await.status, 201);
+    let on_route = json!({
+        "type": "MeshTimeout", "mesh": "default", "name": "on-route",
+        "spec": {"to": [{
+            "targetRef": {"kind": "MeshHTTPRoute", "labels": {"kuma.io/display-name": "v1"}},
+            "default": {"http": {"requestTimeout": "5s"}},
+        }]},
+    });
+    let written = server.put("/meshes/default/meshtimeouts/on-route", on_route).await;
+    assert_eq!(written.status, 201, "{}", written.text);
+    let outbound = "/meshes/default/dataplanes/web/_outbounds/kri_msvc_default_east__backend_80";
+    let routes = server.get(&format!("{outbound}/_routes")).await.json();
+    assert_eq!(
+        routes["routes"],
+        json!([{
+            "kind": "MeshHTTPRoute", "origins": [{"kri": "kri_mhttpr_default___v1_"}],
+            "rules": [{"kri": "kri_mhttpr_default___v1_", "matches": matches, "conf": {}}],
+        }])
+    );
+    let said = server.get(&format!("{outbound}/_routes/kri_mhttpr_default___v1_/_policies")).await.json();
+    assert_eq!(said["policies"][0]["conf"], json!({"http": {"requestTimeout": "5s"}}), "{said:#}");
+}
+
+#[tokio::test]
+async fn services_their_dataplanes_and_their_names() {
+    let server = server().await;
+    let offering = server.get("/meshes/default/meshservices/backend/_dataplanes").await.json();
+    assert_eq!(offering["total"], 0);
+    let spec = json!({"networking": {"address": "10.0.0.2", "inbound": [
+        {"port": 80, "tags": {"kuma.io/service": "backend"}},
+    ]}});
+    store(&server, "east", "Dataplane", "backend-1", spec.clone()).await;
+    store(&server, "west", "Dataplane", "backend-2", spec).await;
+    let offering = server.get("/meshes/default/meshservices/backend/_dataplanes?size=5").await.json();
+    assert_eq!((&offering["total"], &offering["items"][0]["name"]), (&json!(1), &json!("backend-1")));
+
+    assert_eq!(server.put("/zones/west", json!({"type": "Zone", "name": "west"})).await.status, 201);
+    let names = server.get("/meshes/default/meshservices/backend/_hostnames").await.json();
+    let (both, one) = (json!([{"name": "east"}, {"name": "west"}]), json!([{"name": "east"}]));
+    assert_eq!(
+        names,
+        json!({"total": 3, "items": [
+            {"hostname": "backend.mesh", "zones": both},
+            {"hostname": "backend.svc.east.mesh.local", "zones": both},
+            {"hostname": "backend.svc.mesh.local", "zones": one},
+        ]})
+    );
+    assert_eq!(server.get("/meshes/default/meshservices/none/_hostnames").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_resource_by_its_kri() {
+    let server = server().await;
+    for kri in ["kri_mt_default___own_", "kri_mt_default___own_http"] {
+        let found = server.get(&format!("/_kri/{kri}")).await.json();
+        assert_eq!((&found["type"], &found["name"]), (&json!("MeshTimeout"), &json!("own")), "{kri}");
+    }
+    assert_eq!(server.get("/_kri/kri_mt_default___none_").await.status, 404);
+    assert_eq!(server.get("/_kri/kri_mt_default").await.status, 400);
+    assert_eq!(server.get("/_kri/kri_nokind_default___own_").await.status, 400);
+    let secret = json!({"type": "Secret", "mesh": "default", "name": "s", "data": "YQ=="});
+    assert_eq!(server.put("/meshes/default/secrets/s", secret).await.status, 201);
+    let kri = Kind::named("Secret").unwrap().info().short;
+    let path = format!("/_kri/kri_{kri}_default___s_");
+    assert_eq!(server.get(&path).await.status, 200);
+    let user = [("authorization", "Bearer user")];
+    assert_eq!(server.call("GET", &path, &user, "").await.status, 403, "secrets are the administrators'");
+    assert_eq!(server.call("GET", "/_kri/kri_mt_default___own_", &user, "").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_configuration_is_asked_of_who_compiles_it() {
+    let server = server().await;
+    let path = "/meshes/default/dataplanes/web/_config";
+    for (query, asked) in [
+        ("", "web shadow false diff false"),
+        ("?shadow=true&include=diff", "web shadow true diff true"),
+        ("?shadow=false&include=", "web shadow false diff false"),
+    ] {
+        assert_eq!(server.get(&format!("{path}{query}")).await.json(), json!({"asked": asked}), "{query}");
+    }
+    assert_eq!(server.get(&format!("{path}?include=everything")).await.invalid()[0].0, "include");
+    assert_eq!(server.get("/meshes/default/dataplanes/none/_config").await.status, 404);
+}

@@ -9,6 +9,7 @@
 
 mod bounds;
 mod contract;
+mod explain;
 mod harness;
 mod inspect;
 mod operate;

@@ -173,6 +173,14 @@ fn check_meta(info: &KindInfo, key: &Key, envelope: &Envelope, violations: &mut 
             );
         }
     }
+    let effect = envelope.labels.get(labels::EFFECT).filter(|_| info.targets.is_some());
+    if effect.is_some_and(|effect| effect != labels::EFFECT_SHADOW) {
+        // Misspelt, it would put into force what was to be tried out.
+        violations.push(
+            format!("labels[{:?}]", labels::EFFECT),
+            format!("must be {:?} or left out", labels::EFFECT_SHADOW),
+        );
+    }
     if let (Some(mesh), Scope::Mesh) = (envelope.labels.get(labels::MESH), info.scope)
         && *mesh != key.mesh
     {

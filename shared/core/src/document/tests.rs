@@ -250,6 +250,22 @@ fn nobody_takes_a_stronger_role() {
 }
 
 #[test]
+fn a_misspelt_effect_does_not_put_a_policy_into_force() {
+    let policy = |effect: &str| {
+        json!({
+            "type": "MeshTimeout", "name": "try", "labels": { "kuma.io/effect": effect },
+            "spec": { "to": [{ "targetRef": { "kind": "Mesh" }, "default": { "idleTimeout": "1s" } }] },
+        })
+    };
+    assert!(check(&policy("shadow"), None).is_ok());
+    for effect in ["Shadow", "none", ""] {
+        assert!(refused(&policy(effect))[0].contains("kuma.io/effect"), "{effect:?}");
+    }
+    let mesh = json!({ "type": "Mesh", "name": "m", "labels": { "kuma.io/effect": "any" } });
+    assert!(check(&mesh, None).is_ok(), "of what is no policy it means nothing");
+}
+
+#[test]
 fn what_was_answered_can_be_sent_back() {
     let mut resource = crate::kinds::mesh::mesh_default();
     resource.labels.insert("team".into(), "mesh".into());

@@ -1,6 +1,8 @@
 //! Policies as users write them, against Dataplanes as users write them.
 
 mod external;
+mod index;
+mod laws;
 mod merging;
 mod order;
 mod passthrough;

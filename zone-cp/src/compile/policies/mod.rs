@@ -126,7 +126,9 @@ pub(crate) fn is_executed(kind: Kind) -> bool {
 pub(crate) struct Selection(Arc<BTreeSet<Key>>);
 
 pub(crate) fn selection(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>) -> Selection {
-    let selecting = mesh.policies.values().filter(|policy| selects_outgoing(policy, dataplane));
+    let subject = subject(dataplane);
+    let candidates = OUTGOING.iter().flat_map(|of| mesh.policies.candidates(of.kind, &subject));
+    let selecting = candidates.filter(|policy| selects_outgoing(policy, dataplane));
     Selection(Arc::new(selecting.map(|policy| policy.key().clone()).collect()))
 }
 
@@ -157,9 +159,8 @@ pub(crate) fn inbound(
 ) -> InboundPolicies {
     let mut policies = InboundPolicies::default();
     for of in INCOMING {
-        let all =
-            mesh.policies.values().filter(|policy| policy.key().kind == of.kind && policy.is_incoming());
-        let selecting = all.filter(|policy| takes(policy, dataplane, inbound));
+        let candidates = mesh.policies.candidates(of.kind, &subject(dataplane));
+        let selecting = candidates.filter(|policy| policy.is_incoming() && takes(policy, dataplane, inbound));
         let rules = inbound_rules(&sort(selecting.cloned().collect()));
         if let Err(error) = (of.apply)(&rules, &mut policies) {
             (of.unreadable)(&mut policies);

@@ -1,0 +1,386 @@
+//! A call to a service of the mesh.
+
+use super::question::Question;
+use super::{Caller, Decider, Facts, Outcome, Step, display, routes, words};
+use crate::inspect::world::{kinds, subject};
+use meridian_core::kinds::dataplane::{Dataplane, Inbound, InboundState};
+use meridian_core::kinds::mesh::{MeshServicesMode, MtlsMode};
+use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
+use meridian_core::kinds::mesh_service::{MeshService, Port, State, Status};
+use meridian_core::kinds::mesh_traffic_permission::{MeshTrafficPermission, RuleMatch, SpiffeIdMatchType};
+use meridian_core::{Kind, KindInfo, Standing, document};
+use meridian_policy::{
+    InboundRule, Merged, Parsed, ResourceRules, Section, hostnames, inbound_confs, inbound_permission,
+    inbound_rules, is_reachable, leads_to, legacy_hostname, offered, service_tag, to_conf,
+};
+use meridian_proxy_config::{CallerMatch, Verdict};
+use serde_json::{Value, json};
+
+/// Where `<service>.mesh` answers beside the ports of the service.
+const LEGACY_PORT: u16 = 80;
+/// Instances that are named one by one where they differ.
+const NAMED: usize = 5;
+
+/// The service that is meant.
+pub(super) struct Found<'a> {
+    asked: &'a str,
+    /// Of the caller's zone first.
+    services: Vec<&'a Parsed<MeshService>>,
+    /// `None`: it has no such port.
+    port: Option<&'a Port>,
+}
+
+/// Part of an answer that instances give, and who gives it.
+type Shared<T> = Vec<(T, Vec<String>)>;
+
+/// The MeshServices that the host names; `None` if it names none.
+pub(super) fn find<'a>(facts: &'a Facts, caller: &Caller<'_>, question: &'a Question) -> Option<Found<'a>> {
+    let generators = || facts.generators.iter().map(|it| &it.spec);
+    let by_name = |it: &&Parsed<MeshService>| {
+        hostnames(caller.zone(), generators(), &it.resource).contains(&question.host)
+    };
+    let has_names = facts.mesh.spec.mesh_services_mode() != MeshServicesMode::Disabled;
+    let mut services: Vec<&Parsed<MeshService>> =
+        facts.services.iter().filter(|it| has_names && by_name(it)).collect();
+    let is_legacy = services.is_empty();
+    if is_legacy {
+        let by_tag = |it: &&Parsed<MeshService>| {
+            let tag = service_tag(&it.spec);
+            tag.is_some_and(|tag| legacy_hostname(tag) == question.host)
+                || (question.is_word()
+                    && (tag == Some(&question.host) || display(&it.resource) == question.host))
+        };
+        services.extend(facts.services.iter().filter(by_tag));
+    }
+    services.sort_by_key(|it| it.resource.key.zone != caller.zone());
+    if services.is_empty() {
+        return None;
+    }
+    let declared = |number: u32| {
+        let ports = services.iter().flat_map(|it| &it.spec.ports);
+        ports.into_iter().find(|port| port.port == number)
+    };
+    let lowest = || services.iter().flat_map(|it| &it.spec.ports).min_by_key(|port| port.port);
+    let port = match question.port {
+        None => lowest(),
+        Some(LEGACY_PORT) if is_legacy => declared(u32::from(LEGACY_PORT)).or_else(lowest),
+        Some(number) => declared(u32::from(number)),
+    };
+    Some(Found { asked: &question.asked, services, port })
+}
+
+impl Found<'_> {
+    pub(super) fn shown(&self) -> Value {
+        let services = self.services.iter().map(|it| {
+            json!({
+                "type": "MeshService", "name": display(&it.resource), "zone": it.resource.key.zone,
+                "kri": document::kri(&it.resource),
+            })
+        });
+        json!({
+            "asked": self.asked,
+            "services": services.collect::<Vec<_>>(),
+            "port": self.port.map(|port| port.port),
+            "protocol": self.port.map(Port::protocol),
+        })
+    }
+
+    fn is_http(&self) -> bool {
+        self.port.is_some_and(|port| matches!(port.protocol(), "http" | "http2" | "grpc"))
+    }
+}
+
+/// Everything that is decided, in the order in which it happens.
+pub(super) fn steps(facts: &Facts, caller: &Caller<'_>, question: &Question, found: &Found<'_>) -> Vec<Step> {
+    let names: Vec<String> = found
+        .services
+        .iter()
+        .map(|it| format!("{} of zone {}", display(&it.resource), it.resource.key.zone))
+        .collect();
+    let meant = format!("MeshService {}", names.join(", "));
+    let Some(port) = found.port else {
+        let number = question.port.unwrap_or_default();
+        return vec![Step::denied("destination", format!("{meant} has no port {number}"))];
+    };
+    let transparent =
+        caller.dataplane.spec.networking.as_ref().and_then(|it| it.transparent_proxying.as_ref());
+    if !found.services.iter().any(|it| is_reachable(transparent, &it.resource)) {
+        let text = format!("{meant} is not among the caller's reachableBackends: the name is unknown to it");
+        return vec![Step::denied("destination", text)];
+    }
+    let text = format!("{meant}, port {} ({})", port.port, port.protocol());
+    let mut steps = vec![Step::passed("destination", text)];
+    steps.extend(outgoing(facts, caller, question, found, port));
+    steps.push(endpoints(facts, caller, found));
+    steps.push(identity(facts));
+    steps.extend(incoming(facts, caller, found));
+    steps
+}
+
+/// What policies say of the call on the caller's side.
+fn outgoing(
+    facts: &Facts,
+    caller: &Caller<'_>,
+    question: &Question,
+    found: &Found<'_>,
+    port: &Port,
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for info in kinds().filter(|info| info.targets.is_some_and(|targets| targets.to)) {
+        let is_route = info.kind.as_str() == "MeshHTTPRoute";
+        if is_route && !found.is_http() {
+            continue;
+        }
+        let Some(merged) = said_of(facts, caller, info.kind, found, port) else { continue };
+        let conf = merged.confs.first().cloned().unwrap_or_default();
+        let (conf, text) = match (is_route, routes::chosen(&conf, question)) {
+            (false, _) => (conf.clone(), words::conf(&conf)),
+            (true, Some(rule)) => {
+                let does = rule.get("default").map(words::conf).unwrap_or_default();
+                (rule.clone(), format!("{} {} takes a rule: {does}", question.method, question.path))
+            }
+            (true, None) => {
+                (conf, format!("no rule takes {} {}: it goes to the service", question.method, question.path))
+            }
+        };
+        let text = with_standing(text, info, &["to", "default"]);
+        steps.push(
+            Step { conf: Some(conf), ..Step::passed(info.kind.as_str(), text) }.by(Decider::all(&merged)),
+        );
+    }
+    steps
+}
+
+/// As a zone compiles it: what is said by `kuma.io/service`, unless a policy names the resource itself.
+fn said_of(facts: &Facts, caller: &Caller<'_>, kind: Kind, found: &Found<'_>, port: &Port) -> Option<Merged> {
+    let service = found.services.first()?;
+    let (key, section) = (&service.resource.key, port.section_name());
+    let policies = facts.world.selecting(kind, &caller.subject(), Section::Whole);
+    let by_resource = ResourceRules::new(&policies, &facts.world.destinations);
+    let named = |tag: &&str| policies.iter().any(|policy| policy.named_tags().any(|named| named == *tag));
+    let tag = service_tag(&service.spec).filter(named);
+    if let Some(tag) = tag.filter(|_| !by_resource.names_port(key, &section)) {
+        return to_conf(&policies, &facts.world.routes, tag, None);
+    }
+    by_resource.conf(key, &section, None).map(|rule| rule.merged.clone())
+}
+
+/// Where instances are, and whether the caller's zone has a way there.
+fn endpoints(facts: &Facts, caller: &Caller<'_>, found: &Found<'_>) -> Step {
+    let mut said = Vec::new();
+    let mut reachable = 0;
+    for service in &found.services {
+        let zone = service.resource.key.zone.as_str();
+        let status: Status = service
+            .resource
+            .status
+            .as_ref()
+            .and_then(|status| serde_json::from_value(status.clone()).ok())
+            .unwrap_or_default();
+        let (ready, total) = status.dataplane_proxies.map_or((0, 0), |it| (it.healthy, it.total));
+        let way = if zone == caller.zone() {
+            Ok("in the caller's zone".to_owned())
+        } else if !facts.mtls() {
+            Err("plaintext does not cross zones".to_owned())
+        } else if !facts.ingresses.contains(zone) {
+            Err(format!("zone {zone} has no ZoneIngress with an advertised address"))
+        } else if facts.egress_enforced() && !facts.egresses.contains(caller.zone()) {
+            Err(format!("zone {} has no ZoneEgress", caller.zone()))
+        } else if facts.egress_enforced() {
+            Ok(format!("by the ZoneEgress of {} and the ZoneIngress of {zone}", caller.zone()))
+        } else {
+            Ok(format!("by the ZoneIngress of {zone}"))
+        };
+        let usable = ready > 0 && (zone == caller.zone() || service.spec.state == State::Available);
+        match way {
+            Ok(way) => {
+                reachable += u32::from(usable);
+                said.push(format!("zone {zone}: {ready} of {total} ready, {way}"));
+            }
+            Err(why) => said.push(format!("zone {zone}: {ready} of {total} ready, not reachable: {why}")),
+        }
+    }
+    let outcome = if reachable == 0 { Outcome::Denied } else { Outcome::Passed };
+    Step::new("endpoints", outcome, said.join("; "))
+}
+
+fn identity(facts: &Facts) -> Step {
+    let mode = facts.mesh.spec.mtls_backend().map(|backend| backend.mode);
+    let text = match mode {
+        None => "mTLS is off: plaintext, and nobody is asked for a permission",
+        Some(MtlsMode::Strict) => "mTLS (STRICT)",
+        Some(MtlsMode::Permissive) => {
+            "mTLS once all of the service's instances have certificates (PERMISSIVE: plaintext is taken too, and \
+             permissions do not cover it)"
+        }
+    };
+    Step::passed("identity", text).by([Decider::of(&facts.mesh.resource)])
+}
+
+/// An instance's inbound that takes the call.
+type Instance<'a> = (&'a Parsed<Dataplane>, &'a Inbound);
+
+/// What the instances say.
+fn incoming(facts: &Facts, caller: &Caller<'_>, found: &Found<'_>) -> Vec<Step> {
+    let mut instances: Vec<Instance<'_>> = Vec::new();
+    let mut steps = Vec::new();
+    for service in &found.services {
+        let zone = &service.resource.key.zone;
+        if facts.here.as_ref().is_some_and(|here| here != zone) {
+            let text = format!("decided by the instances in zone {zone}: ask global, or that zone");
+            steps.push(Step::new("instances", Outcome::Unknown, text));
+            continue;
+        }
+        let Some(port) = service.spec.ports.iter().find(|it| Some(it.port) == found.port.map(|it| it.port))
+        else {
+            continue;
+        };
+        for dataplane in &facts.dataplanes {
+            let inbounds = offered(service, dataplane).into_iter();
+            let taking = inbounds.filter(|it| leads_to(port, it) && it.state != InboundState::Ignored);
+            instances.extend(taking.map(|inbound| (dataplane, inbound)));
+        }
+    }
+    if instances.is_empty() {
+        return steps;
+    }
+    if facts.mtls() {
+        steps.extend(permission(facts, caller, &instances));
+    }
+    for info in kinds().filter(|info| info.kind != MeshTrafficPermission::KIND) {
+        steps.extend(at_inbound(facts, caller, info, &instances));
+    }
+    steps
+}
+
+/// One step for each answer.
+fn permission(facts: &Facts, caller: &Caller<'_>, instances: &[Instance<'_>]) -> Vec<Step> {
+    let mesh = &facts.mesh.resource.key.name;
+    let decide = |(dataplane, inbound): &Instance<'_>| {
+        let permission = inbound_permission(mesh, &subject(dataplane), inbound, &facts.permissions);
+        match permission.decide(&caller.identity, None) {
+            Verdict::Allow { policy, shadow_denied } => (true, shadow_denied, Some(policy.to_owned())),
+            Verdict::Deny { policy } => (false, false, policy.map(str::to_owned)),
+        }
+    };
+    let answers = by_answer(instances, decide);
+    let only = answers.len() == 1;
+    // Where instances differ, the call may meet either.
+    let some_allow = answers.iter().any(|((allowed, ..), _)| *allowed);
+    let step = |((allowed, shadow, policy), who): ((bool, bool, Option<String>), Vec<String>)| {
+        let who = named(&who, only);
+        let text = match (allowed, shadow, &policy) {
+            (true, false, _) => format!("let in by {who}"),
+            (true, true, _) => format!("let in by {who}, and counted as a denial to come"),
+            (false, _, Some(_)) => format!("refused by {who}: a rule denies it"),
+            (false, _, None) => {
+                format!("refused by {who}: no rule allows {}", caller.identity.spiffe.join(", "))
+            }
+        };
+        let outcome = match (allowed, some_allow) {
+            (true, _) => Outcome::Passed,
+            (false, true) => Outcome::Unknown,
+            (false, false) => Outcome::Denied,
+        };
+        Step::new("MeshTrafficPermission", outcome, text).by(policy.map(|policy| decider(facts, &policy)))
+    };
+    answers.into_iter().map(step).collect()
+}
+
+/// The permission of that name.
+pub(super) fn decider(facts: &Facts, name: &str) -> Decider {
+    let found = facts.permissions.iter().find(|it| display(&it.resource) == name);
+    // Of the Mesh's own rule the name says which field it is.
+    let field = name.strip_prefix("Mesh ").unwrap_or(name);
+    let unnamed =
+        || Decider { kind: "Mesh".to_owned(), name: field.to_owned(), kri: None, items: Vec::new() };
+    found.map_or_else(unnamed, |it| Decider::of(&it.resource))
+}
+
+/// What policies of one kind say at the instances' inbounds of this caller.
+fn at_inbound(facts: &Facts, caller: &Caller<'_>, info: &KindInfo, instances: &[Instance<'_>]) -> Vec<Step> {
+    let said = |(dataplane, inbound): &Instance<'_>| {
+        let policies = facts.world.selecting(info.kind, &subject(dataplane), Section::Inbound(inbound));
+        let rules = inbound_rules(&policies);
+        if info.kind == MeshFaultInjection::KIND { every(&rules, caller) } else { first(&rules, caller) }
+    };
+    let answers = by_answer(instances, said);
+    let only = answers.len() == 1;
+    let step = |(said, who): (Option<(Value, Vec<Decider>)>, Vec<String>)| {
+        let (conf, deciders) = said?;
+        let text = format!("at {}: {}", named(&who, only), words::conf(&conf));
+        let text = with_standing(text, info, &["rules", "from", "default"]);
+        Some(Step { conf: Some(conf), ..Step::passed(info.kind.as_str(), text) }.by(deciders))
+    };
+    answers.into_iter().filter_map(step).collect()
+}
+
+/// What rules add up to for the caller: of the kinds of callers the first that it is.
+fn first(rules: &[InboundRule], caller: &Caller<'_>) -> Option<(Value, Vec<Decider>)> {
+    let conf = inbound_confs(rules).into_iter().find(|conf| means(conf.matched.as_ref(), caller))?;
+    Some((conf.merged.confs.first().cloned().unwrap_or_default(), Decider::all(&conf.merged)))
+}
+
+/// Every rule that matches acts, and those for everybody are one.
+fn every(rules: &[InboundRule], caller: &Caller<'_>) -> Option<(Value, Vec<Decider>)> {
+    let (for_all, for_some): (Vec<InboundRule>, Vec<InboundRule>) =
+        rules.iter().cloned().partition(|rule| rule.matched.is_none());
+    let (mut confs, mut deciders) = (Vec::new(), Vec::new());
+    for rule in for_some.iter().filter(|rule| means(rule.matched.as_ref(), caller)) {
+        confs.push(rule.conf.clone());
+        deciders.push(Decider { items: vec![rule.origin.item], ..Decider::of(&rule.origin.policy) });
+    }
+    if let Some((conf, more)) = first(&for_all, caller) {
+        confs.push(conf);
+        deciders.extend(more);
+    }
+    (!confs.is_empty()).then_some((Value::Array(confs), deciders))
+}
+
+fn means(matched: Option<&RuleMatch>, caller: &Caller<'_>) -> bool {
+    let Some(matched) = matched else { return true };
+    let mut wanted =
+        CallerMatch { sni: matched.sni.as_ref().map(|it| it.value.clone()), ..CallerMatch::default() };
+    if let Some(id) = &matched.spiffe_id {
+        match id.type_ {
+            SpiffeIdMatchType::Prefix => wanted.spiffe_prefix = Some(id.value.clone()),
+            SpiffeIdMatchType::Exact | SpiffeIdMatchType::Other(_) => {
+                wanted.spiffe_exact = Some(id.value.clone())
+            }
+        }
+    }
+    wanted.matches(&caller.identity, None)
+}
+
+/// The instances by what they answer, in the order of their first.
+fn by_answer<T: PartialEq>(instances: &[Instance<'_>], ask: impl Fn(&Instance<'_>) -> T) -> Shared<T> {
+    let mut answers: Shared<T> = Vec::new();
+    for instance in instances {
+        let (answer, name) = (ask(instance), display(&instance.0.resource).to_owned());
+        match answers.iter_mut().find(|(known, _)| *known == answer) {
+            Some((_, who)) => who.push(name),
+            None => answers.push((answer, vec![name])),
+        }
+    }
+    answers
+}
+
+fn named(who: &[String], all: bool) -> String {
+    match who {
+        [one] => format!("instance {one}"),
+        several if all => format!("all {} instances", several.len()),
+        several if several.len() <= NAMED => format!("instances {}", several.join(", ")),
+        several => format!("{} instances", several.len()),
+    }
+}
+
+/// Says so where nothing executes these lists of the kind.
+fn with_standing(text: String, info: &KindInfo, lists: &[&str]) -> String {
+    let covers =
+        |path: &str| lists.iter().any(|list| path == *list || path.strip_prefix(*list) == Some("[].default"));
+    let warned = info.fields.iter().find_map(|(path, standing)| match standing {
+        Standing::Warned(reason) if covers(path) => Some(*reason),
+        _ => None,
+    });
+    warned.map_or(text.clone(), |reason| format!("{text} (not executed: {reason})"))
+}

@@ -1,0 +1,294 @@
+//! What would happen to a call, over a real store: in the mesh and out of it.
+
+use crate::harness::{Server, external};
+use meridian_core::{Key, Kind, Resource, labels};
+use meridian_store::{Author, Change, Expect};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+async fn store(server: &Server, zone: &str, kind: &str, name: &str, spec: Value, status: Option<Value>) {
+    let kind = Kind::named(kind).unwrap();
+    let mesh = if kind.info().scope == meridian_core::Scope::Mesh { "default" } else { "" };
+    let key = Key::new(kind, mesh, zone, name);
+    let labels = labels::computed(&key, zone, &BTreeMap::new());
+    let change = Change::Put { resource: Resource { key, labels, spec, status }, expect: Expect::Absent };
+    server.store.write(&Author::system(), vec![change]).await.unwrap();
+}
+
+async fn policy(server: &Server, kind: &str, name: &str, spec: Value) {
+    let plural = Kind::named(kind).unwrap().info().plural;
+    let body = json!({"type": kind, "mesh": "default", "name": name, "spec": spec});
+    let answer = server.put(&format!("/meshes/default/{plural}/{name}"), body).await;
+    assert!(matches!(answer.status, 200 | 201), "{}", answer.text);
+}
+
+fn dataplane(service: &str, port: u32, protocol: &str) -> Value {
+    json!({"networking": {"address": "192.0.2.1", "inbound": [
+        {"port": port, "tags": {"kuma.io/service": service, "kuma.io/protocol": protocol}},
+    ]}})
+}
+
+/// web in east calls backend in west; both zones have their gateways.
+async fn world(server: &Server) {
+    let mesh = json!({
+        "type": "Mesh", "name": "default",
+        "mtls": {"enabledBackend": "ca", "backends": [{"name": "ca", "type": "builtin", "mode": "STRICT"}]},
+        "routing": {"zoneEgress": true},
+        "networking": {"outbound": {"passthrough": false}},
+    });
+    assert_eq!(server.put("/meshes/default", mesh).await.status, 201);
+    store(server, "east", "Dataplane", "web-1", dataplane("web", 8080, "http"), None).await;
+    for name in ["backend-1", "backend-2"] {
+        store(server, "west", "Dataplane", name, dataplane("backend", 9000, "http"), None).await;
+    }
+    let service = |tag: &str, port: u32| {
+        json!({
+            "selector": {"dataplaneTags": {"kuma.io/service": tag}}, "state": "Available",
+            "ports": [{"port": port, "appProtocol": "http"}],
+        })
+    };
+    let status = |count: u32| {
+        Some(json!({"dataplaneProxies": {"connected": count, "healthy": count, "total": count}}))
+    };
+    store(server, "east", "MeshService", "web", service("web", 8080), status(1)).await;
+    store(server, "west", "MeshService", "backend", service("backend", 9000), status(2)).await;
+    for zone in ["east", "west"] {
+        let networking = json!({"address": "192.0.2.9", "port": 10001, "advertisedAddress": "192.0.2.9", "advertisedPort": 10001});
+        store(server, zone, "ZoneIngress", "ingress", json!({"zone": zone, "networking": networking}), None)
+            .await;
+    }
+    let networking = json!({"address": "192.0.2.8", "port": 10002});
+    store(server, "east", "ZoneEgress", "egress", json!({"zone": "east", "networking": networking}), None)
+        .await;
+}
+
+async fn ask(server: &Server, destination: &str) -> Value {
+    let answer =
+        server.get(&format!("/meshes/default/_explain?source=web-1&destination={destination}")).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    answer.json()
+}
+
+#[track_caller]
+fn step<'a>(answer: &'a Value, name: &str) -> &'a Value {
+    let steps = answer["steps"].as_array().unwrap();
+    steps.iter().find(|step| step["step"] == name).unwrap_or_else(|| panic!("{name} in {answer:#}"))
+}
+
+fn allow(target: Value, caller: &str) -> Value {
+    json!({
+        "targetRef": target,
+        "from": [{"targetRef": {"kind": "MeshService", "name": caller}, "default": {"action": "Allow"}}],
+    })
+}
+
+#[tokio::test]
+async fn a_call_in_the_mesh_says_who_decides_what() {
+    let server = Server::start().await;
+    world(&server).await;
+    for name in
+        ["backend.mesh:80", "backend.mesh:9000", "backend", "http://backend.svc.west.mesh.local:9000/x"]
+    {
+        let answer = ask(&server, name).await;
+        assert_eq!(answer["allowed"], false, "{answer:#}");
+        assert_eq!(
+            step(&answer, "MeshTrafficPermission")["text"],
+            "refused by all 2 instances: no rule allows spiffe://default/web"
+        );
+    }
+    policy(
+        &server,
+        "MeshTrafficPermission",
+        "web",
+        allow(json!({"kind": "MeshService", "name": "backend"}), "web"),
+    )
+    .await;
+    let quick = json!({"to": [{
+        "targetRef": {"kind": "MeshService", "name": "backend"}, "default": {"http": {"requestTimeout": "2s"}},
+    }]});
+    policy(&server, "MeshTimeout", "quick", quick).await;
+    let limit = json!({"targetRef": {"kind": "Dataplane"}, "rules": [{"default": {"local": {"http": {"requestRate": {"num": 5, "interval": "1s"}}}}}]});
+    policy(&server, "MeshRateLimit", "five", limit).await;
+    let fault = |id: &str, status: u32| {
+        json!({"rules": [{
+            "matches": [{"spiffeID": {"type": "Exact", "value": format!("spiffe://default/{id}")}}],
+            "default": {"http": [{"abort": {"httpStatus": status, "percentage": 10}}]},
+        }]})
+    };
+    policy(&server, "MeshFaultInjection", "mine", fault("web", 503)).await;
+    policy(&server, "MeshFaultInjection", "others", fault("other", 500)).await;
+
+    let answer = ask(&server, "backend.mesh").await;
+    assert_eq!(answer["allowed"], true, "{answer:#}");
+    assert_eq!(answer["destination"]["port"], 9000);
+    assert_eq!(
+        step(&answer, "endpoints")["text"],
+        "zone west: 2 of 2 ready, by the ZoneEgress of east and the ZoneIngress of west"
+    );
+    let permission = step(&answer, "MeshTrafficPermission");
+    assert_eq!(permission["text"], "let in by all 2 instances");
+    assert_eq!(permission["policies"][0]["name"], "web");
+    let timeout = step(&answer, "MeshTimeout");
+    assert_eq!(timeout["conf"], json!({"http": {"requestTimeout": "2s"}}), "{answer:#}");
+    assert_eq!(
+        timeout["policies"],
+        json!([{"type": "MeshTimeout", "name": "quick", "kri": "kri_mt_default___quick_", "items": [0]}])
+    );
+    assert_eq!(
+        step(&answer, "MeshRateLimit")["text"],
+        "at all 2 instances: local http request rate interval 1s, local http request rate num 5"
+    );
+    let faults = step(&answer, "MeshFaultInjection");
+    assert_eq!(faults["policies"].as_array().unwrap().len(), 1, "{faults}");
+    assert_eq!(faults["policies"][0]["name"], "mine");
+
+    let closed = ask(&server, "backend.mesh:81").await;
+    assert_eq!(closed["allowed"], false);
+    assert_eq!(step(&closed, "destination")["text"], "MeshService backend of zone west has no port 81");
+}
+
+#[tokio::test]
+async fn what_is_tried_out_counts_when_asked_for() {
+    let server = Server::start().await;
+    world(&server).await;
+    let body = json!({
+        "type": "MeshTrafficPermission", "mesh": "default", "name": "try", "labels": {"kuma.io/effect": "shadow"},
+        "spec": allow(json!({"kind": "Mesh"}), "web"),
+    });
+    assert_eq!(server.put("/meshes/default/meshtrafficpermissions/try", body).await.status, 201);
+    assert_eq!(ask(&server, "backend.mesh").await["allowed"], false);
+    let answer = ask(&server, "backend.mesh&shadow=true").await;
+    assert_eq!(answer["allowed"], true, "{answer:#}");
+    assert_eq!(step(&answer, "MeshTrafficPermission")["policies"][0]["name"], "try");
+}
+
+#[tokio::test]
+async fn instances_that_differ_are_told_apart() {
+    let server = Server::start().await;
+    world(&server).await;
+    let one = json!({"kind": "Dataplane", "labels": {"kuma.io/display-name": "backend-2"}});
+    policy(&server, "MeshTrafficPermission", "one", allow(one, "web")).await;
+    let answer = ask(&server, "backend.mesh").await;
+    assert_eq!(answer["allowed"], Value::Null, "{answer:#}");
+    let steps = answer["steps"].as_array().unwrap().iter();
+    let said: Vec<&str> = steps
+        .filter(|step| step["step"] == "MeshTrafficPermission")
+        .map(|step| step["text"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "refused by instance backend-1: no rule allows spiffe://default/web",
+            "let in by instance backend-2",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn routes_say_which_rule_takes_the_request() {
+    let server = Server::start().await;
+    world(&server).await;
+    let rule = |path: &str, backend: &str| {
+        json!({
+            "matches": [{"path": {"type": "PathPrefix", "value": path}}],
+            "default": {"backendRefs": [{"kind": "MeshService", "name": backend, "port": 9000}]},
+        })
+    };
+    let route = json!({"to": [{
+        "targetRef": {"kind": "MeshService", "name": "backend"}, "rules": [rule("/", "backend"), rule("/v2", "backend-v2")],
+    }]});
+    policy(&server, "MeshHTTPRoute", "split", route).await;
+    let answer = ask(&server, "backend.mesh&path=/v2/users").await;
+    let taken = step(&answer, "MeshHTTPRoute");
+    assert!(taken["text"].as_str().unwrap().contains("backend-v2"), "{taken}");
+    assert_eq!(taken["policies"][0]["name"], "split");
+}
+
+#[tokio::test]
+async fn what_leaves_the_mesh_must_be_listed_and_permitted() {
+    let server = Server::start().await;
+    world(&server).await;
+    let answer = ask(&server, "https://api.example.com").await;
+    assert_eq!(answer["allowed"], false);
+    assert!(step(&answer, "allowlist")["text"].as_str().unwrap().ends_with("(not-listed)"), "{answer:#}");
+
+    let service = external("api", "api.example.com:443");
+    assert_eq!(server.put("/meshes/default/external-services/api", service).await.status, 201);
+    let answer = ask(&server, "https://api.example.com/v1").await;
+    assert_eq!(answer["allowed"], false, "nobody permits it: {answer:#}");
+    assert_eq!(step(&answer, "way out")["text"], "by the ZoneEgress of zone east");
+    policy(
+        &server,
+        "MeshTrafficPermission",
+        "out",
+        allow(json!({"kind": "MeshService", "name": "api"}), "web"),
+    )
+    .await;
+    let answer = ask(&server, "https://API.example.com./v1").await;
+    assert_eq!(answer["allowed"], true, "{answer:#}");
+    assert_eq!(step(&answer, "allowlist")["policies"][0]["name"], "api");
+    assert_eq!(step(&answer, "MeshTrafficPermission")["policies"][0]["name"], "out");
+    let answer = ask(&server, "api.example.com:8443").await;
+    assert_eq!(
+        step(&answer, "allowlist")["text"],
+        "ExternalService api lists api.example.com on port 443 only (port-not-listed)"
+    );
+
+    let pass = json!({"default": {"passthroughMode": "Matched", "appendMatch": [
+        {"type": "Domain", "value": "*.updates.example", "port": 443, "protocol": "tls"},
+        {"type": "CIDR", "value": "203.0.113.0/24", "protocol": "tcp"},
+    ]}});
+    policy(&server, "MeshPassthrough", "updates", pass).await;
+    for (destination, allowed) in [
+        ("https://eu.updates.example", true),
+        ("https://updates.example", false),
+        ("203.0.113.7:5432", true),
+        ("203.0.114.7:5432", false),
+    ] {
+        assert_eq!(ask(&server, destination).await["allowed"], allowed, "{destination}");
+    }
+}
+
+#[tokio::test]
+async fn a_zone_does_not_claim_what_another_knows() {
+    let server = Server::zone().await;
+    let mesh = json!({"mtls": {"enabledBackend": "ca", "backends": [{"name": "ca", "type": "builtin"}]}});
+    store(&server, "", "Mesh", "default", mesh, None).await;
+    store(&server, "east", "Dataplane", "web-1", dataplane("web", 8080, "http"), None).await;
+    let service = json!({
+        "selector": {"dataplaneTags": {"kuma.io/service": "backend"}}, "state": "Available",
+        "ports": [{"port": 9000, "appProtocol": "http"}],
+    });
+    let status = json!({"dataplaneProxies": {"connected": 1, "healthy": 1, "total": 1}});
+    store(&server, "west", "MeshService", "backend", service, Some(status)).await;
+    let networking = json!({"address": "192.0.2.9", "port": 10001, "advertisedAddress": "192.0.2.9", "advertisedPort": 10001});
+    store(&server, "west", "ZoneIngress", "ingress", json!({"zone": "west", "networking": networking}), None)
+        .await;
+    let answer = ask(&server, "backend.mesh").await;
+    assert_eq!(answer["allowed"], Value::Null, "{answer:#}");
+    assert_eq!(step(&answer, "instances")["outcome"], "unknown");
+}
+
+#[tokio::test]
+async fn questions_that_make_no_sense_are_refused() {
+    let server = Server::start().await;
+    world(&server).await;
+    for (query, field) in [
+        ("destination=backend.mesh", "source"),
+        ("source=web-1", "destination"),
+        ("source=web-1&destination=a%20b", "destination"),
+        ("source=web-1&destination=backend.mesh&path=x", "path"),
+        ("source=web-1&destination=backend.mesh&header=x", "header"),
+        ("source=web-1&destination=backend.mesh&hedaer=x:y", "hedaer"),
+    ] {
+        let answer = server.get(&format!("/meshes/default/_explain?{query}")).await;
+        assert_eq!(answer.status, 400, "{query}: {}", answer.text);
+        assert_eq!(answer.invalid()[0].0, field, "{query}");
+    }
+    let answer = server.get("/meshes/default/_explain?source=nobody&destination=backend.mesh").await;
+    assert_eq!(answer.status, 404, "{}", answer.text);
+    let answer = server.get("/meshes/none/_explain?source=web-1&destination=backend.mesh").await;
+    assert_eq!(answer.status, 404, "{}", answer.text);
+    let by_service = server.get("/meshes/default/_explain?source=web&destination=backend").await;
+    assert_eq!(by_service.json()["source"]["name"], "web-1");
+}

@@ -1,0 +1,70 @@
+//! Which Dataplanes a MeshService means, and which services a Dataplane may call.
+
+use crate::Parsed;
+use crate::meta::Meta;
+use meridian_core::kinds::dataplane::{Dataplane, Inbound, TransparentProxying};
+use meridian_core::kinds::mesh_service::{IdentityType, MeshService, Port, PortOrName};
+use meridian_core::{Resource, labels};
+use std::collections::BTreeMap;
+
+/// The `kuma.io/service` of which a MeshService is a view.
+pub fn service_tag(service: &MeshService) -> Option<&str> {
+    let selected = service.selector.dataplane_tags.as_ref().and_then(|tags| tags.get(labels::SERVICE));
+    let tagged =
+        || service.identities.iter().find(|id| id.type_ == IdentityType::ServiceTag).map(|id| &id.value);
+    selected.or_else(tagged).map(String::as_str)
+}
+
+/// Inbounds of a Dataplane that a service means; none of a Dataplane in another zone or mesh.
+pub fn offered<'a>(service: &Parsed<MeshService>, dataplane: &'a Parsed<Dataplane>) -> Vec<&'a Inbound> {
+    let (own, theirs) = (&service.resource.key, &dataplane.resource.key);
+    if own.mesh != theirs.mesh || own.zone != theirs.zone {
+        return Vec::new();
+    }
+    let selector = &service.spec.selector;
+    let tags = match (&selector.dataplane_ref, &selector.dataplane_labels, &selector.dataplane_tags) {
+        (Some(reference), ..) if Meta::from(&dataplane.resource).display() != reference.name => {
+            return Vec::new();
+        }
+        (None, Some(wanted), _) if !wanted.matches(&dataplane.resource.labels) => return Vec::new(),
+        (None, None, None) => return Vec::new(),
+        (_, _, tags) => tags,
+    };
+    let inbounds = dataplane.spec.networking.iter().flat_map(|networking| &networking.inbound);
+    let has =
+        |inbound: &&Inbound| tags.iter().flatten().all(|(key, value)| inbound.tags.get(key) == Some(value));
+    inbounds.filter(has).collect()
+}
+
+/// Whether a port of a service leads to an inbound.
+pub fn leads_to(port: &Port, inbound: &Inbound) -> bool {
+    match &port.target_port {
+        None => inbound.port == port.port,
+        Some(PortOrName::Port(number)) => inbound.port == *number,
+        Some(PortOrName::Name(name)) => inbound.section_name() == *name,
+    }
+}
+
+/// Whether a reference by name (at home, or here) or by labels means a resource.
+pub fn refers(resource: &Resource, name: &str, wanted: &BTreeMap<String, String>) -> bool {
+    let meta = Meta::from(resource);
+    if !name.is_empty() {
+        return resource.key.name == name || meta.display() == name;
+    }
+    let has = |(key, value): (&String, &String)| match key.as_str() {
+        labels::DISPLAY_NAME => meta.display() == value,
+        labels::ZONE => resource.key.zone == *value,
+        _ => resource.labels.get(key) == Some(value),
+    };
+    !wanted.is_empty() && wanted.iter().all(has)
+}
+
+/// Whether a Dataplane's `reachableBackends` let it learn of a MeshService, MeshExternalService or
+/// MeshMultiZoneService; unset: of all.
+pub fn is_reachable(transparent: Option<&TransparentProxying>, resource: &Resource) -> bool {
+    let backends = transparent.and_then(|transparent| transparent.reachable_backends.as_ref());
+    backends.is_none_or(|backends| {
+        let kind = resource.key.kind.as_str();
+        backends.refs.iter().any(|it| it.kind == kind && refers(resource, &it.name, &it.labels))
+    })
+}
