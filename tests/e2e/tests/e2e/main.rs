@@ -20,3 +20,4 @@ mod replicas;
 mod rotation;
 mod sync;
 mod traffic;
+mod why;
