@@ -83,6 +83,9 @@ pub struct TrafficCell {
     pub overflows: Counter,
     /// Endpoints left out by outlier detection, each time.
     pub ejections: Counter,
+    /// Copies of requests to here, and those that were left out or given up.
+    pub mirrored: Counter,
+    pub mirrors_dropped: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     /// By the first digit of the status, 1 to 5; 0: no answer.
@@ -155,7 +158,7 @@ pub struct Metrics {
 
 type Series = (&'static str, &'static str, fn(&Traffic) -> u64);
 
-const SERIES: [Series; 18] = [
+const SERIES: [Series; 20] = [
     ("connections_opened_total", "Connections opened.", |t| t.sum(|c| &c.connections_opened)),
     ("connections_closed_total", "Connections closed.", |t| t.sum(|c| &c.connections_closed)),
     ("connect_failures_total", "Connections to the other side that failed.", |t| {
@@ -182,6 +185,10 @@ const SERIES: [Series; 18] = [
         t.sum(|c| &c.overflows)
     }),
     ("ejections_total", "Endpoints left out, as they failed too often.", |t| t.sum(|c| &c.ejections)),
+    ("mirrored_total", "Copies of requests.", |t| t.sum(|c| &c.mirrored)),
+    ("mirrors_dropped_total", "Copies of requests that were left out or given up.", |t| {
+        t.sum(|c| &c.mirrors_dropped)
+    }),
     ("received_bytes_total", "Bytes from downstream.", |t| t.sum(|c| &c.bytes_in)),
     ("sent_bytes_total", "Bytes to downstream.", |t| t.sum(|c| &c.bytes_out)),
 ];

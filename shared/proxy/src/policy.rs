@@ -10,4 +10,5 @@ pub mod limits;
 pub mod matching;
 pub mod outliers;
 pub mod retry;
+pub mod routes;
 pub mod timeouts;

@@ -9,6 +9,7 @@ mod filter;
 mod http;
 mod limits;
 mod retries;
+mod routes;
 mod rules;
 mod tcp;
 mod timeouts;
