@@ -16,7 +16,7 @@ use meridian_core::kinds::trust_bundle::TrustBundle;
 use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, Kind, ParseError, Resource, Spec, labels};
-use meridian_policy::{Parsed, Policy, PolicyError, PolicyIndex, Subject};
+use meridian_policy::{Parsed, Policy, PolicyError, PolicyIndex, Routes, Subject};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -69,6 +69,8 @@ pub(crate) struct MeshPicture {
     pub(crate) permissions: Arc<Vec<Parsed<MeshTrafficPermission>>>,
     /// Of the kinds that [`crate::compile::policies`] turns into what proxies execute.
     pub(crate) policies: Arc<PolicyIndex>,
+    /// Of these, the ones that others may be about.
+    pub(crate) routes: Arc<Routes>,
     pub(crate) secrets: Table<Secret>,
     /// Dataplanes by the `kuma.io/service` of their inbounds.
     pub(crate) by_service: Arc<BTreeMap<String, BTreeSet<Key>>>,
@@ -267,7 +269,11 @@ impl MeshPicture {
             MeshTrafficPermission::KIND => {
                 Arc::make_mut(&mut self.permissions).retain(|it| it.resource.key != *key);
             }
-            kind if policies::is_executed(kind) => Arc::make_mut(&mut self.policies).remove(key),
+            kind if policies::is_executed(kind) => {
+                let removed = self.policies.get(key).cloned();
+                Arc::make_mut(&mut self.policies).remove(key);
+                self.reindex_routes(removed.as_deref());
+            }
             _ => {}
         }
     }
@@ -280,8 +286,16 @@ impl MeshPicture {
                 ParseError { key, path: String::new(), source: serde::de::Error::custom("not a policy") }
             }
         })?;
-        Arc::make_mut(&mut self.policies).insert(Arc::new(policy));
+        let policy = Arc::new(policy);
+        Arc::make_mut(&mut self.policies).insert(Arc::clone(&policy));
+        self.reindex_routes(Some(&policy));
         Ok(())
+    }
+
+    fn reindex_routes(&mut self, changed: Option<&Policy>) {
+        if changed.is_some_and(Routes::is_route) {
+            self.routes = Arc::new(Routes::new(self.policies.values().filter(|it| Routes::is_route(it))));
+        }
     }
 
     fn unindex(&mut self, key: &Key) {

@@ -15,6 +15,7 @@ mod policies;
 mod proxy;
 mod report;
 mod route;
+mod routes;
 mod session;
 pub mod sni;
 mod trust;
@@ -36,6 +37,10 @@ pub use policies::{
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};
 pub use route::{SniMatch, SniRoute};
+pub use routes::{
+    BackendTarget, HeaderChange, HttpMatch, HttpRoutes, HttpRule, Mirror, PathChange, PathMatch, QueryMatch,
+    QueryValueMatch, Redirect, Rewrite, RouteBackend, RoutePolicies, Routes,
+};
 pub use session::{SessionCipher, SessionTerms};
 pub use trust::Bundle;
 
@@ -50,6 +55,8 @@ pub mod types {
     /// [`crate::DestinationPolicies`], by the name of the [`crate::Destination`] that they are for, or by
     /// [`crate::policies_for_others`] for those that have none of their own.
     pub const POLICIES: &str = "Policies";
+    /// [`crate::Routes`], by the name of the [`crate::Destination`] that they are for.
+    pub const ROUTES: &str = "Routes";
     /// [`crate::Destination`].
     pub const DESTINATION: &str = "Destination";
     /// [`crate::EndpointSet`].
@@ -65,12 +72,13 @@ pub mod types {
     /// [`crate::Bundle`], by mesh name.
     pub const BUNDLE: &str = "Bundle";
     /// Every type, in the order in which a reader best meets them.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 12] = [
         BUNDLE,
         PROXY,
         INBOUND,
         ENDPOINTS,
         POLICIES,
+        ROUTES,
         DESTINATION,
         OUTBOUND,
         EXTERNAL,

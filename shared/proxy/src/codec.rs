@@ -6,6 +6,7 @@ mod forward;
 mod grpc;
 mod head;
 mod heads;
+mod mirrored;
 mod pace;
 mod replay;
 mod serve;
@@ -20,6 +21,7 @@ pub use head::{
     Malformed, OVERLOADED, authority, denied, expects_continue, is_upgrade, malformed, overloaded, plain,
     prepare, refused, strip_response, upgrades_out_of_http,
 };
+pub use mirrored::{CopyFate, CopyFrom, CopyTo, mirrored};
 pub use replay::{Reader, Tape};
 pub use serve::{Codec, LocalExecutor, client_h1, client_h2, detect, serve};
 pub(crate) use serve::{LastAnswer, idle_ending};

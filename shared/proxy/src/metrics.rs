@@ -87,6 +87,9 @@ pub struct TrafficCell {
     pub health_checks: Counter,
     pub health_check_failures: Counter,
     pub health_losses: Counter,
+    /// Copies of requests to here, and those that were left out or given up.
+    pub mirrored: Counter,
+    pub mirrors_dropped: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     /// By the first digit of the status, 1 to 5; 0: no answer.
@@ -168,7 +171,7 @@ pub struct Metrics {
 
 type Series = (&'static str, &'static str, fn(&Traffic) -> u64);
 
-const SERIES: [Series; 21] = [
+const SERIES: [Series; 23] = [
     ("connections_opened_total", "Connections opened.", |t| t.sum(|c| &c.connections_opened)),
     ("connections_closed_total", "Connections closed.", |t| t.sum(|c| &c.connections_closed)),
     ("connect_failures_total", "Connections to the other side that failed.", |t| {
@@ -198,6 +201,10 @@ const SERIES: [Series; 21] = [
     ("health_checks_total", "Health checks of endpoints.", |t| t.sum(|c| &c.health_checks)),
     ("health_check_failures_total", "Health checks that failed.", |t| t.sum(|c| &c.health_check_failures)),
     ("health_losses_total", "Endpoints that became unhealthy.", |t| t.sum(|c| &c.health_losses)),
+    ("mirrored_total", "Copies of requests.", |t| t.sum(|c| &c.mirrored)),
+    ("mirrors_dropped_total", "Copies of requests that were left out or given up.", |t| {
+        t.sum(|c| &c.mirrors_dropped)
+    }),
     ("received_bytes_total", "Bytes from downstream.", |t| t.sum(|c| &c.bytes_in)),
     ("sent_bytes_total", "Bytes to downstream.", |t| t.sum(|c| &c.bytes_out)),
 ];

@@ -1,12 +1,13 @@
 //! From the application into the mesh.
 
 use crate::{
+    codec::{Codec, detect},
     copy,
     denial::Reason,
-    io::{Socket, reset_on_close},
+    io::{Reset, Socket, Stream, reset_on_close},
     listener::Accepted,
     metrics::Open,
-    snapshot::{Cluster, Outbound, Target},
+    snapshot::{Cluster, Outbound, Routing, Split, Target},
     tls::Peer,
     upstream::{self, Balance, DialError, Opened, cluster_check},
     worker::{Check, ConnectionInfo, Direction, Tracked, Worker},
@@ -16,18 +17,37 @@ use std::{rc::Rc, sync::Arc};
 
 mod attempt;
 mod http;
+mod mirror;
+mod route;
+
+pub use mirror::Mirrors;
 
 /// Serves a connection of the application to a destination in the mesh. What is spoken was declared: nothing is read
 /// before the other side is dialled, so that servers may speak first.
 pub async fn serve(worker: Rc<Worker>, outbound: Arc<Outbound>, accepted: Accepted) {
-    match &outbound.target {
-        Target::Cluster(cluster) if cluster.protocol.is_http() => {
+    let routing = outbound.routing.as_deref();
+    match (&outbound.target, routing.and_then(Routing::of_connections)) {
+        (Target::Cluster(_), Some(split)) => shared(worker, &outbound, split, accepted).await,
+        (Target::Cluster(cluster), None) if cluster.protocol.is_http() => {
             http::serve(worker, &outbound, accepted).await;
         }
-        Target::Cluster(cluster) => tcp(worker, &outbound, cluster, accepted).await,
-        Target::Missing(what) => refuse(&worker, &outbound, what, accepted),
-        Target::External(_) => {}
+        (Target::Cluster(_), None) if routing.is_some_and(|routing| !routing.is_readable()) => {
+            refuse(&worker, &outbound, "its routes can't be understood", accepted);
+        }
+        (Target::Cluster(cluster), None) => {
+            let leads_here = leads_to(&outbound, cluster);
+            let (downstream, reset) = opened(accepted);
+            tcp(worker, &outbound, cluster, leads_here, (downstream, reset), alpn::TCP).await;
+        }
+        (Target::Missing(what), _) => refuse(&worker, &outbound, what, accepted),
+        (Target::External(_), _) => {}
     }
+}
+
+fn opened(accepted: Accepted) -> (Socket, Reset) {
+    let socket = Socket::new(accepted.stream);
+    let reset = socket.reset();
+    (socket, reset)
 }
 
 fn refuse(worker: &Worker, outbound: &Outbound, what: &str, accepted: Accepted) {
@@ -35,10 +55,36 @@ fn refuse(worker: &Worker, outbound: &Outbound, what: &str, accepted: Accepted) 
     worker.refuse_own(&outbound.name, outbound.config.port, &Reason::UNKNOWN_DESTINATION, what);
 }
 
-async fn tcp(worker: Rc<Worker>, outbound: &Outbound, cluster: &Arc<Cluster>, accepted: Accepted) {
-    let mut downstream = Socket::new(accepted.stream);
-    let reset = downstream.reset();
-    let (opened, state) = match upstream::open(&worker, cluster, Balance::RoundRobin, alpn::TCP).await {
+/// To the backend whose turn it is, whatever is spoken. One that takes HTTP only is told which: its clients speak first.
+async fn shared(worker: Rc<Worker>, outbound: &Outbound, split: &Split, accepted: Accepted) {
+    let cluster = match split.next(worker.index) {
+        Ok(cluster) => cluster,
+        Err(why) => return refuse(&worker, outbound, why, accepted),
+    };
+    let still_there = is_there(outbound);
+    let (downstream, reset) = opened(accepted);
+    if !cluster.protocol.is_http() {
+        let ends = (downstream, reset);
+        return tcp(worker, outbound, cluster, still_there, ends, alpn::TCP).await;
+    }
+    let Ok(Some((codec, downstream))) = detect(downstream, &worker.timer).await else { return };
+    let spoken = match codec {
+        Codec::Http1 => alpn::HTTP1,
+        Codec::Http2 => alpn::HTTP2,
+    };
+    tcp(worker, outbound, cluster, still_there, (downstream, reset), spoken).await;
+}
+
+/// `leads_here`: until when the connection may go on, beside what its peer must be.
+async fn tcp<S: Stream>(
+    worker: Rc<Worker>,
+    outbound: &Outbound,
+    cluster: &Arc<Cluster>,
+    leads_here: Check,
+    (mut downstream, reset): (S, Reset),
+    alpn: &[u8],
+) {
+    let (opened, state) = match upstream::open(&worker, cluster, Balance::RoundRobin, alpn).await {
         Ok(opened) => opened,
         Err(DialError::Overloaded(_)) => {
             reset.arm();
@@ -51,7 +97,7 @@ async fn tcp(worker: Rc<Worker>, outbound: &Outbound, cluster: &Arc<Cluster>, ac
             return;
         }
     };
-    let tracked = track(&worker, outbound, cluster, opened.peer.as_ref(), &state.endpoint.name);
+    let tracked = track(&worker, outbound, cluster, leads_here, opened.peer.as_ref(), &state.endpoint.name);
     let Opened { mut transport, active: _active, .. } = opened;
     let far = transport.reset();
     let cell = cluster.traffic.cell(worker.index);
@@ -68,24 +114,32 @@ async fn tcp(worker: Rc<Worker>, outbound: &Outbound, cluster: &Arc<Cluster>, ac
     }
 }
 
-/// Registers a connection through an outbound: it lives while the outbound leads to this cluster and who answered is
-/// still who should.
+/// Registers a connection through an outbound: it lives while that leads here and who answered is still who should.
 fn track(
     worker: &Worker,
     outbound: &Outbound,
     cluster: &Cluster,
+    leads_here: Check,
     peer: Option<&Peer>,
     endpoint: &str,
 ) -> Tracked {
     let other = peer.map_or(endpoint, Peer::name).to_owned();
     let info = ConnectionInfo { direction: Direction::Outbound, name: outbound.name.clone(), peer: other };
-    let leads_here = leads_to(outbound, cluster);
     let expected = cluster_check(cluster, peer);
     let check: Check = Box::new(move |snapshot| leads_here(snapshot).and_then(|()| expected(snapshot)));
     match peer {
         Some(peer) => worker.track_session(info, peer.clone(), check),
         None => worker.track(info, check),
     }
+}
+
+/// A backend stays a connection's own, however connections are shared out by now; that it is there is checked beside.
+fn is_there(outbound: &Outbound) -> Check {
+    let name = outbound.name.clone();
+    Box::new(move |snapshot| {
+        let now = snapshot.outbounds.get(&name).and_then(|outbound| outbound.target.cluster());
+        now.map(|_| ()).ok_or(Reason::REMOVED)
+    })
 }
 
 fn leads_to(outbound: &Outbound, cluster: &Cluster) -> Check {

@@ -12,4 +12,5 @@ pub mod matching;
 pub mod outliers;
 pub mod panic;
 pub mod retry;
+pub mod routes;
 pub mod timeouts;

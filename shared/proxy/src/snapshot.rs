@@ -33,8 +33,10 @@ use tokio::sync::watch;
 
 mod compile;
 mod resources;
+mod routing;
 pub use compile::compile;
 pub use resources::Resources;
+pub use routing::{MirrorTo, Routing, Split, Verdict, Way};
 
 /// Everything a worker needs to know. Parts are looked up by the names that the control plane gave them.
 #[derive(Default)]
@@ -54,6 +56,8 @@ pub struct Snapshot {
     pub meshes: Vec<String>,
     /// All clusters, by name: what stays the same is taken over into the next snapshot.
     pub clusters: BTreeMap<String, Arc<Cluster>>,
+    /// By the destination's name.
+    routings: BTreeMap<String, Arc<Routing>>,
     /// Where captured traffic to no known destination goes under passthrough through the egress.
     pub unlisted_egress: Option<Arc<Cluster>>,
     pub(crate) vips: HashMap<(IpAddr, u16), Arc<Outbound>>,
@@ -99,6 +103,8 @@ pub struct Outbound {
     pub name: String,
     pub config: Arc<config::Outbound>,
     pub target: Target,
+    /// `None`: to the target, whatever is asked.
+    pub routing: Option<Arc<Routing>>,
 }
 
 pub enum Target {
@@ -106,6 +112,15 @@ pub enum Target {
     External(Arc<External>),
     /// What the outbound names has not come, or was rejected: refused with this reason.
     Missing(String),
+}
+
+impl Target {
+    pub fn cluster(&self) -> Option<&Arc<Cluster>> {
+        match self {
+            Self::Cluster(cluster) => Some(cluster),
+            Self::External(_) | Self::Missing(_) => None,
+        }
+    }
 }
 
 /// Endpoints that a connection may be made to, and what must answer there.

@@ -152,6 +152,49 @@ fn a_timeout() -> impl Strategy<Value = Resource> {
     })
 }
 
+fn a_route() -> impl Strategy<Value = Resource> {
+    (0..2u32, 0..3usize, 0..3usize, 0..4usize, prop::bool::ANY).prop_map(|(n, target, to, backend, tcp)| {
+        let target = [
+            json!({"kind": "Mesh"}),
+            json!({"kind": "MeshSubset", "tags": {"kuma.io/service": "web"}}),
+            json!({"kind": "Dataplane", "labels": {"kuma.io/zone": "west"}}),
+        ][target]
+            .clone();
+        let to = [
+            json!({"kind": "MeshService", "name": "backend"}),
+            json!({"kind": "MeshService", "labels": {"kuma.io/display-name": "web"}}),
+            json!({"kind": "MeshExternalService", "name": "mes-0"}),
+        ][to]
+            .clone();
+        let backend = [
+            json!({"kind": "MeshService", "name": "web", "weight": n + 1}),
+            json!({"kind": "MeshService", "name": "far", "port": 9000}),
+            json!({"kind": "MeshService", "labels": {"kuma.io/zone": "west"}}),
+            json!({"kind": "MeshService", "name": "mine", "port": 80}),
+        ][backend]
+            .clone();
+        let conf = json!({"backendRefs": [backend]});
+        let matches = json!([{"path": {"type": "PathPrefix", "value": format!("/{n}")}}]);
+        let (kind, rule) = match tcp {
+            true => ("MeshTCPRoute", json!({"default": conf})),
+            false => ("MeshHTTPRoute", json!({"matches": matches, "default": conf})),
+        };
+        let spec = json!({"targetRef": target, "to": [{"targetRef": to, "rules": [rule]}]});
+        global(kind, "default", &format!("route-{n}"), spec)
+    })
+}
+
+fn of_a_route() -> impl Strategy<Value = Resource> {
+    (0..2u32, prop::bool::ANY, 1..3u32).prop_map(|(n, whole, seconds)| {
+        let route = json!({"kind": "MeshHTTPRoute", "name": format!("route-{n}")});
+        let mesh = json!({"kind": "Mesh"});
+        let (target, to) = if whole { (route, mesh) } else { (mesh, route) };
+        let conf = json!({"http": {"requestTimeout": format!("{seconds}s")}});
+        let spec = json!({"targetRef": target, "to": [{"targetRef": to, "default": conf}]});
+        global("MeshTimeout", "default", &format!("of-route-{n}"), spec)
+    })
+}
+
 fn a_passthrough() -> impl Strategy<Value = Resource> {
     (0..2u32, prop::bool::ANY, 0..3usize).prop_map(|(n, all, mode)| {
         let target = if all {
@@ -242,6 +285,8 @@ fn op() -> impl Strategy<Value = Op> {
             2 => a_policy(),
             2 => a_passthrough(),
             3 => a_timeout(),
+            3 => a_route(),
+            2 => of_a_route(),
             3 => from_west(),
             4 => another(),
         ]

@@ -14,6 +14,7 @@ use meridian_core::kinds::mesh_external_service::MeshExternalService;
 use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, Kind, Resource, labels};
+use meridian_policy::Parsed;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Proxies that share units.
@@ -71,6 +72,12 @@ fn reach_of(transparent: Option<&TransparentProxying>) -> Reach {
     }
 }
 
+/// Whether a sidecar does not learn of all services of its mesh.
+pub(crate) fn reaches_less(dataplane: &Parsed<Dataplane>) -> bool {
+    let networking = dataplane.spec.networking.as_ref();
+    reach_of(networking.and_then(|it| it.transparent_proxying.as_ref())) != Reach::default()
+}
+
 /// Units that all of a group hold.
 pub(crate) fn group_members(picture: &Picture, group: &Group) -> BTreeSet<Unit> {
     match group {
@@ -91,6 +98,13 @@ pub(crate) fn own_members(picture: &Picture, proxy: &Key) -> BTreeSet<Unit> {
     let Some(mesh) = picture.mesh(&proxy.mesh) else { return units };
     let Some(dataplane) = mesh.dataplane(proxy) else { return units };
     let selection = policies::selection(mesh, dataplane);
+    // Who reaches everything holds what routes lead to by its group.
+    if reaches_less(dataplane) {
+        units.extend(policies::held(picture, mesh, &selection).into_iter().flat_map(|held| match held {
+            policies::Held::Service(key) => BTreeSet::from(service_units(&key)),
+            policies::Held::Legacy(tag) => legacy_units(&proxy.mesh, mesh, &tag),
+        }));
+    }
     units.insert(Unit::Policies { mesh: proxy.mesh.clone(), selection });
     for outbound in dataplane.spec.networking.iter().flat_map(|it| &it.outbound) {
         if let Some(service) = outbound.tags.get(labels::SERVICE) {

@@ -4,7 +4,7 @@
 //! test holds incremental compiling to compiling from nothing.
 
 use super::Unit;
-use super::members::{Group, is_external};
+use super::members::{Group, is_external, reaches_less};
 use super::services::{selected, selected_inbounds, service_of, tls_ready};
 use super::{external, policies};
 use crate::picture::{MeshPicture, Picture, subject};
@@ -19,7 +19,8 @@ use meridian_core::kinds::secret::Secret;
 use meridian_core::kinds::trust_bundle::TrustBundle;
 use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
-use meridian_core::{Key, Resource, TargetRef};
+use meridian_core::{Key, Resource, TargetKind, TargetRef};
+use meridian_policy::Routes;
 use std::collections::BTreeSet;
 
 /// What to compile again.
@@ -270,6 +271,15 @@ fn service(picture: &Picture, key: &Key, out: &mut Touched) {
     out.groups.meshes.insert(key.mesh.clone());
     out.groups.ingresses |= picture.is_local(key);
     explicit_outbounds(mesh, out);
+    routed(mesh, out);
+}
+
+/// Sidecars that hold services for their routes' sake.
+fn routed(mesh: &MeshPicture, out: &mut Touched) {
+    if mesh.policies.values().any(|policy| policies::is_route(policy)) {
+        let less = mesh.dataplanes.iter().filter(|(_, it)| reaches_less(it));
+        out.proxies.extend(less.map(|(key, _)| key.clone()));
+    }
 }
 
 /// Sidecars with explicit outbounds, which name services one by one.
@@ -339,8 +349,14 @@ fn passthrough(picture: &Picture, key: &Key, out: &mut Touched) {
 fn policy(picture: &Picture, key: &Key, out: &mut Touched) {
     let Some(mesh) = picture.mesh(&key.mesh) else { return };
     let Some(policy) = mesh.policies.get(key) else { return };
+    // A route decides whom the policies select that are about it.
+    let is_target = Routes::is_route(policy)
+        && mesh
+            .policies
+            .values()
+            .any(|it| it.target().is_some_and(|at| at.kind == TargetKind::MeshHttpRoute));
     for (dataplane, it) in mesh.dataplanes.iter() {
-        if policies::selects_outgoing(policy, it) {
+        if is_target || policies::selects_outgoing(mesh, policy, it) {
             out.proxies.insert(dataplane.clone());
         }
         if policies::selects_incoming(policy, it) {

@@ -74,6 +74,28 @@ pub(crate) fn check_matches(path: &str, matches: &[HeaderMatch], out: &mut Viola
     }
 }
 
+/// Headers that belong to a connection, to the form of the body, or to whom a request is for: changed, they would let two
+/// servers understand one message in two ways. No policy changes them.
+const OF_CONNECTION: [&str; 12] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Whether a header (in lower case) is none for a policy to change.
+pub fn is_of_connection(name: &str) -> bool {
+    OF_CONNECTION.contains(&name)
+}
+
 /// Checks lists of headers to set or add, and names to remove: at most 16 a list, no name in two places.
 pub(crate) fn check_modifier(
     path: &str,

@@ -235,7 +235,12 @@ impl Spec for MeshRetry {
     }
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
-        policy::warn_of_top(self.target_ref.as_ref(), out);
+        out.extend(self.target_ref.as_ref().and_then(TargetRef::name_warning));
+        for (i, item) in self.to.iter().flatten().enumerate() {
+            if item.target_ref.kind == TargetKind::MeshHttpRoute {
+                policy::warn_of_connections(i, &[("tcp", item.default.tcp.is_some())], out);
+            }
+        }
         policy::warn_of_destinations(self.to.as_ref(), out);
     }
 }

@@ -1,5 +1,6 @@
 use super::backend_ref::{self, BackendRef};
-use crate::registry::Standing::Warned;
+use super::policy::warn_of_destination;
+use crate::registry::Standing::Executed;
 use crate::validate::MUST_NOT_BE_EMPTY;
 use crate::{Context, Flow, Kind, KindInfo, Spec, TargetKind, TargetRef, TargetRefs, Violations};
 use schemars::JsonSchema;
@@ -40,15 +41,13 @@ pub struct RuleConf {
     pub backend_refs: Option<Vec<BackendRef>>,
 }
 
-const NOT_YET: &str = "routes are not executed yet: connections go to the service itself";
-
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshtcproutes",
     short: "mtcpr",
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: false, to: true, rules: false }),
     doc: "How connections to a service are split among backends.",
-    fields: &[("targetRef", Warned(NOT_YET)), ("to", Warned(NOT_YET))],
+    fields: &[("targetRef", Executed), ("to", Executed)],
     ..KindInfo::new::<MeshTcpRoute>()
 };
 
@@ -94,6 +93,18 @@ impl Spec for MeshTcpRoute {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         out.extend(self.target_ref.as_ref().and_then(TargetRef::name_warning));
+        for (i, to) in self.to.iter().flatten().enumerate() {
+            if warn_of_destination(&format!("spec.to[{i}]"), &to.target_ref.kind, out) {
+                continue;
+            }
+            for (j, rule) in to.rules.iter().enumerate() {
+                let backends = rule.default.backend_refs.as_deref().unwrap_or_default();
+                for (k, backend) in backends.iter().enumerate() {
+                    let path = format!("spec.to[{i}].rules[{j}].default.backendRefs[{k}]");
+                    backend.warn(&path, "its share is refused", out);
+                }
+            }
+        }
     }
 }
 
@@ -128,7 +139,12 @@ mod tests {
             "targetRef: {kind: Dataplane, labels: {app: shop}}, to: [{targetRef: {kind: MeshService, name: db}, rules: [{default: {backendRefs: [{kind: MeshService, name: db, port: 5432, weight: 9}, {kind: MeshExternalService, name: old-db, weight: 0}]}}]}]",
         );
         right(&split);
-        assert!(warnings(&split).iter().any(|warning| warning.starts_with("spec.to has no effect: ")));
+        assert_eq!(
+            warnings(&split),
+            [
+                "spec.to[0].rules[0].default.backendRefs[1]: its share is refused: routes can't send to a MeshExternalService yet"
+            ]
+        );
     }
 
     #[test]

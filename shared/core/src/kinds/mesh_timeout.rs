@@ -97,7 +97,17 @@ impl Spec for MeshTimeout {
     }
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
-        policy::warn_of_top(self.target_ref.as_ref(), out);
+        let top = self.target_ref.as_ref();
+        match Lists::new(self.from.as_ref(), self.to.as_ref(), self.rules.as_ref()).inbound() {
+            true => policy::warn_of_top(top, out),
+            // Of calls that go out a route says more than of those that come in.
+            false => out.extend(top.and_then(TargetRef::name_warning)),
+        }
+        for (i, item) in self.to.iter().flatten().enumerate() {
+            if item.target_ref.kind == TargetKind::MeshHttpRoute {
+                item.default.warn_of_route(i, out);
+            }
+        }
         policy::warn_of_destinations(self.to.as_ref(), out);
         for (i, rule) in self.rules.iter().flatten().enumerate() {
             if !rule.is_for_some() {
@@ -117,6 +127,12 @@ const TOO_LATE: &str = "it acts before it is known who calls";
 const NOT_BY_ROUTE: &str = "can't be specified when top-level TargetRef is referencing MeshHTTPRoute";
 
 impl Conf {
+    fn warn_of_route(&self, i: usize, out: &mut Vec<String>) {
+        // That of a stream is kept even so.
+        let fields = self.of_connections().map(|(field, value)| (field, value.is_some() && field != STREAM));
+        policy::warn_of_connections(i, &fields, out);
+    }
+
     fn check(&self, path: &str, out: &mut Violations) {
         if *self == Self::default() {
             return out.push(path, "at least one timeout should be configured");

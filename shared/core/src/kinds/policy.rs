@@ -225,16 +225,19 @@ impl<C> Rule<C> {
 /// Destinations that a policy on calls names and that no proxy executes it for.
 pub(super) fn warn_of_destinations<T>(to: Option<&Vec<Targeted<T>>>, out: &mut Vec<String>) {
     for (i, item) in to.into_iter().flatten().enumerate() {
-        let why = match item.target_ref.kind {
-            TargetKind::MeshExternalService => {
-                "it holds inside the mesh, and this destination is outside of it"
-            }
-            TargetKind::MeshMultiZoneService => "MeshMultiZoneServices have no name and no address yet",
-            TargetKind::MeshHttpRoute => "routes are not executed yet",
-            _ => continue,
-        };
-        out.push(format!("spec.to[{i}] has no effect: {why}"));
+        warn_of_destination(&format!("spec.to[{i}]"), &item.target_ref.kind, out);
     }
+}
+
+/// Whether no proxy does what an item of `to` says, which is then said.
+pub(super) fn warn_of_destination(path: &str, kind: &TargetKind, out: &mut Vec<String>) -> bool {
+    let why = match kind {
+        TargetKind::MeshExternalService => "it holds inside the mesh, and this destination is outside of it",
+        TargetKind::MeshMultiZoneService => "MeshMultiZoneServices have no name and no address yet",
+        _ => return false,
+    };
+    out.push(format!("{path} has no effect: {why}"));
+    true
 }
 
 /// What a reference selects less than it seems to.
@@ -246,4 +249,12 @@ pub(crate) fn warn_of_top(top: Option<&TargetRef>, out: &mut Vec<String>) {
                 .into(),
         );
     }
+}
+
+/// What of an item for a MeshHTTPRoute has no effect: what is about connections, which routes share.
+pub(super) fn warn_of_connections(i: usize, fields: &[(&str, bool)], out: &mut Vec<String>) {
+    let set = fields.iter().filter(|(_, set)| *set);
+    out.extend(set.map(|(field, _)| {
+        format!("spec.to[{i}].default.{field} has no effect: it is about connections, which routes share")
+    }));
 }

@@ -81,16 +81,32 @@ fn times_that_a_match_comes_too_late_for_are_warned_of() {
 
 #[test]
 fn what_selects_nothing_is_warned_of() {
-    for (kind, warning) in [
-        ("{kind: MeshGateway, name: g}", "spec.targetRef selects nothing: there are no builtin gateways"),
-        (
-            "{kind: MeshHTTPRoute, name: r}",
-            "spec.targetRef selects nothing: routes belong to builtin gateways there, and there are none",
-        ),
-    ] {
+    let of = |target: &str| {
         let to = "to: [{targetRef: {kind: Mesh}, default: {http: {numRetries: 1}}}]";
-        assert_eq!(warnings(&of("MeshRetry", &format!("targetRef: {kind}, {to}"))), [warning]);
-    }
+        warnings(&of("MeshRetry", &format!("targetRef: {target}, {to}")))
+    };
+    assert_eq!(
+        of("{kind: MeshGateway, name: g}"),
+        ["spec.targetRef selects nothing: there are no builtin gateways"]
+    );
+    assert_eq!(of("{kind: MeshHTTPRoute, name: r}"), [""; 0]);
+}
+
+#[test]
+fn what_is_about_connections_is_not_a_routes() {
+    let to =
+        |conf: &str| format!("to: [{{targetRef: {{kind: MeshHTTPRoute, name: r}}, default: {{{conf}}}}}]");
+    let timeout =
+        to("connectionTimeout: 1s, idleTimeout: 1s, http: {requestTimeout: 1s, maxConnectionDuration: 1s}");
+    let said = |field: &str| {
+        format!("spec.to[0].default.{field} has no effect: it is about connections, which routes share")
+    };
+    assert_eq!(
+        warnings(&of("MeshTimeout", &timeout)),
+        ["connectionTimeout", "idleTimeout", "http.maxConnectionDuration"].map(said)
+    );
+    let retry = to("tcp: {maxConnectAttempt: 2}, http: {numRetries: 1}");
+    assert_eq!(warnings(&of("MeshRetry", &retry)), [said("tcp")]);
 }
 
 #[test]

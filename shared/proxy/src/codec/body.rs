@@ -2,6 +2,7 @@
 
 use super::{
     filtered::{Filtered, Guard},
+    mirrored::{CopyFrom, CopyTo},
     pace::Paced,
     replay::{Reader, Tape},
     serve::Busy,
@@ -38,6 +39,8 @@ pub struct Body {
     /// What ends with the body: the place in an upstream connection.
     sending: Option<Sending>,
     timed: Timed,
+    /// Who gets a copy of what passes.
+    copies: Option<Box<[CopyTo]>>,
     /// Its connection is in use as long as there is a body on it.
     _busy: Option<Busy>,
     /// Counted as under way as long as there is a body.
@@ -61,6 +64,8 @@ enum Kind {
     Paced(Box<Paced<Incoming>>),
     /// Examined on its way.
     Filtered(Box<Filtered>),
+    /// A copy of another request's.
+    Copy(CopyFrom),
     /// Not read before the gate opens (100-continue).
     Held(Box<Kind>, Arc<Gate>),
 }
@@ -83,6 +88,8 @@ pub enum BodyError {
     Blocked,
     #[error("the request is sent anew")]
     Replaced,
+    #[error("the copy is not whole")]
+    GivenUp,
 }
 
 type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
@@ -120,6 +127,16 @@ impl Body {
         self
     }
 
+    /// What passes of another body.
+    pub fn copy_of(copy: CopyFrom) -> Self {
+        Self::of(Kind::Copy(copy))
+    }
+
+    /// From now on what passes is copied to these, as long as they keep up.
+    pub fn copied(&mut self, to: Vec<CopyTo>) {
+        self.copies = (!to.is_empty()).then(|| to.into());
+    }
+
     /// A body that was sent before, once more.
     pub fn again(reader: Reader) -> Self {
         Self::of(Kind::Taped(reader))
@@ -142,7 +159,15 @@ impl Body {
     }
 
     fn of(kind: Kind) -> Self {
-        Self { kind, counted: None, sending: None, timed: Timed::Not, _busy: None, _active: None }
+        Self {
+            kind,
+            counted: None,
+            sending: None,
+            timed: Timed::Not,
+            copies: None,
+            _busy: None,
+            _active: None,
+        }
     }
 
     /// The request of a stream that has a clock.
@@ -227,6 +252,7 @@ impl Body {
         if let Timed::Request(clock) = &self.timed {
             clock.sent();
         }
+        self.copies.take().into_iter().flatten().for_each(CopyTo::end);
         if let Some(sending) = self.sending.take() {
             sending.complete();
         }
@@ -259,6 +285,7 @@ impl HttpBody for Body {
             Kind::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
             Kind::Paced(paced) => paced.poll(cx).map_err(BodyError::from),
             Kind::Filtered(filtered) => filtered.poll(cx),
+            Kind::Copy(copy) => copy.poll(cx),
             Kind::Taped(reader) => reader.poll(cx).map(|read| {
                 read.map(|result| {
                     result.map(|(frame, first)| {
@@ -279,6 +306,7 @@ impl HttpBody for Body {
                 if let (Some(data), Some(counted), true) = (frame.data_ref(), &this.counted, fresh) {
                     counted.add(data.len());
                 }
+                this.copies.iter().flatten().for_each(|copy| copy.push(frame));
                 if this.is_end_stream() {
                     this.finished();
                 }
@@ -306,6 +334,7 @@ impl Kind {
             Self::Incoming(incoming) => incoming.is_end_stream(),
             Self::Paced(paced) => paced.is_end_stream(),
             Self::Filtered(filtered) => filtered.is_end_stream(),
+            Self::Copy(copy) => copy.is_end_stream(),
             Self::Taped(reader) => reader.is_end_stream(),
             Self::Held(kind, _) => kind.is_end_stream(),
         }
@@ -318,6 +347,7 @@ impl Kind {
             Self::Incoming(incoming) => incoming.size_hint(),
             Self::Paced(paced) => paced.size_hint(),
             Self::Filtered(filtered) => filtered.size_hint(),
+            Self::Copy(_) => SizeHint::default(),
             Self::Taped(reader) => reader.size_hint(),
             Self::Held(kind, _) => kind.size_hint(),
         }

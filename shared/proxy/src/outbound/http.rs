@@ -1,13 +1,15 @@
 //! HTTP requests of the application, one by one, over shared connections to the destination's endpoints.
 
-use super::{attempt, leads_to};
+use super::{attempt, leads_to, route};
 use crate::{
-    codec::{self as plumbing, Body, Counted, How, detect},
+    codec::{self as plumbing, Body, CopyTo, Counted, How, detect},
     io::Socket,
     listener::Accepted,
     policy::{
         at_once::{Active, Limit},
         outliers::Event,
+        retry::RetryPolicy,
+        timeouts::StreamLimits,
     },
     snapshot::{Cluster, Outbound, Target},
     upstream::{self, Balance, DialError, cluster_check},
@@ -23,10 +25,23 @@ use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc, time::Instant};
 struct Context {
     worker: Rc<Worker>,
     name: String,
-    cached: RefCell<(u64, Option<Arc<Cluster>>)>,
+    cached: RefCell<(u64, Option<Arc<Outbound>>)>,
 }
 
-pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Accepted) {
+/// Where a request goes, and what it is held to on its way.
+pub(super) struct Way<'a> {
+    pub(super) cluster: &'a Arc<Cluster>,
+    pub(super) streams: StreamLimits,
+    pub(super) retry: Option<&'a Arc<RetryPolicy>>,
+}
+
+impl<'a> Way<'a> {
+    pub(super) fn to(cluster: &'a Arc<Cluster>) -> Self {
+        Self { cluster, streams: cluster.streams, retry: cluster.retry.as_ref() }
+    }
+}
+
+pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted: Accepted) {
     let Target::Cluster(cluster) = &outbound.target else { return };
     let peer = accepted.peer.to_string();
     let socket = Socket::new(accepted.stream);
@@ -41,70 +56,96 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Acc
     let context = Rc::new(Context {
         worker: worker.clone(),
         name: outbound.name.clone(),
-        cached: RefCell::new((worker.snapshot().generation, Some(cluster.clone()))),
+        cached: RefCell::new((worker.snapshot().generation, Some(outbound.clone()))),
     });
     let handler = service_fn(move |request| handle(context.clone(), request));
     plumbing::serve(codec, stream, reset, &tracked, &cluster.connections, handler).await;
 }
 
 async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-    let start = Instant::now();
     let grpc = plumbing::is_grpc(request.headers());
-    let response = match context.cluster() {
-        Some(cluster) => {
-            let response = forward(&context.worker, &cluster, request).await;
-            cluster.traffic.cell(context.worker.index).request(response.status().as_u16(), start.elapsed());
-            response
-        }
-        None => plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the destination is gone\n"),
-    };
+    let response = answer(&context, request).await;
     Ok(if grpc { plumbing::in_grpc(response, Body::emptied) } else { response })
 }
 
+async fn answer(context: &Context, request: Request<Incoming>) -> Response<Body> {
+    let start = Instant::now();
+    let worker = &context.worker;
+    let outbound = context.outbound();
+    let Some((outbound, cluster)) = outbound.as_ref().and_then(|it| Some((it, it.target.cluster()?))) else {
+        return plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the destination is gone\n");
+    };
+    let authority = match asked(cluster, &request) {
+        Ok(authority) => authority,
+        Err(refusal) => return counted(worker, cluster, start, refusal),
+    };
+    if let Some(routing) = &outbound.routing {
+        let (cluster, response) =
+            Box::pin(route::answer(worker, cluster, routing, &authority, request)).await;
+        return counted(worker, &cluster, start, response);
+    }
+    let response = forward(worker, &Way::to(cluster), &authority, request, Vec::new()).await;
+    counted(worker, cluster, start, response)
+}
+
+fn counted(worker: &Worker, cluster: &Cluster, start: Instant, response: Response<Body>) -> Response<Body> {
+    cluster.traffic.cell(worker.index).request(response.status().as_u16(), start.elapsed());
+    response
+}
+
 impl Context {
-    /// The destination as it is now: one comparison unless the configuration changed.
-    fn cluster(&self) -> Option<Arc<Cluster>> {
+    /// The outbound as it is now: one comparison unless the configuration changed.
+    fn outbound(&self) -> Option<Arc<Outbound>> {
         let generation = self.worker.shared.snapshots.generation();
         let mut cached = self.cached.borrow_mut();
         if cached.0 != generation {
             let snapshot = self.worker.snapshot();
-            let target = snapshot.outbounds.get(&self.name).map(|outbound| &outbound.target);
-            let cluster = match target {
-                Some(Target::Cluster(cluster)) => Some(cluster.clone()),
-                _ => None,
-            };
-            *cached = (snapshot.generation, cluster);
+            *cached = (snapshot.generation, snapshot.outbounds.get(&self.name).cloned());
         }
         cached.1.clone()
     }
 }
 
-async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<Incoming>) -> Response<Body> {
-    let authority = match plumbing::authority(&request) {
-        Ok(Some(authority)) => authority,
-        Ok(None) => Authority::try_from(cluster.service.as_str())
-            .unwrap_or_else(|_| Authority::from_static("unknown.mesh")),
-        Err(error) => return plumbing::malformed(error),
-    };
+/// Whom a request is for, or why nobody can be asked.
+#[expect(clippy::result_large_err, reason = "the error is the answer")]
+fn asked(cluster: &Cluster, request: &Request<Incoming>) -> Result<Authority, Response<Body>> {
+    match plumbing::authority(request) {
+        Ok(Some(authority)) => Ok(authority),
+        Ok(None) => Ok(Authority::try_from(cluster.service.as_str())
+            .unwrap_or_else(|_| Authority::from_static("unknown.mesh"))),
+        Err(error) => Err(plumbing::malformed(error)),
+    }
+}
+
+/// The answer to a request; `copies` get its body as it passes.
+pub(super) async fn forward(
+    worker: &Rc<Worker>,
+    way: &Way<'_>,
+    authority: &Authority,
+    request: Request<Incoming>,
+    copies: Vec<CopyTo>,
+) -> Response<Body> {
+    let cluster = way.cluster;
     let active = match worker.upstreams.of(cluster).load.request(&cluster.at_once) {
         Ok(active) => active,
         Err(limit) => return overloaded(worker, cluster, limit),
     };
     if plumbing::is_upgrade(&request) {
-        return Box::pin(upgrade(worker, cluster, &authority, request, active)).await;
+        return Box::pin(upgrade(worker, way, authority, request, active)).await;
     }
     let how = how(cluster, &request);
     let http2 = matches!(how, How::Multiplexed { .. });
     let index = worker.index;
     let counted = |response| Counted { traffic: cluster.traffic.clone(), worker: index, response };
-    let retry = cluster.retry.as_ref().filter(|policy| {
+    let retry = way.retry.filter(|policy| {
         !matches!(how, How::Continue { .. }) && policy.covers(request.method(), request.headers())
     });
     let tries = retry.is_some_and(|policy| policy.per_try.is_some());
-    let clock = cluster.streams.begin(&worker.timer, request.body().is_end_stream(), tries);
+    let clock = way.streams.begin(&worker.timer, request.body().is_end_stream(), tries);
     let timed = clock.clone();
     let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
-    plumbing::prepare(&mut request, &authority, http2, false);
+    request.body_mut().copied(copies);
+    plumbing::prepare(&mut request, authority, http2, false);
     let mut response = attempt::Errand { worker, cluster, how, clock }.answer(request, retry).await;
     response.body_mut().active(active);
     response
@@ -117,7 +158,7 @@ pub(super) fn overloaded(worker: &Worker, cluster: &Cluster, limit: Limit) -> Re
 
 /// Between sidecars everything is multiplexed, except a body that waits for the server's word: HTTP/1.1 can carry that
 /// word. Without mTLS the endpoint is spoken to as its application would be.
-fn how(cluster: &Cluster, request: &Request<Incoming>) -> How {
+pub(super) fn how<B>(cluster: &Cluster, request: &Request<B>) -> How {
     let waits = plumbing::expects_continue(request);
     match (&cluster.tls, cluster.protocol.is_http2()) {
         (Some(_), _) if waits => How::Continue { alpn: alpn::HTTP1 },
@@ -138,11 +179,12 @@ pub(super) fn unreachable(cluster: &Cluster, error: &DialError) -> Response<Body
 
 async fn upgrade(
     worker: &Rc<Worker>,
-    cluster: &Arc<Cluster>,
+    way: &Way<'_>,
     authority: &Authority,
     mut request: Request<Incoming>,
     active: Option<Active>,
 ) -> Response<Body> {
+    let cluster = way.cluster;
     plumbing::prepare(&mut request, authority, false, true);
     // Now: when the connection is there, the cluster may be another.
     let upstream = worker.upstreams.of(cluster);
@@ -161,8 +203,7 @@ async fn upgrade(
         Some(peer) => worker.track_session(info, peer, check),
         None => worker.track(info, check),
     };
-    match plumbing::upgrade(worker, request, opened, tracked, cluster.traffic.clone(), cluster.streams).await
-    {
+    match plumbing::upgrade(worker, request, opened, tracked, cluster.traffic.clone(), way.streams).await {
         Ok(response) => {
             upstream.note(worker, &state, Event::Status(response.status().as_u16()));
             response

@@ -1,8 +1,8 @@
 //! From resources to a snapshot: pure, and sharing what did not change.
 
 use super::{
-    Cluster, Endpoint, Entry, External, Inbound, Outbound, PeerRule, Resources, Snapshot, SniRoutes, Target,
-    resources::EntryParts,
+    Cluster, Endpoint, Entry, External, Inbound, Outbound, PeerRule, Resources, Routing, Snapshot, SniRoutes,
+    Target, resources::EntryParts, routing,
 };
 use crate::{
     health::Board,
@@ -159,12 +159,15 @@ impl Compiler<'_> {
         let mut names: HashMap<String, Vec<IpAddr>> = HashMap::new();
         for (name, config) in &self.resources.outbounds {
             let target = self.target(&config.target);
-            let kept = self.previous.outbounds.get(name);
-            let kept =
-                kept.filter(|old| Arc::ptr_eq(&old.config, config) && same_target(&old.target, &target));
-            let outbound = kept
-                .cloned()
-                .unwrap_or_else(|| Arc::new(Outbound { name: name.clone(), config: config.clone(), target }));
+            let routing = self.routing(&config.target, &target);
+            let kept = self.previous.outbounds.get(name).filter(|old| {
+                Arc::ptr_eq(&old.config, config)
+                    && same_target(&old.target, &target)
+                    && same_routing(old.routing.as_ref(), routing.as_ref())
+            });
+            let outbound = kept.cloned().unwrap_or_else(|| {
+                Arc::new(Outbound { name: name.clone(), config: config.clone(), target, routing })
+            });
             for vip in &config.vips {
                 let key = (vip.to_canonical(), config.port);
                 self.next.vips.entry(key).or_insert_with(|| outbound.clone());
@@ -192,35 +195,57 @@ impl Compiler<'_> {
                 Some(external) => Target::External(external.clone()),
                 None => Target::Missing(format!("external {name}")),
             },
-            config::Target::Destination(name) => {
-                let key = format!("destination/{name}");
-                if let Some(cluster) = self.next.clusters.get(&key) {
-                    return Target::Cluster(cluster.clone());
-                }
-                let Some(destination) = self.resources.destinations.get(name) else {
-                    return Target::Missing(format!("destination {name}"));
-                };
-                let policies = self.resources.policies(name, destination.protocol);
-                let tls = match &destination.tls {
-                    DestinationTls::Off => None,
-                    DestinationTls::Mutual { mesh, identities } => {
-                        Some(PeerRule { mesh: mesh.clone(), identities: identities.clone() })
-                    }
-                };
-                let source = Source {
-                    service: destination.service.clone(),
-                    protocol: Some(destination.protocol),
-                    tls,
-                    tiers: destination.tiers.iter().map(|tier| self.sets(tier)).collect(),
-                    instead: None,
-                    zone: self.zone().to_owned(),
-                    policies: policies.config,
-                    retry: policies.retry,
-                    health: policies.health,
-                };
-                Target::Cluster(self.cluster(key, "outbound", source))
-            }
+            config::Target::Destination(name) => match self.destination(name) {
+                Some(cluster) => Target::Cluster(cluster),
+                None => Target::Missing(format!("destination {name}")),
+            },
         }
+    }
+
+    fn destination(&mut self, name: &str) -> Option<Arc<Cluster>> {
+        let key = format!("destination/{name}");
+        if let Some(cluster) = self.next.clusters.get(&key) {
+            return Some(cluster.clone());
+        }
+        let destination = self.resources.destinations.get(name)?;
+        let policies = self.resources.policies(name, destination.protocol);
+        let tls = match &destination.tls {
+            DestinationTls::Off => None,
+            DestinationTls::Mutual { mesh, identities } => {
+                Some(PeerRule { mesh: mesh.clone(), identities: identities.clone() })
+            }
+        };
+        let source = Source {
+            service: destination.service.clone(),
+            protocol: Some(destination.protocol),
+            tls,
+            tiers: destination.tiers.iter().map(|tier| self.sets(tier)).collect(),
+            instead: None,
+            zone: self.zone().to_owned(),
+            policies: policies.config,
+            retry: policies.retry,
+            health: policies.health,
+        };
+        Some(self.cluster(key, "outbound", source))
+    }
+
+    /// What routes say of calls to a destination: once, whichever outbounds lead there.
+    fn routing(&mut self, config: &config::Target, target: &Target) -> Option<Arc<Routing>> {
+        let (config::Target::Destination(name), Target::Cluster(own)) = (config, target) else { return None };
+        let compiled = self.resources.routings.get(name)?.clone();
+        if let Some(routing) = self.next.routings.get(name) {
+            return Some(routing.clone());
+        }
+        let names = compiled.iter().flat_map(|compiled| routing::targets(compiled));
+        let clusters = names.filter_map(|name| Some((name.to_owned(), self.destination(name)?))).collect();
+        let before = self.previous.routings.get(name);
+        let kept = before.filter(|old| old.is_of(compiled.as_ref(), &clusters, own.protocol)).cloned();
+        let routing = kept.unwrap_or_else(|| {
+            let (before, workers) = (before.map(Arc::as_ref), self.metrics.workers());
+            Arc::new(Routing::new(compiled, clusters, own.protocol, before, workers))
+        });
+        self.next.routings.insert(name.clone(), routing.clone());
+        Some(routing)
     }
 
     fn egress(&mut self) {
@@ -389,6 +414,14 @@ fn same_target(a: &Target, b: &Target) -> bool {
         (Target::Cluster(a), Target::Cluster(b)) => Arc::ptr_eq(a, b),
         (Target::External(a), Target::External(b)) => Arc::ptr_eq(a, b),
         (Target::Missing(a), Target::Missing(b)) => a == b,
+        _ => false,
+    }
+}
+
+fn same_routing(a: Option<&Arc<Routing>>, b: Option<&Arc<Routing>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
         _ => false,
     }
 }

@@ -1,13 +1,14 @@
 //! The resources as they came, parsed; and what becomes of those that can't be understood.
 //!
 //! A resource that guards something and can't be understood must not leave its older, perhaps wider form in force:
-//! an inbound then refuses everybody, an entry or destination is gone, unlisted traffic is refused. Only a bundle
+//! an inbound then refuses everybody, an entry or destination is gone, calls whose routes are unknown are refused, and so
+//! is unlisted traffic. Only a bundle
 //! keeps its last readable form, since without one nobody could be believed at all; and so do the policies of calls that go
 //! out, which guard nothing.
 
 use crate::{
     egress::Originator,
-    policy::{filter::RequestFilter, health::HealthPlan, retry::RetryPolicy},
+    policy::{filter::RequestFilter, health::HealthPlan, retry::RetryPolicy, routes::Compiled},
     tls::Tls,
 };
 use meridian_delta::{Encoded, Id, Version};
@@ -32,6 +33,8 @@ pub struct Resources {
     pub(super) destinations: BTreeMap<String, Arc<config::Destination>>,
     /// By the destination's name, or by its protocol.
     policies: BTreeMap<String, PolicyParts>,
+    /// By the destination's name; `None`: they can't be understood, and calls to it are refused.
+    pub(super) routings: BTreeMap<String, Option<Arc<Compiled>>>,
     pub(super) endpoints: BTreeMap<String, Arc<config::EndpointSet>>,
     pub(super) externals: BTreeMap<String, (Arc<config::External>, Option<EntryParts>)>,
     pub(super) entries: BTreeMap<String, EntryParts>,
@@ -137,6 +140,11 @@ impl Resources {
             types::OUTBOUND => drop(self.outbounds.insert(name, read(body)?)),
             types::DESTINATION => drop(self.destinations.insert(name, read(body)?)),
             types::POLICIES => drop(self.policies.insert(name, policy_parts(read(body)?)?)),
+            types::ROUTES => {
+                let routes: Arc<config::Routes> = read(body)?;
+                let compiled = Compiled::compile(&routes)?;
+                self.routings.insert(name, Some(Arc::new(compiled)));
+            }
             types::ENDPOINTS => drop(self.endpoints.insert(name, read(body)?)),
             types::EXTERNAL => {
                 let external: Arc<config::External> = read(body)?;
@@ -173,6 +181,7 @@ impl Resources {
                 }
             }
             types::BUNDLE | types::POLICIES => {}
+            types::ROUTES => drop(self.routings.insert(name.to_owned(), None)),
             other => self.forget(other, name),
         }
     }
@@ -187,6 +196,7 @@ impl Resources {
             types::OUTBOUND => drop(self.outbounds.remove(name)),
             types::DESTINATION => drop(self.destinations.remove(name)),
             types::POLICIES => drop(self.policies.remove(name)),
+            types::ROUTES => drop(self.routings.remove(name)),
             types::ENDPOINTS => drop(self.endpoints.remove(name)),
             types::EXTERNAL => drop(self.externals.remove(name)),
             types::ENTRY => drop(self.entries.remove(name)),

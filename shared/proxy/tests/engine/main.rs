@@ -10,6 +10,7 @@ mod health;
 mod http;
 mod limits;
 mod retries;
+mod routes;
 mod rules;
 mod sessions;
 mod tcp;

@@ -18,6 +18,7 @@ mod permissions;
 mod policies;
 mod replicas;
 mod rotation;
+mod routes;
 mod sync;
 mod traffic;
 mod why;

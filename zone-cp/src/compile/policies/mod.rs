@@ -15,10 +15,12 @@ use meridian_core::kinds::dataplane::{Dataplane, Inbound};
 use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
 use meridian_core::kinds::mesh_health_check::MeshHealthCheck;
+use meridian_core::kinds::mesh_http_route::MeshHttpRoute;
 use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
 use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
 use meridian_core::kinds::mesh_retry::MeshRetry;
 use meridian_core::kinds::mesh_service::{MeshService, Port};
+use meridian_core::kinds::mesh_tcp_route::MeshTcpRoute;
 use meridian_core::kinds::mesh_timeout::MeshTimeout;
 use meridian_core::kinds::mesh_tls::MeshTls;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
@@ -32,15 +34,20 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+mod backends;
 mod callers;
 mod circuit_breaker;
 mod fault_injection;
 mod health_check;
+mod http_route;
 mod rate_limit;
 mod request_filter;
 mod retry;
+mod routed;
 mod timeout;
 pub(crate) mod tls;
+
+pub(crate) use backends::Held;
 
 /// A kind whose `to` is executed.
 struct Outgoing {
@@ -112,13 +119,19 @@ const INCOMING: &[Incoming] = &[
     },
 ];
 
+/// Kinds that say where calls go.
+const ROUTES: [Kind; 2] = [MeshHttpRoute::KIND, MeshTcpRoute::KIND];
+
 /// Protocols of destinations inside the mesh.
 const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
 
 /// Whether policies of a kind are turned into something here.
 pub(crate) fn is_executed(kind: Kind) -> bool {
-    let mut kinds = OUTGOING.iter().map(|it| it.kind).chain(INCOMING.iter().map(|it| it.kind));
-    kinds.any(|it| it == kind) || kind == MeshTls::KIND
+    is_outgoing(kind) || INCOMING.iter().any(|it| it.kind == kind) || kind == MeshTls::KIND
+}
+
+fn is_outgoing(kind: Kind) -> bool {
+    OUTGOING.iter().map(|it| it.kind).chain(ROUTES).any(|it| it == kind)
 }
 
 /// The policies on outgoing calls that select a sidecar.
@@ -127,15 +140,31 @@ pub(crate) struct Selection(Arc<BTreeSet<Key>>);
 
 pub(crate) fn selection(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>) -> Selection {
     let subject = subject(dataplane);
-    let candidates = OUTGOING.iter().flat_map(|of| mesh.policies.candidates(of.kind, &subject));
-    let selecting = candidates.filter(|policy| selects_outgoing(policy, dataplane));
+    let kinds = OUTGOING.iter().map(|of| of.kind).chain(ROUTES);
+    let candidates = kinds.flat_map(|kind| mesh.policies.candidates(kind, &subject));
+    let selecting = candidates.filter(|policy| selects_outgoing(mesh, policy, dataplane));
     Selection(Arc::new(selecting.map(|policy| policy.key().clone()).collect()))
 }
 
 /// Whether a policy says something of the calls that a sidecar's application makes.
-pub(crate) fn selects_outgoing(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
-    let is_here = OUTGOING.iter().any(|it| it.kind == policy.key().kind);
-    is_here && policy.is_outgoing() && policy.selects(&Routes::default(), &subject(dataplane), Section::Whole)
+pub(crate) fn selects_outgoing(mesh: &MeshPicture, policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
+    is_outgoing(policy.key().kind)
+        && policy.is_outgoing()
+        && policy.selects(&mesh.routes, &subject(dataplane), Section::Whole)
+}
+
+/// Whether a policy says where calls go.
+pub(crate) fn is_route(policy: &Policy) -> bool {
+    ROUTES.contains(&policy.key().kind)
+}
+
+/// What a sidecar must hold for its routes' sake.
+pub(crate) fn held(picture: &Picture, mesh: &MeshPicture, selection: &Selection) -> BTreeSet<Held> {
+    let selected = selection.0.iter().filter_map(|key| mesh.policies.get(key));
+    selected
+        .filter(|policy| is_route(policy))
+        .flat_map(|route| backends::held(picture, mesh, route))
+        .collect()
 }
 
 /// Whether a policy says something of the calls to some inbound of a sidecar, or of its sessions.
@@ -184,7 +213,8 @@ pub(crate) fn outgoing(inputs: Inputs<'_>, mesh_name: &str, selection: &Selectio
     let differs = |protocol: Protocol, policies: &DestinationPolicies| {
         others.iter().all(|(of, others)| *of != protocol || others != policies)
     };
-    for named in said.named(inputs.picture, mesh) {
+    said.routes(inputs, mesh, blamed, out);
+    for named in said.named(inputs.picture, mesh, |service| said.names(service)) {
         let policies = said.of_port(&named, out);
         if differs(named.protocol, &policies) {
             out.push(blamed, types::POLICIES, &named.destination, &policies);
@@ -203,11 +233,12 @@ struct Named<'a> {
 /// What the policies of one selection say, kind by kind.
 struct Said<'a> {
     mesh: &'a str,
-    kinds: Vec<SaidByKind>,
+    kinds: Vec<(&'static Outgoing, SaidByKind)>,
+    http: SaidByKind,
+    tcp: SaidByKind,
 }
 
 struct SaidByKind {
-    of: &'static Outgoing,
     /// From weak to strong.
     policies: Vec<Arc<Policy>>,
     by_resource: ResourceRules,
@@ -220,21 +251,21 @@ impl<'a> Said<'a> {
         let selected: Vec<&Arc<Policy>> =
             selection.0.iter().filter_map(|key| mesh.policies.get(key)).collect();
         let destinations = destinations(mesh, &selected);
-        let kinds = OUTGOING.iter().map(|of| {
-            let own = selected.iter().filter(|policy| policy.key().kind == of.kind);
-            let policies = sort(own.map(|policy| Arc::clone(policy)).collect());
-            let by_resource = ResourceRules::new(&policies, &destinations);
-            let tags = policies.iter().flat_map(|policy| policy.named_tags().map(str::to_owned)).collect();
-            SaidByKind { of, policies, by_resource, tags }
-        });
-        Self { mesh: name, kinds: kinds.collect() }
+        let of_kind = |kind| SaidByKind::new(kind, &selected, &destinations);
+        let kinds = OUTGOING.iter().map(|of| (of, of_kind(of.kind))).collect();
+        Self { mesh: name, kinds, http: of_kind(MeshHttpRoute::KIND), tcp: of_kind(MeshTcpRoute::KIND) }
     }
 
     /// Ports of the services that are named, and of the `kuma.io/service`s that these are views of: there the zone's own
     /// service decides before others'.
-    fn named<'b>(&self, picture: &Picture, mesh: &'b MeshPicture) -> Vec<Named<'b>> {
+    fn named<'b>(
+        &self,
+        picture: &Picture,
+        mesh: &'b MeshPicture,
+        is_named: impl Fn(&Parsed<MeshService>) -> bool,
+    ) -> Vec<Named<'b>> {
         let services: Vec<&Parsed<MeshService>> =
-            mesh.services.values().map(AsRef::as_ref).filter(|service| self.names(service)).collect();
+            mesh.services.values().map(AsRef::as_ref).filter(|service| is_named(service)).collect();
         let own = services.iter().flat_map(|service| {
             service.spec.ports.iter().map(|port| Named {
                 destination: services::destination_name(service, port.port),
@@ -267,33 +298,47 @@ impl<'a> Said<'a> {
 
     /// Whether something is said of a service by its name.
     fn names(&self, service: &Parsed<MeshService>) -> bool {
-        let tag = service_of(&service.spec);
-        self.kinds.iter().any(|kind| {
-            kind.by_resource.names(&service.resource.key) || tag.is_some_and(|tag| kind.tags.contains(tag))
-        })
+        self.kinds.iter().any(|(_, kind)| kind.names_service(service))
     }
 
     fn of_mesh(&self, protocol: Protocol, out: &mut Compiled) -> DestinationPolicies {
         let mut policies = DestinationPolicies::default();
-        for kind in &self.kinds {
+        for (of, kind) in &self.kinds {
             let merged = kind.by_resource.of_mesh(self.mesh).map(|rule| &rule.merged);
-            kind.apply(merged, protocol, &mut policies, out);
+            of.apply_merged(merged, protocol, &mut policies, out);
         }
         policies
     }
 
     fn of_port(&self, named: &Named<'_>, out: &mut Compiled) -> DestinationPolicies {
         let mut policies = DestinationPolicies::default();
-        for kind in &self.kinds {
-            let by_tag = kind.by_tag(named.service, named.port);
-            let merged = by_tag.as_ref().or_else(|| kind.by_resource(named.service, named.port));
-            kind.apply(merged, named.protocol, &mut policies, out);
+        for (of, kind) in &self.kinds {
+            of.apply_merged(kind.of_port(named).as_ref(), named.protocol, &mut policies, out);
         }
         policies
     }
 }
 
 impl SaidByKind {
+    fn new(kind: Kind, selected: &[&Arc<Policy>], destinations: &Destinations) -> Self {
+        let own = selected.iter().filter(|policy| policy.key().kind == kind);
+        let policies = sort(own.map(|policy| Arc::clone(policy)).collect());
+        let by_resource = ResourceRules::new(&policies, destinations);
+        let tags = policies.iter().flat_map(|policy| policy.named_tags().map(str::to_owned)).collect();
+        Self { policies, by_resource, tags }
+    }
+
+    /// Whether something is said of a service by its name.
+    fn names_service(&self, service: &Parsed<MeshService>) -> bool {
+        let by_tag = || service_of(&service.spec).is_some_and(|tag| self.tags.contains(tag));
+        self.by_resource.names(&service.resource.key) || by_tag()
+    }
+
+    fn of_port(&self, named: &Named<'_>) -> Option<Merged> {
+        self.by_tag(named.service, named.port)
+            .or_else(|| self.by_resource(named.service, named.port).cloned())
+    }
+
     fn by_resource(&self, service: &Parsed<MeshService>, port: &Port) -> Option<&Merged> {
         let rule = self.by_resource.conf(&service.resource.key, &port.section_name(), None);
         rule.map(|rule| &rule.merged)
@@ -307,8 +352,10 @@ impl SaidByKind {
         }
         to_conf(&self.policies, &Routes::default(), tag, None)
     }
+}
 
-    fn apply(
+impl Outgoing {
+    fn apply_merged(
         &self,
         merged: Option<&Merged>,
         protocol: Protocol,
@@ -316,7 +363,7 @@ impl SaidByKind {
         out: &mut Compiled,
     ) {
         let Some(merged) = merged else { return };
-        if let Err(error) = (self.of.apply)(merged, protocol, policies) {
+        if let Err(error) = (self.apply)(merged, protocol, policies) {
             blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
         }
     }
@@ -326,8 +373,13 @@ impl SaidByKind {
 fn destinations(mesh: &MeshPicture, policies: &[&Arc<Policy>]) -> Destinations {
     let mut destinations = Destinations::default();
     mesh.mesh.iter().for_each(|mesh| destinations.insert(Arc::new(mesh.resource.clone())));
-    if policies.iter().flat_map(|policy| policy.named_kinds()).any(|kind| *kind == TargetKind::MeshService) {
+    let names = |kind| policies.iter().flat_map(|policy| policy.named_kinds()).any(|named| *named == kind);
+    if names(TargetKind::MeshService) {
         mesh.services.values().for_each(|it| destinations.insert(Arc::new(it.resource.clone())));
+    }
+    if names(TargetKind::MeshHttpRoute) {
+        let routes = mesh.policies.values().filter(|policy| Routes::is_route(policy));
+        routes.for_each(|route| destinations.insert(Arc::clone(&route.resource)));
     }
     destinations
 }

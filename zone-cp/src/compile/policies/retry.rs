@@ -154,7 +154,8 @@ fn method(on: &HttpRetryOn) -> Option<&'static str> {
     }
 }
 
-fn header_matches(conf: Option<&[Matched]>) -> Vec<HeaderMatch> {
+/// Conditions in the proxy's words; one of an unknown type is left out.
+pub(super) fn header_matches(conf: Option<&[Matched]>) -> Vec<HeaderMatch> {
     let header = |header: &Matched| {
         let text = || header.value.clone().unwrap_or_default();
         let value = match header.type_ {

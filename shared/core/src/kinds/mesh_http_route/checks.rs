@@ -4,7 +4,10 @@ use super::{
     Filter, FilterType, HeaderModifier, Match, MeshHttpRoute, Method, PathMatch, PathMatchType, PathRewrite,
     PathRewriteType, QueryParamsMatch, QueryParamsMatchType, RequestRedirect, Rule, Scheme, To, UrlRewrite,
 };
-use crate::kinds::{backend_ref, http_headers};
+use crate::kinds::{
+    backend_ref,
+    http_headers::{self, HeaderMatchType},
+};
 use crate::validate::{
     self, INVALID_PORT, MUST_BE_DEFINED, MUST_NOT_BE_DEFINED, MUST_NOT_BE_EMPTY, NUMBER_EXPECTED, is_port,
 };
@@ -24,12 +27,19 @@ const TO: [TargetKind; 3] =
     [TargetKind::MeshService, TargetKind::MeshExternalService, TargetKind::MeshMultiZoneService];
 const TO_OF_GATEWAY: [TargetKind; 1] = [TargetKind::Mesh];
 
+/// Each may take 256 KiB in every proxy that calls.
+const MAX_PATTERNS: usize = 64;
+
 const REDIRECTS: [u32; 5] = [301, 302, 303, 307, 308];
 
 impl MeshHttpRoute {
     pub(super) fn check(&self, out: &mut Violations) {
         if let Some(target) = &self.target_ref {
             target.check("spec.targetRef", &TOP, false, out);
+        }
+        let rules = self.to.iter().flatten().flat_map(|to| &to.rules);
+        if rules.flat_map(|rule| &rule.matches).map(Match::patterns).sum::<usize>() > MAX_PATTERNS {
+            out.push("spec.to", format!("must have at most {MAX_PATTERNS} regular expressions"));
         }
         for (i, to) in self.to.iter().flatten().enumerate() {
             to.check(&format!("spec.to[{i}]"), self.of_gateways(), out);
@@ -74,6 +84,13 @@ impl Rule {
 }
 
 impl Match {
+    fn patterns(&self) -> usize {
+        let path = self.path.as_ref().is_some_and(|it| it.type_ == PathMatchType::RegularExpression);
+        let headers = self.headers.iter().filter(|it| it.type_ == Some(HeaderMatchType::RegularExpression));
+        let query = self.query_params.iter().filter(|it| it.type_ == QueryParamsMatchType::RegularExpression);
+        usize::from(path) + headers.count() + query.count()
+    }
+
     fn is_prefix(&self) -> bool {
         self.path.as_ref().is_some_and(|path| path.type_ == PathMatchType::PathPrefix)
     }
@@ -103,7 +120,7 @@ impl PathMatch {
     fn check(&self, path: &str, out: &mut Violations) {
         let value = format!("{path}.value");
         match self.type_ {
-            PathMatchType::RegularExpression => return validate::regex(&value, &self.value, out),
+            PathMatchType::RegularExpression => return validate::whole_regex(&value, &self.value, out),
             PathMatchType::PathPrefix if self.value != "/" && self.value.ends_with('/') => out.push(
                 value.as_str(),
                 "does not need a trailing slash because only a `/`-separated prefix or an entire path is matched",
@@ -129,7 +146,7 @@ impl QueryParamsMatch {
         match self.type_ {
             QueryParamsMatchType::Exact => {}
             QueryParamsMatchType::RegularExpression => {
-                validate::regex(&format!("{path}.value"), &self.value, out);
+                validate::whole_regex(&format!("{path}.value"), &self.value, out);
             }
             QueryParamsMatchType::Other(_) => {
                 out.push(format!("{path}.type"), validate::one_of("type", QueryParamsMatchType::VALUES));

@@ -2,11 +2,12 @@
 //! or split among backends.
 
 mod checks;
+mod warnings;
 
 use super::backend_ref::BackendRef;
 use super::http_headers::{HeaderKeyValue, HeaderMatch};
 use crate::enums::text_enum;
-use crate::registry::Standing::Warned;
+use crate::registry::Standing::{Executed, Warned};
 use crate::{
     Context, Flow, IntOrString, Kind, KindInfo, Spec, TargetKind, TargetRef, TargetRefs, Violations,
 };
@@ -233,7 +234,7 @@ pub struct RequestMirror {
     pub backend_ref: BackendRef,
 }
 
-const NOT_YET: &str = "routes are not executed yet: requests go to the service itself, unchanged";
+const NO_GATEWAYS: &str = super::policy::NO_GATEWAYS;
 
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshhttproutes",
@@ -241,7 +242,12 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: false, to: true, rules: false }),
     doc: "How requests to a service are routed, changed, redirected, mirrored or split among backends.",
-    fields: &[("targetRef", Warned(NOT_YET)), ("to", Warned(NOT_YET))],
+    fields: &[
+        ("targetRef", Executed),
+        ("to", Executed),
+        ("to[].hostnames", Warned(NO_GATEWAYS)),
+        ("to[].rules[].default.filters[].urlRewrite.hostToBackendHostname", Warned(NO_GATEWAYS)),
+    ],
     ..KindInfo::new::<MeshHttpRoute>()
 };
 
@@ -270,7 +276,7 @@ impl Spec for MeshHttpRoute {
     }
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
-        out.extend(self.target_ref.as_ref().and_then(TargetRef::name_warning));
+        self.warn(out);
     }
 }
 

@@ -21,8 +21,38 @@ fn each_match_and_filter() {
         "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-a, value: '1'}], add: [{name: x-b, value: '2'}], remove: [x-c]}}, {type: ResponseHeaderModifier, responseHeaderModifier: {remove: [server]}}, {type: RequestMirror, requestMirror: {percentage: '12.5', backendRef: {kind: MeshService, name: audit, port: 80}}}, {type: RequestRedirect, requestRedirect: {scheme: https, hostname: www.example.com, port: 8443, path: {type: ReplaceFullPath, replaceFullPath: /moved}, statusCode: 308}}, {type: URLRewrite, urlRewrite: {hostname: inner.example.com}}], backendRefs: [{kind: MeshService, labels: {app: web}, port: 80, weight: 1}, {kind: MeshMultiZoneService, name: web, port: 80, weight: 3}]",
     );
     right(&all);
-    let said = warnings(&all);
-    assert!(said.iter().any(|warning| warning.starts_with("spec.to has no effect: ")), "{said:?}");
+    assert_eq!(
+        warnings(&all),
+        [
+            "spec.to[0].rules[0].default.backendRefs[1]: its share is answered with 500: routes can't send to a MeshMultiZoneService yet"
+        ]
+    );
+}
+
+#[test]
+fn what_is_not_done_is_said() {
+    let route = of(
+        "{targetRef: {kind: MeshService, name: web}, rules: [{matches: [{method: GET}], default: {filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: host, value: a}, {name: x, value: b}], remove: [te]}}, {type: RequestMirror, requestMirror: {backendRef: {kind: MeshExternalService, name: audit}}}], backendRefs: [{kind: MeshServiceSubset, name: web, tags: {version: v2}}]}}]}, {targetRef: {kind: MeshExternalService, name: out}, rules: []}",
+    );
+    let modifier = "spec.to[0].rules[0].default.filters[0].requestHeaderModifier leaves";
+    assert_eq!(
+        warnings(&route),
+        [
+            "spec.to[0].rules[0].default.backendRefs[0]: its share is answered with 500: routes can't send to a MeshServiceSubset yet",
+            &format!("{modifier} host as it is: it belongs to the connection, the body or the host"),
+            &format!("{modifier} te as it is: it belongs to the connection, the body or the host"),
+            "spec.to[0].rules[0].default.filters[1].requestMirror.backendRef: no copy is sent: routes can't send to a MeshExternalService yet",
+            "spec.to[1] has no effect: it holds inside the mesh, and this destination is outside of it",
+        ]
+    );
+}
+
+#[test]
+fn patterns_are_whole_and_few() {
+    let comment = "{path: {type: RegularExpression, value: '(?x)/a #'}}";
+    wrong(&rule(comment, ""), &["spec.to[0].rules[0].matches[0].path.value: invalid regex"]);
+    let many = vec!["{path: {type: RegularExpression, value: '/a.*'}}"; 65].join(", ");
+    wrong(&rule(&many, ""), &["spec.to: must have at most 64 regular expressions"]);
 }
 
 #[test]
@@ -104,6 +134,10 @@ fn a_gateways_route_needs_backends_unless_it_redirects() {
     };
     let redirect = of("filters: [{type: RequestRedirect, requestRedirect: {scheme: https}}]");
     right(&redirect);
-    assert!(warnings(&redirect).iter().any(|warning| warning.contains("no builtin gateways")));
+    assert!(
+        warnings(&redirect).iter().any(|warning| warning.contains("no builtin gateways")),
+        "{:?}",
+        warnings(&redirect)
+    );
     wrong(&of(""), &["spec.to[0].rules[0].default.backendRefs: must not be empty"]);
 }

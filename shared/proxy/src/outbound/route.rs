@@ -1,0 +1,127 @@
+//! One request, as the routes of its destination say: which rule it is for, and so what is changed in it, who gets a copy
+//! and which backend answers.
+//!
+//! A rule's backend is chosen once: what is repeated is repeated there. A backend that is not there refuses its share
+//! with a 500, as in Kuma; nobody else gets it.
+
+use super::{
+    http::{Way, forward},
+    mirror,
+};
+use crate::{
+    codec::{self as plumbing, Body},
+    policy::routes::{Found, Rule},
+    snapshot::{self, Cluster, Routing, Split, Verdict},
+    worker::Worker,
+};
+use http::{HeaderValue, Request, Response, StatusCode, header, uri::Authority};
+use hyper::body::Incoming;
+use std::{rc::Rc, sync::Arc};
+
+/// A request that is for a rule.
+struct Routed<'a> {
+    worker: &'a Rc<Worker>,
+    /// The destination that was asked for.
+    own: &'a Arc<Cluster>,
+    found: Found,
+    rule: &'a Rule,
+    way: &'a snapshot::Way,
+}
+
+/// The answer, and whose it is.
+pub(super) async fn answer(
+    worker: &Rc<Worker>,
+    own: &Arc<Cluster>,
+    routing: &Arc<Routing>,
+    authority: &Authority,
+    request: Request<Incoming>,
+) -> (Arc<Cluster>, Response<Body>) {
+    let verdict = routing.of_request(request.method(), request.uri(), request.headers());
+    match verdict {
+        Verdict::Itself => {
+            let response = forward(worker, &Way::to(own), authority, request, Vec::new()).await;
+            (own.clone(), response)
+        }
+        Verdict::Rule(found, rule, way) => {
+            let routed = Routed { worker, own, found, rule, way };
+            let (cluster, mut response) = routed.answer(authority, request).await;
+            rule.response.apply(response.headers_mut());
+            (cluster, response)
+        }
+        Verdict::Connection(split) => match turn(worker, own, split) {
+            Ok(cluster) if cluster.protocol.is_http() => {
+                let response = forward(worker, &Way::to(cluster), authority, request, Vec::new()).await;
+                (cluster.clone(), response)
+            }
+            Ok(_) => (own.clone(), refusal("the backend does not speak HTTP")),
+            Err(refusal) => (own.clone(), refusal),
+        },
+        Verdict::Unreadable => (own.clone(), refusal("its routes can't be understood")),
+    }
+}
+
+impl Routed<'_> {
+    async fn answer(
+        &self,
+        authority: &Authority,
+        mut request: Request<Incoming>,
+    ) -> (Arc<Cluster>, Response<Body>) {
+        if let Some(redirect) = &self.rule.redirect {
+            let location = redirect.location(request.uri(), authority, self.found.prefix);
+            return (self.own.clone(), redirected(redirect.status, &location));
+        }
+        let cluster = match &self.way.split {
+            None => self.own,
+            Some(split) => match turn(self.worker, self.own, split) {
+                Ok(cluster) => cluster,
+                Err(refusal) => return (self.own.clone(), refusal),
+            },
+        };
+        let host = self.change(&mut request);
+        let authority = host.unwrap_or(authority);
+        let copies = mirror::begin(self.worker, &self.way.mirrors, authority, &request);
+        let policies = self.rule.policies.as_ref();
+        let way = Way {
+            cluster,
+            streams: self.way.streams.unwrap_or(self.own.streams),
+            retry: policies.map_or(self.own.retry.as_ref(), |policies| policies.retry.as_ref()),
+        };
+        let response = forward(self.worker, &way, authority, request, copies).await;
+        (cluster.clone(), response)
+    }
+
+    /// Makes of a request what the rule makes of it; the host that it is for now, if that is another.
+    fn change(&self, request: &mut Request<Incoming>) -> Option<&Authority> {
+        self.rule.request.apply(request.headers_mut());
+        if let Some(target) = self.rule.rewrite.target(request.uri(), self.found.prefix) {
+            *request.uri_mut() = target;
+        }
+        let host = self.rule.rewrite.host.as_ref()?;
+        if let Ok(value) = HeaderValue::from_str(host.as_str()) {
+            request.headers_mut().insert(header::HOST, value);
+        }
+        Some(host)
+    }
+}
+
+#[expect(clippy::result_large_err, reason = "the error is the answer")]
+fn turn<'a>(worker: &Worker, own: &Cluster, split: &'a Split) -> Result<&'a Arc<Cluster>, Response<Body>> {
+    split.next(worker.index).map_err(|why| {
+        tracing::debug!(service = %own.service, why, "a backend is not there");
+        refusal(why)
+    })
+}
+
+fn refusal(why: &str) -> Response<Body> {
+    plumbing::plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("no backend: {why}\n"))
+}
+
+fn redirected(status: StatusCode, location: &str) -> Response<Body> {
+    let Ok(location) = HeaderValue::from_str(location) else {
+        return plumbing::plain(StatusCode::BAD_REQUEST, "there is nowhere to go\n");
+    };
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::LOCATION, location);
+    response
+}

@@ -1,0 +1,161 @@
+//! What routes send to: references to services, resolved to destinations.
+//!
+//! A name means the MeshService of the policy's own zone, as in Kuma; else the `kuma.io/service` of that name, in all zones;
+//! else any MeshService of that name. Labels mean a MeshService. Of several the zone's own comes first, then the order of
+//! keys decides: Kuma takes the oldest, which zones don't know of each other.
+
+use super::Named;
+use crate::compile::protocol;
+use crate::compile::proxy::refers;
+use crate::compile::services::{destination_name, legacy_name, legacy_services, service_of};
+use crate::picture::{MeshPicture, Picture, display_name};
+use meridian_core::kinds::backend_ref::BackendRef;
+use meridian_core::kinds::mesh_service::{MeshService, Port};
+use meridian_core::{Key, Resource, TargetKind};
+use meridian_policy::{Parsed, Policy};
+use meridian_proxy_config::{BackendTarget, Protocol, RouteBackend};
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// What a reference means.
+#[derive(Clone, Copy)]
+enum Backend<'a> {
+    Service(&'a Parsed<MeshService>),
+    Legacy(&'a str),
+}
+
+/// What a sidecar must hold for the sake of its routes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Held {
+    Service(Key),
+    Legacy(String),
+}
+
+/// Resolves the references of one route.
+#[derive(Clone, Copy)]
+pub(super) struct Resolver<'a> {
+    pub(super) picture: &'a Picture,
+    pub(super) mesh: &'a MeshPicture,
+    pub(super) mesh_name: &'a str,
+    /// The route that they stand in.
+    pub(super) policy: &'a Resource,
+    /// What is called: a reference without a port means the same one.
+    pub(super) named: &'a Named<'a>,
+}
+
+impl Resolver<'_> {
+    /// Backends with a weight; those that are not there keep theirs.
+    pub(super) fn all(&self, references: &[BackendRef], only_http: bool) -> Vec<RouteBackend> {
+        let weighed = references.iter().map(|it| (it, it.weight.unwrap_or(1)));
+        let backend = |(reference, weight)| RouteBackend { weight, to: self.one(reference, only_http) };
+        weighed.filter(|(_, weight)| *weight > 0).map(backend).collect()
+    }
+
+    pub(super) fn one(&self, reference: &BackendRef, only_http: bool) -> BackendTarget {
+        match self.destination(reference) {
+            Ok((_, protocol)) if only_http && !protocol.is_http() => {
+                BackendTarget::Missing(format!("{} does not speak HTTP", said(reference)))
+            }
+            Ok((name, _)) => BackendTarget::Destination(name),
+            Err(reason) => BackendTarget::Missing(reason),
+        }
+    }
+
+    fn destination(&self, reference: &BackendRef) -> Result<(String, Protocol), String> {
+        let found = find(self.picture, self.mesh, self.policy, reference)?;
+        let ports: BTreeMap<u32, &Port> = match found {
+            Backend::Service(service) => service.spec.ports.iter().map(|port| (port.port, port)).collect(),
+            Backend::Legacy(tag) => {
+                let ports = legacy_services(self.mesh, tag).flat_map(|it| &it.spec.ports);
+                ports.map(|port| (port.port, port)).collect()
+            }
+        };
+        let port =
+            self.port(reference, &ports).ok_or_else(|| format!("{} has no such port", said(reference)))?;
+        Ok(match found {
+            Backend::Service(service) => (destination_name(service, port.port), protocol(port.protocol())),
+            Backend::Legacy(tag) => {
+                let of_first = crate::compile::services::legacy_protocol(self.mesh, tag, port.port);
+                (legacy_name(self.mesh_name, tag, port.port), of_first.unwrap_or(Protocol::Tcp))
+            }
+        })
+    }
+
+    /// The port that is named; else the one that is called, or the lowest.
+    fn port<'p>(&self, reference: &BackendRef, ports: &BTreeMap<u32, &'p Port>) -> Option<&'p Port> {
+        if let Some(section) = &reference.section_name {
+            return ports.values().find(|port| port.section_name() == *section).copied();
+        }
+        match reference.port {
+            Some(number) => ports.get(&number).copied(),
+            None => ports.get(&self.named.port.port).or_else(|| ports.values().next()).copied(),
+        }
+    }
+}
+
+fn said(reference: &BackendRef) -> String {
+    let port = reference.port.map(|port| format!(" port {port}")).unwrap_or_default();
+    match (&reference.name, &reference.labels) {
+        (Some(name), _) => format!("{} {name}{port}", reference.kind),
+        (None, Some(labels)) => format!("{} with labels {labels:?}{port}", reference.kind),
+        (None, None) => format!("{}{port}", reference.kind),
+    }
+}
+
+fn find<'a>(
+    picture: &Picture,
+    mesh: &'a MeshPicture,
+    policy: &Resource,
+    reference: &BackendRef,
+) -> Result<Backend<'a>, String> {
+    let missing = || format!("there is no {}", said(reference));
+    if reference.kind != TargetKind::MeshService {
+        return Err(format!("routes can't send to a {} yet", reference.kind));
+    }
+    let all = || mesh.services.values().map(AsRef::as_ref);
+    let nearest = |found: Vec<&'a Parsed<MeshService>>| {
+        let order =
+            |it: &&Parsed<MeshService>| (!picture.is_local(&it.resource.key), it.resource.key.clone());
+        found.into_iter().min_by_key(order).map(Backend::Service)
+    };
+    let Some(name) = reference.name.as_deref().filter(|name| !name.is_empty()) else {
+        let labels = reference.labels.clone().unwrap_or_default();
+        let labelled = all().filter(|it| refers(&it.resource, "", &labels)).collect();
+        return nearest(labelled).ok_or_else(missing);
+    };
+    let zone = &policy.key.zone;
+    let own = all().find(|it| it.resource.key.zone == *zone && display_name(&it.resource) == name);
+    if let Some(own) = own {
+        return Ok(Backend::Service(own));
+    }
+    if let Some(tag) = all().filter_map(|it| service_of(&it.spec)).find(|tag| *tag == name) {
+        return Ok(Backend::Legacy(tag));
+    }
+    nearest(all().filter(|it| display_name(&it.resource) == name).collect()).ok_or_else(missing)
+}
+
+/// What a sidecar must hold for a route, whatever else it may reach.
+pub(super) fn held(picture: &Picture, mesh: &MeshPicture, route: &Policy) -> Vec<Held> {
+    let found = references(route).into_iter().filter_map(|reference| {
+        Some(match find(picture, mesh, &route.resource, &reference).ok()? {
+            Backend::Service(service) => Held::Service(service.resource.key.clone()),
+            Backend::Legacy(tag) => Held::Legacy(tag.to_owned()),
+        })
+    });
+    found.collect()
+}
+
+/// All that a route sends to, mirrors included.
+fn references(route: &Policy) -> Vec<BackendRef> {
+    let list =
+        |value: &Value, name: &str| value.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
+    let rules = list(&route.resource.spec, "to").into_iter().flat_map(|to| list(&to, "rules"));
+    let all = rules.filter_map(|rule| rule.get("default").cloned()).flat_map(|conf| {
+        let mirrors = list(&conf, "filters")
+            .into_iter()
+            .filter_map(|filter| Some(filter.get("requestMirror")?.get("backendRef")?.clone()));
+        list(&conf, "backendRefs").into_iter().chain(mirrors).collect::<Vec<_>>()
+    });
+    all.filter_map(|value| BackendRef::deserialize(value).ok()).collect()
+}

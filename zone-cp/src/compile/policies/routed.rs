@@ -1,0 +1,196 @@
+//! The routes of each destination that routes name, with what policies say of each rule.
+
+use super::backends::Resolver;
+use super::{Named, Said, SaidByKind, blame, http_route};
+use crate::compile::{Compiled, Inputs};
+use crate::picture::MeshPicture;
+use meridian_core::kinds::mesh_http_route::Rule;
+use meridian_core::kinds::mesh_tcp_route;
+use meridian_core::{Key, Resource, TargetKind};
+use meridian_policy::{Merged, Routes as RouteTargets, matches_hash, to_conf};
+use meridian_proxy_config::types;
+use meridian_proxy_config::{
+    BackendTarget, DestinationPolicies, HttpRoutes, RouteBackend, RoutePolicies, Routes,
+};
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// The configuration of merged MeshHTTPRoutes. Rules are read one by one, for their matches' hash is over what was written.
+#[derive(Deserialize)]
+struct HttpConf {
+    #[serde(default)]
+    rules: Vec<Value>,
+}
+
+impl Said<'_> {
+    /// Of every destination that routes name.
+    pub(super) fn routes(&self, inputs: Inputs<'_>, mesh: &MeshPicture, blamed: &Key, out: &mut Compiled) {
+        let picture = inputs.picture;
+        let routed = |service: &_| self.http.names_service(service) || self.tcp.names_service(service);
+        for named in self.named(picture, mesh, routed) {
+            if let Some(routes) = self.routes_of(inputs, mesh, &named, out) {
+                out.push(blamed, types::ROUTES, &named.destination, &routes);
+            }
+        }
+    }
+
+    /// MeshHTTPRoutes come before MeshTCPRoutes, where the destination speaks HTTP.
+    fn routes_of(
+        &self,
+        inputs: Inputs<'_>,
+        mesh: &MeshPicture,
+        named: &Named<'_>,
+        out: &mut Compiled,
+    ) -> Option<Routes> {
+        if named.protocol.is_http()
+            && let Some(merged) = self.http.of_port(named)
+            && let Some(routes) = self.http_routes(inputs, mesh, named, &merged, out)
+        {
+            return Some(Routes::Http(routes));
+        }
+        let merged = self.tcp.of_port(named)?;
+        // Of its rules the first is all there is.
+        let rule: mesh_tcp_route::Rule = match merged.conf() {
+            Ok(rule) => rule,
+            Err(error) => {
+                blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
+                return None;
+            }
+        };
+        let policy = &merged.origins.first()?.policy;
+        let resolver = self.resolver(inputs, mesh, named, policy);
+        let references = rule.default.backend_refs.unwrap_or_default();
+        if references.is_empty() {
+            return None;
+        }
+        let backends = resolver.all(&references, false);
+        report(policy, backends.iter(), out);
+        Some(Routes::Tcp(backends))
+    }
+
+    fn http_routes(
+        &self,
+        inputs: Inputs<'_>,
+        mesh: &MeshPicture,
+        named: &Named<'_>,
+        merged: &Merged,
+        out: &mut Compiled,
+    ) -> Option<HttpRoutes> {
+        let read = merged.conf::<HttpConf>().and_then(|conf| {
+            let rule = |value: Value| {
+                let matches = value.get("matches").cloned().unwrap_or_default();
+                Ok((matches, Rule::deserialize(value)?))
+            };
+            conf.rules.into_iter().map(rule).collect::<Result<Vec<_>, serde_json::Error>>()
+        });
+        let rules = match read {
+            Ok(rules) => rules,
+            Err(error) => {
+                blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
+                return None;
+            }
+        };
+        if rules.is_empty() {
+            return None;
+        }
+        let numbered = (0u32..).zip(rules.iter().map(|(_, rule)| rule.matches.as_slice()));
+        let mut routes = HttpRoutes { matches: http_route::matches(numbered), rules: Vec::new() };
+        for (matches, rule) in &rules {
+            let origin = origin(merged, matches)?;
+            let resolver = self.resolver(inputs, mesh, named, origin);
+            let hash = matches_hash(matches);
+            let mut compiled =
+                http_route::rule(hash.clone(), &rule.default, |reference| resolver.one(reference, true));
+            let references = rule.default.backend_refs.as_deref().unwrap_or_default();
+            compiled.backends = (!references.is_empty()).then(|| resolver.all(references, true));
+            compiled.policies = self.of_rule(mesh, named, &origin.key, &hash, out);
+            report(origin, compiled.backends.iter().flatten(), out);
+            routes.rules.push(compiled);
+        }
+        Some(routes)
+    }
+
+    fn resolver<'b>(
+        &'b self,
+        inputs: Inputs<'b>,
+        mesh: &'b MeshPicture,
+        named: &'b Named<'b>,
+        policy: &'b Resource,
+    ) -> Resolver<'b> {
+        Resolver { picture: inputs.picture, mesh, mesh_name: self.mesh, policy, named }
+    }
+
+    /// What policies say of one rule, where that is not what they say of its destination.
+    fn of_rule(
+        &self,
+        mesh: &MeshPicture,
+        named: &Named<'_>,
+        route: &Key,
+        hash: &str,
+        out: &mut Compiled,
+    ) -> Option<RoutePolicies> {
+        let of_rule: Vec<Option<Merged>> =
+            self.kinds.iter().map(|(_, kind)| kind.of_rule(named, &mesh.routes, route, hash)).collect();
+        of_rule.iter().any(Option::is_some).then_some(())?;
+        let mut policies = DestinationPolicies::default();
+        for ((of, kind), own) in self.kinds.iter().zip(of_rule) {
+            let merged = own.or_else(|| kind.of_port(named));
+            of.apply_merged(merged.as_ref(), named.protocol, &mut policies, out);
+        }
+        let destinations = self.of_port(named, &mut Compiled::default());
+        let only =
+            |of: DestinationPolicies| RoutePolicies { stream_timeouts: of.stream_timeouts, retry: of.retry };
+        let (own, destinations) = (only(policies), only(destinations));
+        (own != destinations).then_some(own)
+    }
+}
+
+impl SaidByKind {
+    /// What is said of a rule; `None`: nothing but what is said of its destination. A policy's `to` names the route, or the
+    /// policy as a whole is about it: then the destination is one by its `kuma.io/service`, as in Kuma.
+    fn of_rule(&self, named: &Named<'_>, targets: &RouteTargets, route: &Key, hash: &str) -> Option<Merged> {
+        let (service, port) = (named.service, named.port);
+        if self.by_resource.names(route) {
+            let rule = self.by_resource.conf(&service.resource.key, &port.section_name(), Some(route));
+            return rule.map(|rule| rule.merged.clone());
+        }
+        let is_of_routes = |policy: &Arc<meridian_policy::Policy>| {
+            policy.target().is_some_and(|target| target.kind == TargetKind::MeshHttpRoute)
+        };
+        if !self.policies.iter().any(is_of_routes)
+            || self.by_resource.names_port(&service.resource.key, &port.section_name())
+        {
+            return None;
+        }
+        let tag = crate::compile::services::service_of(&service.spec)?;
+        to_conf(&self.policies, targets, tag, Some(hash))
+    }
+}
+
+/// The strongest policy that has a rule with these matches: what resolves its names, and what policies name it by.
+fn origin<'a>(merged: &'a Merged, matches: &Value) -> Option<&'a Arc<Resource>> {
+    let has = |origin: &&meridian_policy::Origin| {
+        let item = origin.policy.spec.get("to").and_then(|to| to.get(origin.item));
+        let rules = item.and_then(|item| item.get("rules")).and_then(Value::as_array);
+        rules.into_iter().flatten().any(|rule| rule.get("matches") == Some(matches))
+    };
+    merged.origins.iter().find(has).or_else(|| merged.origins.first()).map(|origin| &origin.policy)
+}
+
+/// Backends that are not there: the route holds, and says so.
+fn report<'a>(policy: &Resource, backends: impl Iterator<Item = &'a RouteBackend>, out: &mut Compiled) {
+    let missing: BTreeSet<&String> = backends
+        .filter_map(|backend| match &backend.to {
+            BackendTarget::Missing(why) => Some(why),
+            BackendTarget::Destination(_) => None,
+        })
+        .collect();
+    for why in missing {
+        out.problem(&policy.key, format!("{why}: its share is refused"));
+    }
+}
+
+#[cfg(test)]
+mod tests;

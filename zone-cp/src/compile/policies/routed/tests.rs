@@ -1,0 +1,264 @@
+//! What sidecars are told of routes.
+
+use crate::compile::fixture::*;
+use crate::picture::Picture;
+use meridian_core::Key;
+use serde_json::{Value, json};
+
+const TO_BACKEND: &str = "default/west/backend/9000";
+const TO_LEGACY: &str = "default//backend/9000";
+
+/// East and west, and in east two more services: `v2` (http) and `db` (tcp).
+fn east() -> Picture {
+    let (mut east, _) = world();
+    add(&mut east, dataplane("east", "v2-1", "v2", "10.1.0.2", 9000, "http"));
+    add(&mut east, dataplane("east", "db-1", "db", "10.1.0.3", 5432, "tcp"));
+    east
+}
+
+fn to_backend(rules: Value) -> Value {
+    json!({"to": [{"targetRef": {"kind": "MeshService", "name": "backend"}, "rules": rules}]})
+}
+
+fn under(prefix: &str, default: Value) -> Value {
+    json!({"matches": [{"path": {"type": "PathPrefix", "value": prefix}}], "default": default})
+}
+
+fn only(name: &str, more: Value) -> Value {
+    let mut backend = json!({"kind": "MeshService", "name": name});
+    backend.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    json!({"backendRefs": [backend]})
+}
+
+fn put(picture: &mut Picture, kind: &str, name: &str, spec: Value) {
+    picture.put(global(kind, "default", name, spec)).unwrap();
+}
+
+/// The routes that web of east holds for a destination.
+fn routes(world: &World, name: &str) -> Option<Value> {
+    world.shown(&sidecar("east", "web-1")).get("Routes").and_then(|all| all.get(name)).cloned()
+}
+
+fn problems(world: &World) -> Vec<String> {
+    world.audiences.problems().into_iter().map(|(key, reason)| format!("{}: {reason}", key.name)).collect()
+}
+
+#[test]
+fn a_service_is_named_by_its_tag_or_its_labels_and_other_services_are_not() {
+    for (target, legacy) in [
+        (json!({"kind": "MeshService", "name": "backend"}), true),
+        (json!({"kind": "MeshService", "labels": {"kuma.io/display-name": "backend"}}), true),
+        (
+            json!({"kind": "MeshService", "labels": {"kuma.io/display-name": "backend"}, "sectionName": "9000"}),
+            true,
+        ),
+    ] {
+        let mut east = east();
+        let mut spec = to_backend(json!([under("/a", only("v2", json!({})))]));
+        spec["to"][0]["targetRef"] = target.clone();
+        put(&mut east, "MeshHTTPRoute", "r", spec);
+        let world = World::new(east);
+        assert_eq!(problems(&world), [""; 0]);
+        let expected = json!({"http": {
+            "matches": [{"path": {"prefix": "/a"}, "rule": 0}],
+            "rules": [{
+                "name": meridian_policy::matches_hash(&json!([{"path": {"type": "PathPrefix", "value": "/a"}}])),
+                "backends": [{"weight": 1, "to": {"destination": "default//v2/9000"}}],
+            }],
+        }});
+        assert_eq!(routes(&world, TO_BACKEND), Some(expected.clone()), "{target}");
+        assert_eq!(routes(&world, TO_LEGACY).is_some(), legacy, "{target}");
+        assert_eq!(world.shown(&sidecar("east", "web-1"))["Routes"].len(), 2, "{target}");
+    }
+}
+
+#[test]
+fn only_who_is_selected_has_routes() {
+    let mut east = east();
+    let mut spec = to_backend(json!([under("/a", only("v2", json!({})))]));
+    spec["targetRef"] = json!({"kind": "MeshSubset", "tags": {"kuma.io/service": "db"}});
+    put(&mut east, "MeshHTTPRoute", "r", spec);
+    let world = World::new(east);
+    assert_eq!(routes(&world, TO_LEGACY), None);
+    assert!(world.shown(&sidecar("east", "db-1"))["Routes"].contains_key(TO_LEGACY));
+}
+
+#[test]
+fn backends_are_resolved_and_those_that_are_not_there_stay_in_the_list() {
+    let mut east = east();
+    let backends = json!({"backendRefs": [
+        {"kind": "MeshService", "name": "backend", "port": 9000, "weight": 8},
+        {"kind": "MeshService", "labels": {"kuma.io/display-name": "v2"}, "weight": 2},
+        {"kind": "MeshService", "name": "v2", "weight": 0},
+        {"kind": "MeshService", "name": "v2", "sectionName": "9000"},
+        {"kind": "MeshService", "name": "v2", "port": 81},
+        {"kind": "MeshService", "name": "v3"},
+        {"kind": "MeshService", "name": "db"},
+        {"kind": "MeshExternalService", "name": "billing"},
+    ]});
+    put(&mut east, "MeshHTTPRoute", "r", to_backend(json!([under("/", backends)])));
+    let world = World::new(east);
+    let found = routes(&world, TO_LEGACY).unwrap()["http"]["rules"][0]["backends"].clone();
+    let missing = |why: &str| json!({"weight": 1, "to": {"missing": why}});
+    let expected = json!([
+        {"weight": 8, "to": {"destination": "default//backend/9000"}},
+        {"weight": 2, "to": {"destination": "default/east/v2/9000"}},
+        {"weight": 1, "to": {"destination": "default//v2/9000"}},
+        missing("MeshService v2 port 81 has no such port"),
+        missing("there is no MeshService v3"),
+        missing("MeshService db does not speak HTTP"),
+        missing("routes can't send to a MeshExternalService yet"),
+    ]);
+    assert_eq!(found, expected);
+    let said = problems(&world);
+    assert!(said.contains(&"r: there is no MeshService v3: its share is refused".to_owned()), "{said:?}");
+    // A zone's own policy means the zone's own services.
+    let mut east = self::east();
+    let spec = to_backend(json!([under("/", only("v2", json!({})))]));
+    east.put(local("east", "MeshHTTPRoute", "default", "r", spec)).unwrap();
+    let backends = routes(&World::new(east), TO_LEGACY).unwrap()["http"]["rules"][0]["backends"].clone();
+    assert_eq!(backends[0]["to"]["destination"], "default/east/v2/9000");
+}
+
+#[test]
+fn rules_of_several_policies_are_one_list_and_equal_matches_one_rule() {
+    let mut east = east();
+    let set = |value: &str| {
+        json!({"filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {
+        "set": [{"name": "x", "value": value}]}}]})
+    };
+    put(
+        &mut east,
+        "MeshHTTPRoute",
+        "a",
+        to_backend(json!([under("/both", set("a")), under("/a", set("a"))])),
+    );
+    put(
+        &mut east,
+        "MeshHTTPRoute",
+        "b",
+        to_backend(json!([under("/both", set("b")), under("/b/long", set("b"))])),
+    );
+    let http = routes(&World::new(east), TO_LEGACY).unwrap()["http"].clone();
+    let of = |matched: &Value| {
+        let rule = usize::try_from(matched["rule"].as_u64().unwrap()).unwrap();
+        let set = &http["rules"][rule]["requestHeaders"][0]["set"][1];
+        (matched["path"]["prefix"].as_str().unwrap().to_owned(), set.as_str().unwrap().to_owned())
+    };
+    let said: Vec<_> = http["matches"].as_array().unwrap().iter().map(of).collect();
+    let pair = |path: &str, by: &str| (path.to_owned(), by.to_owned());
+    assert_eq!(said, [pair("/b/long", "b"), pair("/both", "a"), pair("/a", "a")]);
+}
+
+#[test]
+fn connections_are_shared_out_where_no_request_is() {
+    let split = |service: &str| {
+        let mut spec = to_backend(json!([{"default": only("v2", json!({}))}]));
+        spec["to"][0]["targetRef"]["name"] = json!(service);
+        spec
+    };
+    let mut east = east();
+    put(&mut east, "MeshTCPRoute", "t", split("backend"));
+    put(&mut east, "MeshTCPRoute", "u", split("db"));
+    put(&mut east, "MeshHTTPRoute", "h", {
+        let mut spec = to_backend(json!([under("/a", only("v2", json!({})))]));
+        spec["to"][0]["targetRef"]["name"] = json!("db");
+        spec
+    });
+    let mut world = World::new(east);
+    let tcp = |to: &str| json!({"tcp": [{"weight": 1, "to": {"destination": to}}]});
+    assert_eq!(routes(&world, TO_LEGACY), Some(tcp("default//v2/9000")));
+    assert_eq!(routes(&world, "default//db/5432"), Some(tcp("default//v2/9000")), "it speaks no HTTP");
+    let http =
+        global("MeshHTTPRoute", "default", "r", to_backend(json!([under("/a", only("v2", json!({})))])));
+    world.put(http.clone());
+    assert!(routes(&world, TO_LEGACY).unwrap().get("http").is_some());
+    world.remove(&http.key);
+    assert_eq!(routes(&world, TO_LEGACY), Some(tcp("default//v2/9000")));
+    world.remove(&Key::global(kind("MeshTCPRoute"), "default", "t"));
+    assert_eq!(routes(&world, TO_LEGACY), None);
+}
+
+#[test]
+fn a_rule_has_what_policies_say_of_its_route() {
+    let timeout = |to: Value, seconds: u32| json!({"to": [{"targetRef": to, "default": {"http": {"requestTimeout": format!("{seconds}s")}}}]});
+    let named = json!({"kind": "MeshHTTPRoute", "name": "r"});
+    let mut east = east();
+    let rules = json!([under("/a", only("v2", json!({}))), under("/b", only("v2", json!({})))]);
+    put(&mut east, "MeshHTTPRoute", "r", to_backend(rules));
+    put(&mut east, "MeshTimeout", "service", timeout(json!({"kind": "MeshService", "name": "backend"}), 7));
+    put(
+        &mut east,
+        "MeshRetry",
+        "all",
+        json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": {"http": {"numRetries": 2}}}]}),
+    );
+    let mut world = World::new(east);
+    let rule =
+        |world: &World, n: usize| routes(world, TO_LEGACY).unwrap()["http"]["rules"][n]["policies"].clone();
+    assert_eq!(rule(&world, 0), Value::Null);
+    let of_route = global("MeshTimeout", "default", "route", timeout(named.clone(), 3));
+    world.put(of_route.clone());
+    for n in [0, 1] {
+        assert_eq!(rule(&world, n)["streamTimeouts"]["requestMillis"], 3000);
+        assert_eq!(rule(&world, n)["retry"]["max"], 2, "of other kinds what holds for the destination");
+    }
+    world.remove(&of_route.key);
+    assert_eq!(rule(&world, 0), Value::Null);
+    // The older form: the policy as a whole is about the route.
+    let mut whole = timeout(json!({"kind": "Mesh"}), 4);
+    whole["targetRef"] = named;
+    let whole = global("MeshTimeout", "default", "whole", whole);
+    world.put(whole.clone());
+    assert_eq!(rule(&world, 1)["streamTimeouts"]["requestMillis"], 4000);
+    world.remove(&Key::global(kind("MeshHTTPRoute"), "default", "r"));
+    assert_eq!(routes(&world, TO_LEGACY), None);
+}
+
+#[test]
+fn who_reaches_less_still_holds_what_its_routes_lead_to() {
+    let mut web = dataplane("east", "web-1", "web", "10.1.0.1", 8080, "http");
+    web.spec["networking"]["transparentProxying"]["reachableBackends"] =
+        json!({"refs": [{"kind": "MeshService", "name": "backend"}]});
+    web.spec["networking"]["transparentProxying"]["reachableServices"] = json!(["backend"]);
+    let mut east = east();
+    add(&mut east, web);
+    let mut world = World::new(east);
+    let holds =
+        |world: &World, name: &str| world.shown(&sidecar("east", "web-1"))["Destination"].contains_key(name);
+    let v2 = "default//v2/9000";
+    assert!(holds(&world, TO_LEGACY) && !holds(&world, v2));
+    let mirror = json!({"filters": [{"type": "RequestMirror", "requestMirror": {
+        "backendRef": {"kind": "MeshService", "name": "late"}}}]});
+    let rules = json!([under("/a", only("v2", json!({}))), under("/b", mirror)]);
+    let route = global("MeshHTTPRoute", "default", "r", to_backend(rules));
+    world.put(route.clone());
+    assert!(holds(&world, v2) && !holds(&world, "default//late/7000"));
+    // What comes later is held too.
+    let late = dataplane("east", "late-1", "late", "10.1.0.9", 7000, "http");
+    world.picture.set_facts(&late.key, Some(healthy(&late)));
+    world.put(late);
+    let spec = json!({
+        "selector": {"dataplaneTags": {"kuma.io/service": "late"}},
+        "ports": [{"port": 7000, "appProtocol": "http"}], "state": "Available",
+    });
+    world.put(local("east", "MeshService", "default", "late", spec));
+    assert!(holds(&world, "default//late/7000"));
+    world.remove(&route.key);
+    assert!(!holds(&world, v2) && !holds(&world, "default//late/7000"));
+}
+
+#[test]
+fn a_route_of_the_whole_mesh_is_compiled_once() {
+    let mut world = World::new(east());
+    let route = |path: &str| {
+        global("MeshHTTPRoute", "default", "r", to_backend(json!([under(path, only("v2", json!({})))])))
+    };
+    world.put(route("/a"));
+    let before = world.audiences.counters().units;
+    world.put(route("/b"));
+    assert_eq!(world.audiences.counters().units - before, 1, "one selection");
+    for name in ["web-1", "v2-1", "db-1"] {
+        assert_eq!(world.shown(&sidecar("east", name))["Routes"].len(), 2);
+    }
+}
