@@ -2,7 +2,7 @@
 //!
 //! Compiling reads nothing else, so that what a proxy gets is a function of (picture, virtual addresses).
 
-use crate::compile::policies;
+use crate::compile::policies::{self, AskedTags};
 use meridian_core::kinds::dataplane::Dataplane;
 use meridian_core::kinds::external_service::ExternalService;
 use meridian_core::kinds::hostname_generator::HostnameGenerator;
@@ -69,6 +69,8 @@ pub(crate) struct MeshPicture {
     pub(crate) permissions: Arc<Vec<Parsed<MeshTrafficPermission>>>,
     /// Of the kinds that [`crate::compile::policies`] turns into what proxies execute.
     pub(crate) policies: Arc<BTreeMap<Key, Arc<Policy>>>,
+    /// Keys of tags that those ask for.
+    pub(crate) asked_tags: Arc<AskedTags>,
     pub(crate) secrets: Table<Secret>,
     /// Dataplanes by the `kuma.io/service` of their inbounds.
     pub(crate) by_service: Arc<BTreeMap<String, BTreeSet<Key>>>,
@@ -267,7 +269,10 @@ impl MeshPicture {
             MeshTrafficPermission::KIND => {
                 Arc::make_mut(&mut self.permissions).retain(|it| it.resource.key != *key);
             }
-            kind if policies::is_executed(kind) => drop(Arc::make_mut(&mut self.policies).remove(key)),
+            kind if policies::is_executed(kind) => {
+                let old = Arc::make_mut(&mut self.policies).remove(key);
+                Arc::make_mut(&mut self.asked_tags).follow(old.as_deref(), None);
+            }
             _ => {}
         }
     }
@@ -281,7 +286,9 @@ impl MeshPicture {
                 ParseError { key, path: String::new(), source: serde::de::Error::custom("not a policy") }
             }
         })?;
-        Arc::make_mut(&mut self.policies).insert(key, Arc::new(policy));
+        let policy = Arc::new(policy);
+        let old = Arc::make_mut(&mut self.policies).insert(key, policy.clone());
+        Arc::make_mut(&mut self.asked_tags).follow(old.as_deref(), Some(&policy));
         Ok(())
     }
 

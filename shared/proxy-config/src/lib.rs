@@ -26,10 +26,11 @@ pub use external::{
 pub use inbound::{Inbound, InboundTls, Probe, Protocol};
 pub use permission::{Action, CallerIdentity, CallerMatch, Permission, PermissionRule, Verdict};
 pub use policies::{
-    AtOnce, BackOff, CallerTimeouts, ConnectionTimeouts, DestinationPolicies, Effect, FailurePercentage,
-    Fault, FaultRule, FilterAction, FilterPattern, HeaderMatch, HeaderValueMatch, HostSelection,
-    InboundPolicies, OutlierDetection, Rate, RateLimitedBackOff, RateLimits, RequestFilter, RequestLimit,
-    RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet, StreamTimeouts, SuccessRate,
+    Affinity, AtOnce, BackOff, Balancer, Balancing, ByZone, CallerTimeouts, ConnectionTimeouts,
+    DestinationPolicies, Effect, Failover, FailurePercentage, Fault, FaultRule, FilterAction, FilterPattern,
+    HashFunction, HashPolicy, HashSource, HeaderMatch, HeaderValueMatch, HostSelection, InboundPolicies,
+    Locality, OutlierDetection, Rate, RateLimitedBackOff, RateLimits, RequestFilter, RequestLimit,
+    RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet, StreamTimeouts, SuccessRate, Zones,
     policies_for_others,
 };
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};

@@ -36,9 +36,12 @@ fn refuse(worker: &Worker, outbound: &Outbound, what: &str, accepted: Accepted) 
 }
 
 async fn tcp(worker: Rc<Worker>, outbound: &Outbound, cluster: &Arc<Cluster>, accepted: Accepted) {
+    let hashing = cluster.balancing.hashing.as_ref();
+    let balance =
+        Balance::Policy { hash: hashing.and_then(|hashing| hashing.of_connection(accepted.peer.ip())) };
     let mut downstream = Socket::new(accepted.stream);
     let reset = downstream.reset();
-    let (opened, state) = match upstream::open(&worker, cluster, Balance::RoundRobin, alpn::TCP).await {
+    let (opened, state) = match upstream::open(&worker, cluster, balance, alpn::TCP).await {
         Ok(opened) => opened,
         Err(DialError::Overloaded(_)) => {
             reset.arm();

@@ -41,7 +41,7 @@ pub struct Body {
     /// Its connection is in use as long as there is a body on it.
     _busy: Option<Busy>,
     /// Counted as under way as long as there is a body.
-    _active: Option<Active>,
+    active: Option<Active>,
 }
 
 /// Which part of a stream with a clock a body is.
@@ -136,7 +136,7 @@ impl Body {
     }
 
     fn of(kind: Kind) -> Self {
-        Self { kind, counted: None, sending: None, timed: Timed::Not, _busy: None, _active: None }
+        Self { kind, counted: None, sending: None, timed: Timed::Not, _busy: None, active: None }
     }
 
     /// The request of a stream that has a clock.
@@ -165,9 +165,12 @@ impl Body {
         self._busy = Some(busy);
     }
 
-    /// Counts as under way until the body has ended.
+    /// Counts as under way until the body has ended, beside what is counted already.
     pub fn active(&mut self, active: Option<Active>) {
-        self._active = active;
+        self.active = match (self.active.take(), active) {
+            (Some(own), Some(active)) => Some(own.and(active)),
+            (own, active) => own.or(active),
+        };
     }
 
     #[must_use]

@@ -13,22 +13,24 @@ use crate::{
     upstream::{self, Balance, DialError, cluster_check},
     worker::{ConnectionInfo, Direction, Worker},
 };
-use http::{Request, Response, StatusCode, uri::Authority};
+use http::{Request, Response, StatusCode, header::SET_COOKIE, uri::Authority};
 use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use meridian_proxy_config::alpn;
-use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc, time::Instant};
+use std::{cell::RefCell, convert::Infallible, net::IpAddr, rc::Rc, sync::Arc, time::Instant};
 
 /// What the requests of one connection share.
 struct Context {
     worker: Rc<Worker>,
     name: String,
+    /// Who calls.
+    from: IpAddr,
     cached: RefCell<(u64, Option<Arc<Cluster>>)>,
 }
 
 pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Accepted) {
     let Target::Cluster(cluster) = &outbound.target else { return };
-    let peer = accepted.peer.to_string();
+    let (from, peer) = (accepted.peer.ip(), accepted.peer.to_string());
     let socket = Socket::new(accepted.stream);
     let reset = socket.reset();
     let info = ConnectionInfo { direction: Direction::Outbound, name: outbound.name.clone(), peer };
@@ -41,6 +43,7 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Acc
     let context = Rc::new(Context {
         worker: worker.clone(),
         name: outbound.name.clone(),
+        from,
         cached: RefCell::new((worker.snapshot().generation, Some(cluster.clone()))),
     });
     let handler = service_fn(move |request| handle(context.clone(), request));
@@ -52,7 +55,7 @@ async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Resp
     let Some(cluster) = context.cluster() else {
         return Ok(plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the destination is gone\n"));
     };
-    let response = forward(&context.worker, &cluster, request).await;
+    let response = balanced(&context, &cluster, request).await;
     cluster.traffic.cell(context.worker.index).request(response.status().as_u16(), start.elapsed());
     Ok(response)
 }
@@ -75,7 +78,26 @@ impl Context {
     }
 }
 
-async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<Incoming>) -> Response<Body> {
+/// Where endpoints are chosen by a hash: finds it, and gives the client what it must bring next time.
+async fn balanced(context: &Context, cluster: &Arc<Cluster>, request: Request<Incoming>) -> Response<Body> {
+    let worker = &context.worker;
+    let Some(hashing) = &cluster.balancing.hashing else {
+        return forward(worker, cluster, request, None).await;
+    };
+    let hashed = hashing.of_request(request.headers(), request.uri(), context.from, rand::random);
+    let mut response = forward(worker, cluster, request, hashed.hash).await;
+    for cookie in hashed.cookies {
+        response.headers_mut().append(SET_COOKIE, cookie);
+    }
+    response
+}
+
+async fn forward(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    request: Request<Incoming>,
+    hash: Option<u64>,
+) -> Response<Body> {
     let authority = match plumbing::authority(&request) {
         Ok(Some(authority)) => authority,
         Ok(None) => Authority::try_from(cluster.service.as_str())
@@ -90,7 +112,7 @@ async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<I
         Err(limit) => return overloaded(worker, cluster, limit),
     };
     if plumbing::is_upgrade(&request) {
-        return Box::pin(upgrade(worker, cluster, &authority, request, active)).await;
+        return Box::pin(upgrade(worker, cluster, &authority, request, active, hash)).await;
     }
     let how = how(cluster, &request);
     let http2 = matches!(how, How::Multiplexed { .. });
@@ -104,7 +126,7 @@ async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<I
     let timed = clock.clone();
     let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
     plumbing::prepare(&mut request, &authority, http2, false);
-    let mut response = attempt::Errand { worker, cluster, how, clock }.answer(request, retry).await;
+    let mut response = attempt::Errand { worker, cluster, how, clock, hash }.answer(request, retry).await;
     response.body_mut().active(active);
     response
 }
@@ -141,17 +163,19 @@ async fn upgrade(
     authority: &Authority,
     mut request: Request<Incoming>,
     active: Option<Active>,
+    hash: Option<u64>,
 ) -> Response<Body> {
     plumbing::prepare(&mut request, authority, false, true);
     // Now: when the connection is there, the cluster may be another.
     let upstream = worker.upstreams.of(cluster);
-    let opened = upstream::open(worker, cluster, Balance::RoundRobin, alpn::HTTP1).await;
+    let opened = upstream::open(worker, cluster, Balance::Policy { hash }, alpn::HTTP1).await;
     let (mut opened, state) = match opened {
         Ok(opened) => opened,
         Err(DialError::Overloaded(limit)) => return overloaded(worker, cluster, limit),
         Err(error) => return unreachable(cluster, &error),
     };
     opened.also(active);
+    opened.also(state.under_way(cluster));
     let peer = opened.peer.clone();
     let name = peer.as_ref().map_or(state.endpoint.name.as_str(), |peer| peer.name()).to_owned();
     let info = ConnectionInfo { direction: Direction::Outbound, name: cluster.service.clone(), peer: name };

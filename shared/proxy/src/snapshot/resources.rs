@@ -7,7 +7,7 @@
 
 use crate::{
     egress::Originator,
-    policy::{filter::RequestFilter, retry::RetryPolicy},
+    policy::{balance::Hashing, filter::RequestFilter, retry::RetryPolicy},
     tls::Tls,
 };
 use meridian_delta::{Encoded, Id, Version};
@@ -44,6 +44,7 @@ pub struct Resources {
 pub(super) struct PolicyParts {
     pub(super) config: Arc<config::DestinationPolicies>,
     pub(super) retry: Option<Arc<RetryPolicy>>,
+    pub(super) hashing: Option<Arc<Hashing>>,
 }
 
 #[derive(Clone)]
@@ -198,7 +199,9 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {
 
 fn policy_parts(config: Arc<config::DestinationPolicies>) -> Result<PolicyParts, String> {
     let retry = config.retry.as_ref().map(RetryPolicy::compile).transpose()?.map(Arc::new);
-    Ok(PolicyParts { config, retry })
+    let hash = Some(&config.balancing.hash).filter(|hash| !hash.is_empty());
+    let hashing = hash.map(|hash| Hashing::compile(hash)).transpose()?.map(Arc::new);
+    Ok(PolicyParts { config, retry, hashing })
 }
 
 fn entry_parts(config: Arc<config::Entry>) -> Result<EntryParts, String> {

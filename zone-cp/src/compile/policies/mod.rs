@@ -14,6 +14,7 @@ use meridian_core::duration::PolicyDuration;
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
 use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
+use meridian_core::kinds::mesh_load_balancing_strategy::MeshLoadBalancingStrategy;
 use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
 use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
 use meridian_core::kinds::mesh_retry::MeshRetry;
@@ -30,13 +31,17 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+mod asked_tags;
 mod callers;
 mod circuit_breaker;
 mod fault_injection;
+mod load_balancing;
 mod rate_limit;
 mod request_filter;
 mod retry;
 mod timeout;
+
+pub(crate) use asked_tags::AskedTags;
 
 /// A kind whose `to` is executed.
 struct Outgoing {
@@ -64,6 +69,10 @@ const OUTGOING: &[Outgoing] = &[
     Outgoing {
         kind: MeshCircuitBreaker::KIND,
         apply: |merged, _, into| merged.conf().map(|conf| circuit_breaker::destination(&conf, into)),
+    },
+    Outgoing {
+        kind: MeshLoadBalancingStrategy::KIND,
+        apply: |merged, _, into| merged.conf().map(|conf| load_balancing::destination(&conf, into)),
     },
 ];
 
