@@ -2,7 +2,7 @@
 //!
 //! Compiling reads nothing else, so that what a proxy gets is a function of (picture, virtual addresses).
 
-use crate::compile::policies;
+use crate::compile::policies::{self, AskedTags};
 use meridian_core::kinds::dataplane::Dataplane;
 use meridian_core::kinds::external_service::ExternalService;
 use meridian_core::kinds::hostname_generator::HostnameGenerator;
@@ -71,6 +71,8 @@ pub(crate) struct MeshPicture {
     pub(crate) policies: Arc<PolicyIndex>,
     /// Of these, the ones that others may be about.
     pub(crate) routes: Arc<Routes>,
+    /// Keys of tags that policies ask for.
+    pub(crate) asked_tags: Arc<AskedTags>,
     pub(crate) secrets: Table<Secret>,
     /// Dataplanes by the `kuma.io/service` of their inbounds.
     pub(crate) by_service: Arc<BTreeMap<String, BTreeSet<Key>>>,
@@ -272,6 +274,7 @@ impl MeshPicture {
             kind if policies::is_executed(kind) => {
                 let removed = self.policies.get(key).cloned();
                 Arc::make_mut(&mut self.policies).remove(key);
+                Arc::make_mut(&mut self.asked_tags).follow(removed.as_deref(), None);
                 self.reindex_routes(removed.as_deref());
             }
             _ => {}
@@ -287,7 +290,9 @@ impl MeshPicture {
             }
         })?;
         let policy = Arc::new(policy);
+        let before = self.policies.get(policy.key()).cloned();
         Arc::make_mut(&mut self.policies).insert(Arc::clone(&policy));
+        Arc::make_mut(&mut self.asked_tags).follow(before.as_deref(), Some(&policy));
         self.reindex_routes(Some(&policy));
         Ok(())
     }

@@ -103,6 +103,11 @@ impl Policy {
         !self.from.is_empty() || !self.rules.is_empty()
     }
 
+    /// What it says of calls that go out, item by item of its `to`.
+    pub fn to_confs(&self) -> impl Iterator<Item = &Value> {
+        self.to.iter().map(|item| &item.conf)
+    }
+
     /// Kinds of the destinations that its `to` names one by one.
     pub fn named_kinds(&self) -> impl Iterator<Item = &TargetKind> {
         self.to.iter().map(|item| &item.target.kind).filter(|kind| **kind != TargetKind::Mesh)

@@ -38,6 +38,9 @@ pub struct Destination {
     /// Names of [`EndpointSet`]s in order of preference: the next is used when no endpoint of the one before
     /// is usable (local zone first, then the others).
     pub tiers: Vec<Vec<String>>,
+    /// Whether it is a service of all zones, so that policies decide which zones are used; else it is one zone's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spans_zones: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +77,7 @@ pub struct Endpoint {
     /// Of the proxy or service, for logs.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Of the instance, for policies that ask for them ([`crate::HostSelection`]).
+    /// Of the instance: those that policies of the mesh ask for ([`crate::HostSelection`], [`crate::Affinity`]).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
 }

@@ -28,11 +28,12 @@ pub use external::{
 pub use inbound::{Inbound, InboundTls, Probe, Protocol};
 pub use permission::{Action, CallerIdentity, CallerMatch, Permission, PermissionRule, Verdict};
 pub use policies::{
-    AtOnce, BackOff, CallerTimeouts, ConnectionTimeouts, DestinationPolicies, Effect, FailurePercentage,
-    Fault, FaultRule, FilterAction, FilterPattern, HeaderMatch, HeaderValueMatch, HealthChecks,
-    HostSelection, InboundPolicies, Jitter, OutlierDetection, Panic, Question, Rate, RateLimitedBackOff,
+    Affinity, AtOnce, BackOff, Balancer, Balancing, ByZone, CallerTimeouts, ConnectionTimeouts,
+    DestinationPolicies, Effect, Failover, FailurePercentage, Fault, FaultRule, FilterAction, FilterPattern,
+    HashFunction, HashPolicy, HashSource, HeaderMatch, HeaderValueMatch, HealthChecks, HostSelection,
+    InboundPolicies, Jitter, Locality, OutlierDetection, Panic, Question, Rate, RateLimitedBackOff,
     RateLimits, RequestFilter, RequestLimit, RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet,
-    StreamTimeouts, SuccessRate, policies_for_others,
+    StreamTimeouts, SuccessRate, Zones, policies_for_others,
 };
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};

@@ -5,6 +5,7 @@ use crate::Protocol;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 
+mod balancing;
 mod circuit_breaker;
 mod faults;
 mod filter;
@@ -14,6 +15,9 @@ mod matching;
 mod retry;
 mod timeouts;
 
+pub use balancing::{
+    Affinity, Balancer, Balancing, ByZone, Failover, HashFunction, HashPolicy, HashSource, Locality, Zones,
+};
 pub use circuit_breaker::{AtOnce, FailurePercentage, OutlierDetection, SuccessRate};
 pub use faults::{Effect, Fault, FaultRule};
 pub use filter::{FilterAction, FilterPattern, RequestFilter, RequestPart, RuleSet};
@@ -45,6 +49,8 @@ pub struct DestinationPolicies {
     pub health: Option<HealthChecks>,
     #[serde(skip_serializing_if = "unset")]
     pub panic: Panic,
+    #[serde(skip_serializing_if = "unset")]
+    pub balancing: Balancing,
 }
 
 /// For connections and requests from peers to the application.
@@ -132,6 +138,13 @@ mod tests {
     }
 
     #[test]
+    fn a_choice_of_endpoints_travels_as_it_is() {
+        let body = r#"{"balancing":{"locality":{"zones":{"affinity":[{"tag":"rack","weight":9}],"failover":[{"from":["east"],"to":{"only":["west"]}},{"to":"any"}],"enough":5000}},"balancer":{"ringHash":{"function":"murmur2","minSize":1024,"maxSize":4096}},"hash":[{"source":{"cookie":{"name":"c","madeForSeconds":60,"path":"/"}},"terminal":true},{"source":"sourceIp"}]}}"#;
+        let policies: DestinationPolicies = serde_json::from_str(body).unwrap();
+        assert_eq!(serde_json::to_string(&policies).unwrap(), body);
+    }
+
+    #[test]
     fn what_is_not_known_is_refused() {
         for body in [
             r#"{"timeout": {}}"#,
@@ -141,6 +154,9 @@ mod tests {
             r#"{"outliers": {}}"#,
             r#"{"health": {"question": {"tcp": {}}}}"#,
             r#"{"panic": {"above": 1}}"#,
+            r#"{"balancing": {"locality": {"zones": {"enough": 5000, "never": true}}}}"#,
+            r#"{"balancing": {"balancer": {"maglev": {"size": 0}}}}"#,
+            r#"{"balancing": {"hash": [{"source": {"filterState": "key"}}]}}"#,
         ] {
             assert!(serde_json::from_str::<DestinationPolicies>(body).is_err(), "{body}");
         }

@@ -1,7 +1,9 @@
 use crate::SessionTerms;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 /// What one proxy is and how it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +36,9 @@ pub struct Proxy {
     pub max_config_age_seconds: Option<u64>,
     /// Addresses that no allowlist entry may lead to: the zone's own proxies and control planes.
     pub protected: Vec<IpAddr>,
+    /// Of a sidecar's inbounds: those that policies of the mesh ask for ([`crate::Affinity`]).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, BTreeSet<String>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

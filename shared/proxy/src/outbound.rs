@@ -13,7 +13,7 @@ use crate::{
     worker::{Check, ConnectionInfo, Direction, Tracked, Worker},
 };
 use meridian_proxy_config::alpn;
-use std::{rc::Rc, sync::Arc};
+use std::{net::IpAddr, rc::Rc, sync::Arc};
 
 mod attempt;
 mod http;
@@ -36,8 +36,8 @@ pub async fn serve(worker: Rc<Worker>, outbound: Arc<Outbound>, accepted: Accept
         }
         (Target::Cluster(cluster), None) => {
             let leads_here = leads_to(&outbound, cluster);
-            let (downstream, reset) = opened(accepted);
-            tcp(worker, &outbound, cluster, leads_here, (downstream, reset), alpn::TCP).await;
+            let from = accepted.peer.ip();
+            tcp(worker, &outbound, cluster, leads_here, (from, opened(accepted)), alpn::TCP).await;
         }
         (Target::Missing(what), _) => refuse(&worker, &outbound, what, accepted),
         (Target::External(_), _) => {}
@@ -62,17 +62,18 @@ async fn shared(worker: Rc<Worker>, outbound: &Outbound, split: &Split, accepted
         Err(why) => return refuse(&worker, outbound, why, accepted),
     };
     let still_there = is_there(outbound);
+    let from = accepted.peer.ip();
     let (downstream, reset) = opened(accepted);
     if !cluster.protocol.is_http() {
         let ends = (downstream, reset);
-        return tcp(worker, outbound, cluster, still_there, ends, alpn::TCP).await;
+        return tcp(worker, outbound, cluster, still_there, (from, ends), alpn::TCP).await;
     }
     let Ok(Some((codec, downstream))) = detect(downstream, &worker.timer).await else { return };
     let spoken = match codec {
         Codec::Http1 => alpn::HTTP1,
         Codec::Http2 => alpn::HTTP2,
     };
-    tcp(worker, outbound, cluster, still_there, (downstream, reset), spoken).await;
+    tcp(worker, outbound, cluster, still_there, (from, (downstream, reset)), spoken).await;
 }
 
 /// `leads_here`: until when the connection may go on, beside what its peer must be.
@@ -81,10 +82,12 @@ async fn tcp<S: Stream>(
     outbound: &Outbound,
     cluster: &Arc<Cluster>,
     leads_here: Check,
-    (mut downstream, reset): (S, Reset),
+    (from, (mut downstream, reset)): (IpAddr, (S, Reset)),
     alpn: &[u8],
 ) {
-    let (opened, state) = match upstream::open(&worker, cluster, Balance::RoundRobin, alpn).await {
+    let hashing = cluster.balancing.hashing.as_ref();
+    let balance = Balance::Policy { hash: hashing.and_then(|hashing| hashing.of_connection(from)) };
+    let (opened, state) = match upstream::open(&worker, cluster, balance, alpn).await {
         Ok(opened) => opened,
         Err(DialError::Overloaded(_)) => {
             reset.arm();

@@ -4,6 +4,7 @@
 //! repetition, an ejection) is paid by those.
 
 pub mod at_once;
+pub mod balance;
 pub mod faults;
 pub mod filter;
 pub mod health;

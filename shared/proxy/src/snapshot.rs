@@ -10,6 +10,7 @@ use crate::{
     metrics::Traffic,
     policy::{
         at_once::Limits,
+        balance::{BalancingPolicy, TierPlan},
         filter::RequestFilter,
         limits::Rates,
         outliers::OutlierPolicy,
@@ -34,6 +35,7 @@ use tokio::sync::watch;
 mod compile;
 mod resources;
 mod routing;
+mod tiers;
 pub use compile::compile;
 pub use resources::Resources;
 pub use routing::{MirrorTo, Routing, Split, Verdict, Way};
@@ -134,6 +136,9 @@ pub struct Cluster {
     /// The next tier is used when no endpoint of the one before is usable. An endpoint with `replicas` stands as
     /// often in its tier.
     pub tiers: Vec<Vec<Arc<Endpoint>>>,
+    /// How each of the tiers is chosen in.
+    pub plans: Vec<TierPlan>,
+    pub balancing: BalancingPolicy,
     pub connections: ConnectionLimits,
     pub streams: StreamLimits,
     pub retry: Option<Arc<RetryPolicy>>,

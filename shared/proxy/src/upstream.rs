@@ -20,7 +20,7 @@ use crate::{
 use meridian_proxy_config::Host;
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -32,11 +32,14 @@ use tokio_rustls::client::TlsStream;
 
 mod again;
 mod application;
+mod choose;
 mod far;
 mod pool;
 mod spare;
 pub use again::Wish;
 pub use application::dial_application;
+pub use choose::Balance;
+use choose::Dice;
 pub use far::{Far, cluster_check};
 pub use pool::{Exclusive, Multiplexed, Opened, Pool, SendError, Sending};
 use spare::Seen;
@@ -54,13 +57,7 @@ const EJECT_LONGEST: Duration = Duration::from_secs(30);
 pub struct Upstreams {
     clusters: RefCell<HashMap<String, Rc<Upstream>>>,
     applications: RefCell<HashMap<SocketAddr, Rc<Pool>>>,
-}
-
-/// How an endpoint is chosen among the usable ones of a tier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Balance {
-    RoundRobin,
-    LeastConnections,
+    dice: Rc<Dice>,
 }
 
 /// Why no connection came about.
@@ -103,6 +100,9 @@ pub struct Upstream {
     cluster: RefCell<Arc<Cluster>>,
     tiers: RefCell<Vec<Vec<Rc<EndpointState>>>>,
     cursor: Cell<usize>,
+    dice: Rc<Dice>,
+    /// Until when an endpoint may be down, at the latest: nearly always in the past.
+    down_until: Rc<Cell<u64>>,
     /// Requests that wait for an answer, and repetitions among them.
     waiting: Rc<Cell<usize>>,
     repeating: Rc<Cell<usize>>,
@@ -116,12 +116,21 @@ pub struct EndpointState {
     pub endpoint: Arc<Endpoint>,
     pub pool: Rc<Pool>,
     active: Rc<Cell<usize>>,
-    failures: Cell<u32>,
-    down_until: Cell<u64>,
+    /// Under way, if that is what is chosen by.
+    requests: Rc<Cell<usize>>,
+    reach: Rc<Reach>,
     load: Rc<Load>,
     record: Rc<Record>,
     /// What health checks find, where there are any.
-    health: RefCell<Option<Arc<EndpointHealth>>>,
+    checked: RefCell<Option<Arc<EndpointHealth>>>,
+}
+
+/// Whether connections to an endpoint can be made.
+struct Reach {
+    failures: Cell<u32>,
+    down_until: Cell<u64>,
+    /// Of all of the cluster's endpoints.
+    latest: Rc<Cell<u64>>,
 }
 
 impl Upstreams {
@@ -131,7 +140,7 @@ impl Upstreams {
             upstream.update(cluster);
             return upstream.clone();
         }
-        let upstream = Rc::new(Upstream::new(cluster));
+        let upstream = Rc::new(Upstream::new(cluster, self.dice.clone()));
         self.clusters.borrow_mut().insert(cluster.name.clone(), upstream.clone());
         upstream
     }
@@ -158,12 +167,14 @@ impl Upstreams {
 }
 
 impl Upstream {
-    fn new(cluster: &Arc<Cluster>) -> Self {
+    fn new(cluster: &Arc<Cluster>, dice: Rc<Dice>) -> Self {
         // A random beginning: otherwise all proxies of a fleet begin with the same endpoint.
         let upstream = Self {
             cluster: RefCell::new(cluster.clone()),
             tiers: RefCell::default(),
             cursor: Cell::new(rand::random::<u32>() as usize),
+            dice,
+            down_until: Rc::default(),
             waiting: Rc::default(),
             repeating: Rc::default(),
             load: Rc::default(),
@@ -181,26 +192,36 @@ impl Upstream {
         }
     }
 
-    /// Endpoints that stay keep their connections and what is known of their health.
+    /// Endpoints that stay keep their connections and what is known of their health, also under another name or with other
+    /// tags; one that stands in several tiers is the same in all.
     fn rebuild(&self, cluster: &Arc<Cluster>) {
         let plain = cluster.tls.is_none();
         let was_plain = self.cluster.borrow().tls.is_none();
-        let mut old: HashMap<_, _> = HashMap::new();
+        let mut known: HashMap<String, Rc<EndpointState>> = HashMap::new();
         if plain == was_plain {
             let tiers = self.tiers.borrow();
-            old.extend(tiers.iter().flatten().map(|state| (state.endpoint.clone(), state.clone())));
+            known.extend(tiers.iter().flatten().map(|state| (state.endpoint.identity(), state.clone())));
         }
-        let state = |endpoint: &Arc<Endpoint>| {
-            let known = old.get(endpoint).cloned();
-            let state = known.unwrap_or_else(|| Rc::new(EndpointState::new(endpoint.clone(), &self.load)));
-            *state.health.borrow_mut() =
+        let mut records: Vec<Rc<Record>> = Vec::new();
+        let mut listed = HashSet::new();
+        let mut state = |endpoint: &Arc<Endpoint>| {
+            let identity = endpoint.identity();
+            let state = match known.get(&identity) {
+                Some(state) if state.endpoint == *endpoint => state.clone(),
+                Some(state) => Rc::new(state.renewed(endpoint)),
+                None => Rc::new(EndpointState::new(endpoint.clone(), &self.load, &self.down_until)),
+            };
+            if listed.insert(identity.clone()) {
+                records.push(state.record.clone());
+            }
+            *state.checked.borrow_mut() =
                 cluster.health.as_ref().and_then(|board| board.of(endpoint)).cloned();
+            known.insert(identity, state.clone());
             state
         };
         self.anyone_unwell.set(Seen::default());
-        *self.tiers.borrow_mut() =
-            cluster.tiers.iter().map(|tier| tier.iter().map(state).collect()).collect();
-        let records = self.tiers.borrow().iter().flatten().map(|state| state.record.clone()).collect();
+        let tiers = cluster.tiers.iter().map(|tier| tier.iter().map(&mut state).collect()).collect();
+        *self.tiers.borrow_mut() = tiers;
         self.outliers.watch(records);
     }
 
@@ -219,76 +240,82 @@ impl Upstream {
         allowed.then(|| Active::new(&self.repeating))
     }
 
-    /// The next endpoint: in the first tier with a usable one; if none is usable anywhere, any that was not tried. None
-    /// of both is left out as an outlier.
+    /// An endpoint by the cluster's own order: a usable one; if none is usable anywhere, any that was not tried. None of
+    /// both is left out as an outlier.
     pub fn pick(&self, now: u64, balance: Balance, tried: &[Rc<EndpointState>]) -> Option<Rc<EndpointState>> {
-        let tiers = self.tiers.borrow();
+        let (tiers, cluster) = (self.tiers.borrow(), self.cluster.borrow());
         let spared = self.spared(&tiers, now);
-        let untried = |state: &&Rc<EndpointState>| !among(tried, state) && spared.allows(state, now);
-        let start = self.cursor.get();
-        self.cursor.set(start.wrapping_add(1));
-        let usable = tiers.iter().enumerate().find_map(|(index, tier)| {
-            choose(tier, start, balance, |state| {
-                state.is_up(now) && untried(state) && spared.prefers(index, state, now)
-            })
-        });
-        usable.or_else(|| tiers.iter().find_map(|tier| choose(tier, start, balance, untried)))
+        let chooser = self.chooser(&tiers, &cluster, &spared, now, balance);
+        let untried = |state: &EndpointState| !among(tried, state) && spared.allows(state, now);
+        let usable = chooser
+            .find(|index, state| state.is_up(now) && untried(state) && spared.prefers(index, state, now));
+        usable.or_else(|| chooser.find(|_, state| untried(state))).map(|(_, state)| state)
+    }
+
+    /// Whether an endpoint may be down, left out or unwell.
+    fn is_troubled(&self, cluster: &Cluster, tiers: &[Vec<Rc<EndpointState>>], now: u64) -> bool {
+        self.down_until.get() > now || !self.outliers.is_idle(now) || self.is_anyone_unwell(cluster, tiers)
     }
 }
 
-fn among(some: &[Rc<EndpointState>], state: &Rc<EndpointState>) -> bool {
-    some.iter().any(|other| Rc::ptr_eq(other, state))
-}
-
-fn choose(
-    tier: &[Rc<EndpointState>],
-    start: usize,
-    balance: Balance,
-    allowed: impl Fn(&&Rc<EndpointState>) -> bool,
-) -> Option<Rc<EndpointState>> {
-    let mut turn = in_turn(tier, start).filter(allowed);
-    match balance {
-        Balance::RoundRobin => turn.next(),
-        Balance::LeastConnections => turn.min_by_key(|state| state.active.get()),
-    }
-    .cloned()
-}
-
-/// The endpoints of a tier, beginning with the one whose turn it is.
-fn in_turn(tier: &[Rc<EndpointState>], start: usize) -> impl Iterator<Item = &Rc<EndpointState>> {
-    let start = start.checked_rem(tier.len()).unwrap_or_default();
-    let (head, tail) = tier.split_at_checked(start).unwrap_or_default();
-    tail.iter().chain(head)
+fn among(some: &[Rc<EndpointState>], state: &EndpointState) -> bool {
+    some.iter().any(|other| other.is(state))
 }
 
 impl EndpointState {
-    fn new(endpoint: Arc<Endpoint>, load: &Rc<Load>) -> Self {
+    fn new(endpoint: Arc<Endpoint>, load: &Rc<Load>, latest: &Rc<Cell<u64>>) -> Self {
+        let reach = Reach { failures: Cell::new(0), down_until: Cell::new(0), latest: latest.clone() };
         Self {
             endpoint,
             pool: Rc::new(Pool::of(load)),
             active: Rc::default(),
-            failures: Cell::new(0),
-            down_until: Cell::new(0),
+            requests: Rc::default(),
+            reach: Rc::new(reach),
             load: load.clone(),
             record: Rc::default(),
-            health: RefCell::default(),
+            checked: RefCell::default(),
         }
     }
 
+    /// The same endpoint, of which something else is said now.
+    fn renewed(&self, endpoint: &Arc<Endpoint>) -> Self {
+        Self {
+            endpoint: endpoint.clone(),
+            pool: self.pool.clone(),
+            active: self.active.clone(),
+            requests: self.requests.clone(),
+            reach: self.reach.clone(),
+            load: self.load.clone(),
+            record: self.record.clone(),
+            checked: RefCell::default(),
+        }
+    }
+
+    /// Whether it is the same endpoint, whatever is said of it.
+    pub fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.record, &other.record)
+    }
+
     fn is_up(&self, now: u64) -> bool {
-        self.down_until.get() <= now
+        self.reach.down_until.get() <= now
     }
 
     pub fn succeeded(&self) {
-        self.failures.set(0);
-        self.down_until.set(0);
+        self.reach.failures.set(0);
+        self.reach.down_until.set(0);
     }
 
     pub fn failed(&self, now: u64) {
-        let failures = self.failures.get();
-        let wait = EJECT_FIRST.saturating_mul(1 << failures.min(5)).min(EJECT_LONGEST);
-        self.failures.set(failures.saturating_add(1));
-        self.down_until.set(now + crate::timer::Timer::ticks(wait));
+        let Reach { failures, down_until, latest } = &*self.reach;
+        let wait = EJECT_FIRST.saturating_mul(1 << failures.get().min(5)).min(EJECT_LONGEST);
+        failures.set(failures.get().saturating_add(1));
+        down_until.set(now + crate::timer::Timer::ticks(wait));
+        latest.set(latest.get().max(down_until.get()));
+    }
+
+    /// Counts a request until its answer has ended, if endpoints are chosen by how many they have.
+    pub fn under_way(&self, cluster: &Cluster) -> Option<Active> {
+        cluster.balancing.counts_requests().then(|| Active::new(&self.requests))
     }
 
     /// A TCP connection.

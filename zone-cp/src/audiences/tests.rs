@@ -195,6 +195,22 @@ fn of_a_route() -> impl Strategy<Value = Resource> {
     })
 }
 
+/// Policies that ask for tags.
+fn an_asking() -> impl Strategy<Value = Resource> {
+    (0..2u32, 0..3usize, prop::bool::ANY).prop_map(|(n, key, retry)| {
+        let key = ["kuma.io/protocol", "kuma.io/zone", "kuma.io/display-name"][key];
+        let (kind, default) = if retry {
+            let selection = json!([{"predicate": "OmitHostsWithTags", "tags": {key: "tcp"}}]);
+            ("MeshRetry", json!({"http": {"hostSelection": selection}}))
+        } else {
+            let tags = json!({"affinityTags": [{"key": key}]});
+            ("MeshLoadBalancingStrategy", json!({"localityAwareness": {"localZone": tags}}))
+        };
+        let spec = json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": default}]});
+        global(kind, "default", &format!("asking-{n}"), spec)
+    })
+}
+
 fn a_passthrough() -> impl Strategy<Value = Resource> {
     (0..2u32, prop::bool::ANY, 0..3usize).prop_map(|(n, all, mode)| {
         let target = if all {
@@ -287,6 +303,7 @@ fn op() -> impl Strategy<Value = Op> {
             3 => a_timeout(),
             3 => a_route(),
             2 => of_a_route(),
+            2 => an_asking(),
             3 => from_west(),
             4 => another(),
         ]

@@ -2,7 +2,7 @@
 
 use super::external::{NO_EGRESS, passthrough_sni, through_egress};
 use super::routes::EGRESSES;
-use super::services::{destination_name, host_owner, legacy_name, legacy_services};
+use super::services::{destination_name, host_owner, legacy_name, legacy_services, tag};
 use super::{Compiled, Inputs, normal_name, policies, port, protocol};
 use crate::picture::{MeshPicture, Picture, subject};
 use crate::vip::Owner;
@@ -115,7 +115,28 @@ fn sidecar(
         max_config_age_seconds: None,
         // Only a sidecar that dials outwards itself has to know them.
         protected: if mesh.egress_enforced() { Vec::new() } else { protected(picture) },
+        tags: tags_of(picture, mesh, dataplane),
     }
+}
+
+/// The values that a sidecar has of the tags that policies ask for.
+fn tags_of(
+    picture: &Picture,
+    mesh: &MeshPicture,
+    dataplane: &Parsed<Dataplane>,
+) -> BTreeMap<String, BTreeSet<String>> {
+    let networking = dataplane.spec.networking.iter();
+    let inbounds = networking.clone().flat_map(|it| &it.inbound).map(|inbound| &inbound.tags);
+    let parts: Vec<_> =
+        inbounds.chain(networking.filter_map(|it| Some(&it.gateway.as_ref()?.tags))).collect();
+    let values = |key: &String| -> BTreeSet<String> {
+        parts.iter().filter_map(|tags| tag(picture, dataplane, tags, key)).map(str::to_owned).collect()
+    };
+    mesh.asked_tags
+        .keys()
+        .map(|key| (key.clone(), values(key)))
+        .filter(|(_, values)| !values.is_empty())
+        .collect()
 }
 
 fn unlisted(picture: &Picture, mesh: &MeshPicture, key: &Key, mode: CallerMode) -> Unlisted {
@@ -419,6 +440,7 @@ pub(crate) fn gateway(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
         detect_timeout_millis: DETECT_TIMEOUT_MILLIS,
         max_config_age_seconds: picture.options.max_config_age_seconds.filter(|_| role == Role::Egress),
         protected: if role == Role::Egress { protected(picture) } else { Vec::new() },
+        tags: BTreeMap::new(),
     };
     out.push(key, types::PROXY, "self", &proxy);
 }

@@ -1,6 +1,7 @@
 //! Services inside the mesh: names, destinations, endpoints.
 
-use super::{Compiled, Inputs, host, policies, port, protocol};
+use super::policies::{self, AskedTags};
+use super::{Compiled, Inputs, host, port, protocol};
 use crate::hostnames;
 use crate::picture::{Facts, MeshPicture, Picture, display_name};
 use crate::vip::{Owner, Range};
@@ -19,9 +20,12 @@ use std::net::IpAddr;
 
 /// A remote service counts as so many virtual endpoints at most.
 const MAX_REPLICAS: u32 = 32;
-/// Endpoints are some 200 bytes each and a resource may take 512 KiB: larger sets are cut, by a hash of the endpoint,
-/// so that one endpoint that comes or goes changes one part.
+/// An endpoint without tags takes some 200 bytes, and a resource may take 512 KiB: larger sets are cut, by a hash of the
+/// endpoint, so that one endpoint that comes or goes changes one part.
 const MAX_ENDPOINTS: usize = 1_000;
+const ENDPOINT_BYTES: usize = 200;
+/// Quotes, colon, comma.
+const TAG_BYTES: usize = 6;
 /// Where `<service>.mesh` answers beside the ports of the service.
 const LEGACY_PORT: u16 = 80;
 
@@ -95,6 +99,7 @@ pub(crate) fn service(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
             protocol: protocol(declared.protocol()),
             tls: tls(picture, mesh, &[service]),
             tiers: vec![set_names(picture, mesh, service, declared)],
+            spans_zones: false,
         };
         out.push(key, types::DESTINATION, &name, &destination);
         if let Some(vip) = vip {
@@ -137,6 +142,7 @@ pub(crate) fn legacy(inputs: Inputs<'_>, mesh_name: &str, service: &str, out: &m
             protocol: protocol(declared.protocol()),
             tls: tls.clone(),
             tiers,
+            spans_zones: true,
         };
         out.push(&blame, types::DESTINATION, &legacy_name(mesh_name, service, *number), &destination);
     }
@@ -207,7 +213,7 @@ pub(crate) fn endpoints(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     let Some(service) = mesh.service(key) else { return };
     for declared in &service.spec.ports {
         let all = port_endpoints(picture, mesh, service, declared);
-        let names = part_names(&destination_name(service, declared.port), all.len());
+        let names = part_names(&destination_name(service, declared.port), room(&all));
         let mut parts = vec![EndpointSet::default(); names.len()];
         for endpoint in all {
             let part = part_of(&endpoint, names.len());
@@ -229,8 +235,15 @@ fn set_names(
 ) -> Vec<String> {
     part_names(
         &destination_name(service, declared.port),
-        port_endpoints(picture, mesh, service, declared).len(),
+        room(&port_endpoints(picture, mesh, service, declared)),
     )
+}
+
+/// What endpoints take, in endpoints without tags.
+fn room(endpoints: &[Endpoint]) -> usize {
+    let tags = endpoints.iter().flat_map(|endpoint| &endpoint.tags);
+    let bytes: usize = tags.map(|(key, value)| key.len() + value.len() + TAG_BYTES).sum();
+    endpoints.len() + bytes.div_ceil(ENDPOINT_BYTES)
 }
 
 /// The sets that an ingress, too, refers to.
@@ -290,12 +303,37 @@ fn local_endpoints(
                     sni: sni.clone(),
                     replicas: 1,
                     name: dataplane.resource.key.name.clone(),
-                    tags: BTreeMap::new(),
+                    tags: tags_of(picture, dataplane, inbound, &mesh.asked_tags),
                 });
             }
         }
     }
     out
+}
+
+/// Those of an instance's tags that are asked for: an inbound's own, else the Dataplane's labels, which have what the
+/// platform knows (of the host, say).
+fn tags_of(
+    picture: &Picture,
+    dataplane: &Parsed<Dataplane>,
+    inbound: &Inbound,
+    asked: &AskedTags,
+) -> BTreeMap<String, String> {
+    let tag = |key: &String| Some((key.clone(), tag(picture, dataplane, &inbound.tags, key)?.to_owned()));
+    asked.keys().filter_map(tag).collect()
+}
+
+/// One tag of an inbound, or gateway, with these tags. The zone is this one, whatever they say.
+pub(crate) fn tag<'a>(
+    picture: &'a Picture,
+    dataplane: &'a Parsed<Dataplane>,
+    tags: &'a BTreeMap<String, String>,
+    key: &str,
+) -> Option<&'a str> {
+    if key == labels::ZONE {
+        return Some(&picture.zone);
+    }
+    tags.get(key).or_else(|| dataplane.resource.labels.get(key)).map(String::as_str)
 }
 
 /// Clients of this service insist on its certificates, so that an instance without one is no endpoint yet.
@@ -390,6 +428,10 @@ fn remote_endpoints(
     };
     let count = u32::try_from(ways.len()).unwrap_or(u32::MAX).max(1);
     let sni = sni_of(picture, service, declared);
+    // More is not known here of single instances.
+    let known = [(labels::ZONE, Some(zone)), (labels::SERVICE, service_of(&service.spec))];
+    let known = known.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())));
+    let tags: BTreeMap<String, String> = known.filter(|(key, _)| mesh.asked_tags.has(key)).collect();
     let way = |(index, (address, number, name)): (usize, (String, u32, String))| {
         let extra = u32::from(u32::try_from(index).unwrap_or(u32::MAX) < ready % count);
         Endpoint {
@@ -399,7 +441,7 @@ fn remote_endpoints(
             sni: Some(sni.clone()),
             replicas: (ready / count + extra).max(1),
             name,
-            tags: BTreeMap::new(),
+            tags: tags.clone(),
         }
     };
     ways.into_iter().enumerate().map(way).collect()

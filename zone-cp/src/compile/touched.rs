@@ -98,12 +98,27 @@ pub(crate) fn touched(before: &Picture, after: &Picture, key: &Key) -> Touched {
             unenforced_sidecars(picture, &mut out);
         }
     }
+    asked_tags(before, after, key, &mut out);
     if same_reach(before, after, key) {
         out.groups = Groups::default();
         out.policies.clear();
         out.proxies.retain(|proxy| proxy == key);
     }
     out
+}
+
+/// Endpoints and proxies bear the tags that policies ask for: other ones once a policy asks for others.
+fn asked_tags(before: &Picture, after: &Picture, key: &Key, out: &mut Touched) {
+    let asked = |picture: &Picture| picture.mesh(&key.mesh).map(|mesh| mesh.asked_tags.clone());
+    let [old, new] = [before, after].map(|picture| asked(picture).unwrap_or_default());
+    if old.keys().eq(new.keys()) {
+        return;
+    }
+    for picture in [before, after] {
+        let Some(mesh) = picture.mesh(&key.mesh) else { continue };
+        mesh.services.keys().for_each(|service| service_units(picture, mesh, service, out));
+        out.units.extend(mesh.dataplanes.keys().cloned().map(Unit::Dataplane));
+    }
 }
 
 /// Whether the resource is there before and after, and nobody's set of units depends on what has changed in it. A service's

@@ -2,7 +2,7 @@ use super::http_headers::{HeaderMatch, check_header_name, check_matches};
 use super::policy::{self, ONLY_MESH, Targeted};
 use crate::duration::PolicyDuration;
 use crate::enums::text_enum;
-use crate::registry::Standing::{Executed, Warned};
+use crate::registry::Standing::Executed;
 use crate::validate::{
     MUST_BE_DEFINED, MUST_NOT_BE_EMPTY, not_negative, one_of, positive_count, positive_duration,
 };
@@ -189,19 +189,13 @@ text_enum! {
     }
 }
 
-const NO_TAGS: &str = "the zone does not tell proxies the tags of endpoints yet";
-
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshretries",
     short: "mr",
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: false, to: true, rules: false }),
     doc: "What is tried once more when it fails.",
-    fields: &[
-        ("targetRef", Executed),
-        ("to", Executed),
-        ("to[].default.http.hostSelection[].tags", Warned(NO_TAGS)),
-    ],
+    fields: &[("targetRef", Executed), ("to", Executed)],
     ..KindInfo::new::<MeshRetry>()
 };
 

@@ -44,7 +44,7 @@ pub struct Body {
     /// Its connection is in use as long as there is a body on it.
     _busy: Option<Busy>,
     /// Counted as under way as long as there is a body.
-    _active: Option<Active>,
+    active: Option<Active>,
 }
 
 /// Which part of a stream with a clock a body is.
@@ -166,7 +166,7 @@ impl Body {
             timed: Timed::Not,
             copies: None,
             _busy: None,
-            _active: None,
+            active: None,
         }
     }
 
@@ -196,9 +196,12 @@ impl Body {
         self._busy = Some(busy);
     }
 
-    /// Counts as under way until the body has ended.
+    /// Counts as under way until the body has ended, beside what is counted already.
     pub fn active(&mut self, active: Option<Active>) {
-        self._active = active;
+        self.active = match (self.active.take(), active) {
+            (Some(own), Some(active)) => Some(own.and(active)),
+            (own, active) => own.or(active),
+        };
     }
 
     #[must_use]

@@ -81,6 +81,7 @@ fn proxy(port: u16, forward_all: bool) -> Proxy {
         detect_timeout_millis: 300,
         max_config_age_seconds: None,
         protected: vec![],
+        tags: Default::default(),
     }
 }
 

@@ -170,6 +170,7 @@ fn proxy(listen: SocketAddr) -> Proxy {
         detect_timeout_millis: 300,
         max_config_age_seconds: None,
         protected: vec![],
+        tags: Default::default(),
     }
 }
 

@@ -41,6 +41,7 @@ fn sidecar(unlisted: Unlisted) -> Rig {
         detect_timeout_millis: 300,
         max_config_age_seconds: None,
         protected: vec![],
+        tags: Default::default(),
     };
     rig.put(types::PROXY, "self", &proxy);
     rig.publish();

@@ -29,6 +29,8 @@ pub(super) struct Errand<'a> {
     pub(super) cluster: &'a Arc<Cluster>,
     pub(super) how: How,
     pub(super) clock: Option<Rc<Clock>>,
+    /// What its endpoint is chosen by, if that goes by a hash.
+    pub(super) hash: Option<u64>,
 }
 
 /// How an attempt ended.
@@ -115,16 +117,18 @@ impl Errand<'_> {
         let mut last = upstream.nothing();
         let mut unreached = Vec::new();
         while unreached.len() < MAX_TRIES {
-            let Some(state) = trail.pick(upstream, worker.timer.now(), &unreached) else { break };
+            let Some(state) = trail.pick(upstream, worker.timer.now(), self.hash, &unreached) else { break };
             let far = Far::Endpoint { cluster: cluster.clone(), state: state.clone() };
             let counted = Counted { traffic: cluster.traffic.clone(), worker: worker.index, response: true };
+            let under_way = state.under_way(cluster);
             let sending = plumbing::send(worker, &state.pool, &far, self.how, request, counted);
             let sent = match &self.clock {
                 Some(clock) => clock.hold(sending).await,
                 None => Ok(sending.await),
             };
             match sent {
-                Ok(Ok(response)) => {
+                Ok(Ok(mut response)) => {
+                    response.body_mut().active(under_way);
                     state.succeeded();
                     upstream.note(worker, &state, answered(cluster.protocol, &response));
                     return Outcome::Answered(response);
@@ -263,15 +267,16 @@ impl Trail {
         &mut self,
         upstream: &Upstream,
         now: u64,
+        hash: Option<u64>,
         unreached: &[Rc<EndpointState>],
     ) -> Option<Rc<EndpointState>> {
         let policy = self.repeating.as_deref();
         let avoids = |state: &Rc<EndpointState>| {
-            let been = || self.endpoints.iter().any(|other| Rc::ptr_eq(other, state));
+            let been = || self.endpoints.iter().any(|other| other.is(state));
             policy.is_some_and(|policy| policy.avoids(&state.endpoint.tags, been()))
         };
         let looks = policy.and_then(|policy| usize::try_from(policy.hosts.max_looks?.get()).ok());
-        let wish = Wish { avoided_tiers: &self.avoided, unreached, avoids, looks };
+        let wish = Wish { avoided_tiers: &self.avoided, unreached, avoids, hash, looks };
         let (tier, state) = upstream.pick_by(now, &wish)?;
         self.tiers.push(tier);
         self.endpoints.push(state.clone());

@@ -15,35 +15,39 @@ use crate::{
     upstream::{self, Balance, DialError, cluster_check},
     worker::{ConnectionInfo, Direction, Worker},
 };
-use http::{Request, Response, StatusCode, uri::Authority};
+use http::{Request, Response, StatusCode, header::SET_COOKIE, uri::Authority};
 use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use meridian_proxy_config::alpn;
-use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc, time::Instant};
+use std::{cell::RefCell, convert::Infallible, net::IpAddr, rc::Rc, sync::Arc, time::Instant};
 
 /// What the requests of one connection share.
 struct Context {
     worker: Rc<Worker>,
     name: String,
+    /// Who calls.
+    from: IpAddr,
     cached: RefCell<(u64, Option<Arc<Outbound>>)>,
 }
 
 /// Where a request goes, and what it is held to on its way.
 pub(super) struct Way<'a> {
+    /// Who calls.
+    pub(super) from: IpAddr,
     pub(super) cluster: &'a Arc<Cluster>,
     pub(super) streams: StreamLimits,
     pub(super) retry: Option<&'a Arc<RetryPolicy>>,
 }
 
 impl<'a> Way<'a> {
-    pub(super) fn to(cluster: &'a Arc<Cluster>) -> Self {
-        Self { cluster, streams: cluster.streams, retry: cluster.retry.as_ref() }
+    pub(super) fn to(cluster: &'a Arc<Cluster>, from: IpAddr) -> Self {
+        Self { from, cluster, streams: cluster.streams, retry: cluster.retry.as_ref() }
     }
 }
 
 pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted: Accepted) {
     let Target::Cluster(cluster) = &outbound.target else { return };
-    let peer = accepted.peer.to_string();
+    let (from, peer) = (accepted.peer.ip(), accepted.peer.to_string());
     let socket = Socket::new(accepted.stream);
     let reset = socket.reset();
     let info = ConnectionInfo { direction: Direction::Outbound, name: outbound.name.clone(), peer };
@@ -56,6 +60,7 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted
     let context = Rc::new(Context {
         worker: worker.clone(),
         name: outbound.name.clone(),
+        from,
         cached: RefCell::new((worker.snapshot().generation, Some(outbound.clone()))),
     });
     let handler = service_fn(move |request| handle(context.clone(), request));
@@ -81,10 +86,10 @@ async fn answer(context: &Context, request: Request<Incoming>) -> Response<Body>
     };
     if let Some(routing) = &outbound.routing {
         let (cluster, response) =
-            Box::pin(route::answer(worker, cluster, routing, &authority, request)).await;
+            Box::pin(route::answer(worker, cluster, routing, &authority, context.from, request)).await;
         return counted(worker, &cluster, start, response);
     }
-    let response = forward(worker, &Way::to(cluster), &authority, request, Vec::new()).await;
+    let response = forward(worker, &Way::to(cluster, context.from), &authority, request, Vec::new()).await;
     counted(worker, cluster, start, response)
 }
 
@@ -117,7 +122,8 @@ fn asked(cluster: &Cluster, request: &Request<Incoming>) -> Result<Authority, Re
     }
 }
 
-/// The answer to a request; `copies` get its body as it passes.
+/// The answer to a request; `copies` get its body as it passes. Where endpoints are chosen by a hash, the client is given
+/// what it must bring next time.
 pub(super) async fn forward(
     worker: &Rc<Worker>,
     way: &Way<'_>,
@@ -125,13 +131,32 @@ pub(super) async fn forward(
     request: Request<Incoming>,
     copies: Vec<CopyTo>,
 ) -> Response<Body> {
+    let Some(hashing) = &way.cluster.balancing.hashing else {
+        return send(worker, way, authority, request, copies, None).await;
+    };
+    let hashed = hashing.of_request(request.headers(), request.uri(), way.from, rand::random);
+    let mut response = send(worker, way, authority, request, copies, hashed.hash).await;
+    for cookie in hashed.cookies {
+        response.headers_mut().append(SET_COOKIE, cookie);
+    }
+    response
+}
+
+async fn send(
+    worker: &Rc<Worker>,
+    way: &Way<'_>,
+    authority: &Authority,
+    request: Request<Incoming>,
+    copies: Vec<CopyTo>,
+    hash: Option<u64>,
+) -> Response<Body> {
     let cluster = way.cluster;
     let active = match worker.upstreams.of(cluster).load.request(&cluster.at_once) {
         Ok(active) => active,
         Err(limit) => return overloaded(worker, cluster, limit),
     };
     if plumbing::is_upgrade(&request) {
-        return Box::pin(upgrade(worker, way, authority, request, active)).await;
+        return Box::pin(upgrade(worker, way, authority, request, active, hash)).await;
     }
     let how = how(cluster, &request);
     let http2 = matches!(how, How::Multiplexed { .. });
@@ -146,7 +171,7 @@ pub(super) async fn forward(
     let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
     request.body_mut().copied(copies);
     plumbing::prepare(&mut request, authority, http2, false);
-    let mut response = attempt::Errand { worker, cluster, how, clock }.answer(request, retry).await;
+    let mut response = attempt::Errand { worker, cluster, how, clock, hash }.answer(request, retry).await;
     response.body_mut().active(active);
     response
 }
@@ -183,18 +208,20 @@ async fn upgrade(
     authority: &Authority,
     mut request: Request<Incoming>,
     active: Option<Active>,
+    hash: Option<u64>,
 ) -> Response<Body> {
     let cluster = way.cluster;
     plumbing::prepare(&mut request, authority, false, true);
     // Now: when the connection is there, the cluster may be another.
     let upstream = worker.upstreams.of(cluster);
-    let opened = upstream::open(worker, cluster, Balance::RoundRobin, alpn::HTTP1).await;
+    let opened = upstream::open(worker, cluster, Balance::Policy { hash }, alpn::HTTP1).await;
     let (mut opened, state) = match opened {
         Ok(opened) => opened,
         Err(DialError::Overloaded(limit)) => return overloaded(worker, cluster, limit),
         Err(error) => return unreachable(cluster, &error),
     };
     opened.also(active);
+    opened.also(state.under_way(cluster));
     let peer = opened.peer.clone();
     let name = peer.as_ref().map_or(state.endpoint.name.as_str(), |peer| peer.name()).to_owned();
     let info = ConnectionInfo { direction: Direction::Outbound, name: cluster.service.clone(), peer: name };

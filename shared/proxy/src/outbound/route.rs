@@ -16,13 +16,14 @@ use crate::{
 };
 use http::{HeaderValue, Request, Response, StatusCode, header, uri::Authority};
 use hyper::body::Incoming;
-use std::{rc::Rc, sync::Arc};
+use std::{net::IpAddr, rc::Rc, sync::Arc};
 
 /// A request that is for a rule.
 struct Routed<'a> {
     worker: &'a Rc<Worker>,
     /// The destination that was asked for.
     own: &'a Arc<Cluster>,
+    from: IpAddr,
     found: Found,
     rule: &'a Rule,
     way: &'a snapshot::Way,
@@ -34,23 +35,24 @@ pub(super) async fn answer(
     own: &Arc<Cluster>,
     routing: &Arc<Routing>,
     authority: &Authority,
+    from: IpAddr,
     request: Request<Incoming>,
 ) -> (Arc<Cluster>, Response<Body>) {
     let verdict = routing.of_request(request.method(), request.uri(), request.headers());
     match verdict {
         Verdict::Itself => {
-            let response = forward(worker, &Way::to(own), authority, request, Vec::new()).await;
+            let response = forward(worker, &Way::to(own, from), authority, request, Vec::new()).await;
             (own.clone(), response)
         }
         Verdict::Rule(found, rule, way) => {
-            let routed = Routed { worker, own, found, rule, way };
+            let routed = Routed { worker, own, from, found, rule, way };
             let (cluster, mut response) = routed.answer(authority, request).await;
             rule.response.apply(response.headers_mut());
             (cluster, response)
         }
         Verdict::Connection(split) => match turn(worker, own, split) {
             Ok(cluster) if cluster.protocol.is_http() => {
-                let response = forward(worker, &Way::to(cluster), authority, request, Vec::new()).await;
+                let response = forward(worker, &Way::to(cluster, from), authority, request, Vec::new()).await;
                 (cluster.clone(), response)
             }
             Ok(_) => (own.clone(), refusal("the backend does not speak HTTP")),
@@ -82,6 +84,7 @@ impl Routed<'_> {
         let copies = mirror::begin(self.worker, &self.way.mirrors, authority, &request);
         let policies = self.rule.policies.as_ref();
         let way = Way {
+            from: self.from,
             cluster,
             streams: self.way.streams.unwrap_or(self.own.streams),
             retry: policies.map_or(self.own.retry.as_ref(), |policies| policies.retry.as_ref()),

@@ -1,14 +1,15 @@
 //! From resources to a snapshot: pure, and sharing what did not change.
 
 use super::{
-    Cluster, Endpoint, Entry, External, Inbound, Outbound, PeerRule, Resources, Routing, Snapshot, SniRoutes,
-    Target, resources::EntryParts, routing,
+    Cluster, Entry, External, Inbound, Outbound, PeerRule, Resources, Routing, Snapshot, SniRoutes, Target,
+    resources::EntryParts, routing, tiers::arrange,
 };
 use crate::{
     health::Board,
     metrics::{Metrics, Traffic},
     policy::{
         at_once::Limits,
+        balance::{BalancingPolicy, Hashing},
         health::HealthPlan,
         limits::Rates,
         outliers::OutlierPolicy,
@@ -18,11 +19,11 @@ use crate::{
     },
 };
 use meridian_proxy_config::{
-    self as config, DestinationPolicies, DestinationTls, EGRESS_SERVICE, EndpointSet, HostMatch, Protocol,
-    SniMatch, Unlisted, Via,
+    self as config, DestinationPolicies, DestinationTls, EGRESS_SERVICE, EndpointSet, HostMatch, Locality,
+    Protocol, SniMatch, Unlisted, Via,
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
@@ -30,17 +31,21 @@ use std::{
 /// What a cluster was made from: equal sources give the same cluster again.
 #[derive(Clone, Default)]
 pub(super) struct Source {
-    service: String,
-    protocol: Option<Protocol>,
-    tls: Option<PeerRule>,
-    tiers: Vec<Vec<Option<Arc<EndpointSet>>>>,
+    pub(super) service: String,
+    pub(super) protocol: Option<Protocol>,
+    pub(super) tls: Option<PeerRule>,
+    pub(super) tiers: Vec<Vec<Option<Arc<EndpointSet>>>>,
     /// Instead of the endpoints' own: server name and zone.
-    instead: Option<(String, String)>,
-    zone: String,
-    policies: Arc<DestinationPolicies>,
+    pub(super) instead: Option<(String, String)>,
+    pub(super) zone: String,
+    pub(super) spans_zones: bool,
+    /// The proxy's own tags, if endpoints are chosen by them.
+    pub(super) caller_tags: BTreeMap<String, BTreeSet<String>>,
+    pub(super) policies: Arc<DestinationPolicies>,
     /// Compiled from `policies`.
-    retry: Option<Arc<RetryPolicy>>,
-    health: Option<Arc<HealthPlan>>,
+    pub(super) retry: Option<Arc<RetryPolicy>>,
+    pub(super) health: Option<Arc<HealthPlan>>,
+    pub(super) hashing: Option<Arc<Hashing>>,
 }
 
 impl PartialEq for Source {
@@ -58,6 +63,8 @@ impl PartialEq for Source {
             && self.tls == other.tls
             && self.instead == other.instead
             && self.zone == other.zone
+            && self.spans_zones == other.spans_zones
+            && self.caller_tags == other.caller_tags
             && self.policies == other.policies
             && self.tiers.len() == other.tiers.len()
             && self.tiers.iter().zip(&other.tiers).all(|(a, b)| same_sets(a, b))
@@ -91,6 +98,14 @@ pub fn compile(resources: &Resources, previous: &Snapshot, metrics: &Metrics) ->
 impl Compiler<'_> {
     fn zone(&self) -> &str {
         self.next.proxy.as_ref().map_or("", |proxy| proxy.zone.as_str())
+    }
+
+    /// Only what matters: a tag of the proxy that changes leaves clusters alone that don't go by tags.
+    fn caller_tags(&self, policies: &DestinationPolicies) -> BTreeMap<String, BTreeSet<String>> {
+        let Locality::Zones(zones) = &policies.balancing.locality else { return BTreeMap::new() };
+        let own = self.next.proxy.iter().flat_map(|proxy| &proxy.tags);
+        let asked = own.filter(|(key, _)| zones.affinity.iter().any(|affinity| affinity.tag == **key));
+        asked.map(|(key, values)| (key.clone(), values.clone())).collect()
     }
 
     fn inbounds(&mut self) {
@@ -222,9 +237,12 @@ impl Compiler<'_> {
             tiers: destination.tiers.iter().map(|tier| self.sets(tier)).collect(),
             instead: None,
             zone: self.zone().to_owned(),
+            spans_zones: destination.spans_zones,
+            caller_tags: self.caller_tags(&policies.config),
             policies: policies.config,
             retry: policies.retry,
             health: policies.health,
+            hashing: policies.hashing,
         };
         Some(self.cluster(key, "outbound", source))
     }
@@ -278,11 +296,8 @@ impl Compiler<'_> {
                 protocol: Some(Protocol::Tcp),
                 tls: None,
                 tiers: vec![self.sets(&route.endpoints)],
-                instead: None,
                 zone: self.next.proxy.as_ref().map(|proxy| proxy.zone.clone()).unwrap_or_default(),
-                policies: Arc::default(),
-                retry: None,
-                health: None,
+                ..Source::default()
             };
             let cluster = self.cluster(format!("route/{name}"), "through", source);
             table.insert(key, cluster);
@@ -319,9 +334,7 @@ impl Compiler<'_> {
             tiers: vec![self.sets(std::slice::from_ref(&endpoints.to_owned()))],
             instead,
             zone: self.zone().to_owned(),
-            policies: Arc::default(),
-            retry: None,
-            health: None,
+            ..Source::default()
         }
     }
 
@@ -355,7 +368,7 @@ fn build(
 ) -> Cluster {
     let protocol = source.protocol.unwrap_or(Protocol::Tcp);
     let policies = &source.policies;
-    let tiers: Vec<_> = source.tiers.iter().map(|sets| tier(&source, sets)).collect();
+    let (tiers, plans) = arrange(&source);
     let board = |plan: &Arc<HealthPlan>| Arc::new(Board::new(plan.clone(), &tiers, health));
     Cluster {
         name,
@@ -365,6 +378,8 @@ fn build(
         health: source.health.as_ref().map(board),
         panic: PanicRule::compile(policies),
         tiers,
+        plans,
+        balancing: BalancingPolicy::compile(&policies.balancing, source.hashing.clone()),
         connections: ConnectionLimits::from(&policies.connection_timeouts),
         streams: StreamLimits::outbound(&policies.stream_timeouts, protocol == Protocol::Grpc),
         retry: source.retry.clone(),
@@ -374,39 +389,6 @@ fn build(
         traffic,
         source,
     }
-}
-
-/// The virtual endpoints of a tier. Replicas of one address are spread out, so that taking turns does not send bursts
-/// through one ingress.
-fn tier(source: &Source, sets: &[Option<Arc<EndpointSet>>]) -> Vec<Arc<Endpoint>> {
-    let endpoints: Vec<_> = sets.iter().flatten().flat_map(|set| &set.endpoints).collect();
-    let most = endpoints.iter().map(|endpoint| endpoint.replicas.clamp(1, 32)).max().unwrap_or_default();
-    let mut seen = BTreeMap::new();
-    let mut tier = Vec::new();
-    for replica in 0..most {
-        for endpoint in endpoints.iter().filter(|endpoint| replica < endpoint.replicas.clamp(1, 32)) {
-            let (sni, zone) = match &source.instead {
-                Some((sni, zone)) => (Some(sni.clone()), zone.clone()),
-                None => (endpoint.sni.clone(), endpoint.zone.clone()),
-            };
-            let remote = endpoint.zone != source.zone;
-            let made = Endpoint {
-                host: endpoint.host.clone(),
-                port: endpoint.port,
-                zone,
-                sni,
-                replica,
-                name: endpoint.name.clone(),
-                tags: endpoint.tags.clone(),
-                remote,
-            };
-            let key = (made.host.clone(), made.port, made.sni.clone(), replica);
-            if seen.insert(key, ()).is_none() {
-                tier.push(Arc::new(made));
-            }
-        }
-    }
-    tier
 }
 
 fn same_target(a: &Target, b: &Target) -> bool {

@@ -8,7 +8,9 @@
 
 use crate::{
     egress::Originator,
-    policy::{filter::RequestFilter, health::HealthPlan, retry::RetryPolicy, routes::Compiled},
+    policy::{
+        balance::Hashing, filter::RequestFilter, health::HealthPlan, retry::RetryPolicy, routes::Compiled,
+    },
     tls::Tls,
 };
 use meridian_delta::{Encoded, Id, Version};
@@ -48,6 +50,7 @@ pub(super) struct PolicyParts {
     pub(super) config: Arc<config::DestinationPolicies>,
     pub(super) retry: Option<Arc<RetryPolicy>>,
     pub(super) health: Option<Arc<HealthPlan>>,
+    pub(super) hashing: Option<Arc<Hashing>>,
 }
 
 #[derive(Clone)]
@@ -214,7 +217,9 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {
 fn policy_parts(config: Arc<config::DestinationPolicies>) -> Result<PolicyParts, String> {
     let retry = config.retry.as_ref().map(RetryPolicy::compile).transpose()?.map(Arc::new);
     let health = config.health.as_ref().map(HealthPlan::compile).transpose()?.map(Arc::new);
-    Ok(PolicyParts { config, retry, health })
+    let hash = Some(&config.balancing.hash).filter(|hash| !hash.is_empty());
+    let hashing = hash.map(|hash| Hashing::compile(hash)).transpose()?.map(Arc::new);
+    Ok(PolicyParts { config, retry, health, hashing })
 }
 
 fn entry_parts(config: Arc<config::Entry>) -> Result<EntryParts, String> {

@@ -38,6 +38,7 @@ async fn ingress() -> (Rig, SocketAddr) {
         detect_timeout_millis: 300,
         max_config_age_seconds: None,
         protected: vec![],
+        tags: Default::default(),
     };
     rig.put(types::PROXY, "self", &proxy);
     rig.publish();

@@ -1,7 +1,7 @@
-//! Where one request's attempts go: the next endpoint in turn, and for a repetition rather one that its policy does not
+//! Where one request's attempts go: an endpoint by the cluster's rule, and for a repetition rather one that its policy does not
 //! want to avoid.
 
-use super::{EndpointState, Upstream, among, in_turn};
+use super::{Balance, EndpointState, Upstream, among};
 use std::rc::Rc;
 
 /// What an attempt asks of its endpoint.
@@ -12,56 +12,62 @@ pub struct Wish<'a, F> {
     pub unreached: &'a [Rc<EndpointState>],
     /// Endpoints that it rather does not go to.
     pub avoids: F,
+    /// What it goes by, where endpoints are chosen by a hash.
+    pub hash: Option<u64>,
     /// How many endpoints are looked at after the first for one that is not avoided; `None`: all.
     pub looks: Option<usize>,
 }
 
+/// So many looks are as good as all: each costs more than the one before.
+const MANY_LOOKS: usize = 32;
+
 impl Upstream {
-    /// The next endpoint by a wish, and its tier. Where the wish can't be granted, usable endpoints come before those that
+    /// An endpoint by a wish, and its tier. Where the wish can't be granted, usable endpoints come before those that
     /// failed lately.
     pub fn pick_by<F>(&self, now: u64, wish: &Wish<'_, F>) -> Option<(usize, Rc<EndpointState>)>
     where
         F: Fn(&Rc<EndpointState>) -> bool,
     {
-        let tiers = self.tiers.borrow();
-        let start = self.cursor.get();
-        self.cursor.set(start.wrapping_add(1));
-        let turn = || {
-            let tiers = tiers.iter().enumerate();
-            tiers.flat_map(|(index, tier)| in_turn(tier, start).map(move |state| (index, state)))
-        };
+        let (tiers, cluster) = (self.tiers.borrow(), self.cluster.borrow());
         let spared = self.spared(&tiers, now);
-        let untried = |(_, state): &(usize, &Rc<EndpointState>)| {
-            !among(wish.unreached, state) && spared.allows(state, now)
+        let chooser = self.chooser(&tiers, &cluster, &spared, now, Balance::Policy { hash: wish.hash });
+        let reached = |state: &EndpointState| !among(wish.unreached, state);
+        let usable = |tier: usize, state: &EndpointState| {
+            state.is_up(now) && reached(state) && spared.prefers(tier, state, now)
         };
-        let usable = |one: &(usize, &Rc<EndpointState>)| {
-            one.1.is_up(now) && !among(wish.unreached, one.1) && spared.prefers(one.0, one.1, now)
+        let beyond = |tier: usize| !wish.avoided_tiers.contains(&tier);
+        let wanted = |state: &Rc<EndpointState>| !(wish.avoids)(state);
+        let found = match wish.looks.filter(|more| *more < MANY_LOOKS) {
+            Some(more) => looked(
+                more,
+                |seen: &[(usize, Rc<EndpointState>)]| {
+                    let new = |state: &EndpointState| !seen.iter().any(|(_, other)| other.is(state));
+                    chooser.find(|tier, state| beyond(tier) && usable(tier, state) && new(state))
+                },
+                |(_, state)| wanted(state),
+            ),
+            None => chooser
+                .find(|tier, state| beyond(tier) && usable(tier, state) && wanted(state))
+                .or_else(|| chooser.find(|tier, state| usable(tier, state) && wanted(state)))
+                .or_else(|| chooser.find(|tier, state| beyond(tier) && usable(tier, state))),
         };
-        let beyond = |(tier, _): &(usize, &Rc<EndpointState>)| !wish.avoided_tiers.contains(tier);
-        let wanted = |one: &(usize, &Rc<EndpointState>)| !(wish.avoids)(one.1);
-        let mut candidates = turn().filter(|one| beyond(one) && usable(one));
-        let found = match wish.looks {
-            Some(more) => looked(candidates, more, wanted),
-            None => candidates
-                .find(wanted)
-                .or_else(|| turn().find(|one| usable(one) && wanted(one)))
-                .or_else(|| turn().find(|one| beyond(one) && usable(one))),
-        };
-        let found = found.or_else(|| turn().find(usable)).or_else(|| turn().find(untried));
-        found.map(|(tier, state)| (tier, state.clone()))
+        found
+            .or_else(|| chooser.find(|tier, state| usable(tier, state)))
+            .or_else(|| chooser.find(|_, state| reached(state) && spared.allows(state, now)))
     }
 }
 
-/// The first that is wanted, of one and so many more; else the last of them.
-fn looked<T>(candidates: impl Iterator<Item = T>, more: usize, wanted: impl Fn(&T) -> bool) -> Option<T> {
-    let mut last = None;
-    for candidate in candidates.take(more.saturating_add(1)) {
+/// The first that is wanted, of one and so many more; else the last of them. `next` gives one that is not among those seen.
+fn looked<T>(more: usize, mut next: impl FnMut(&[T]) -> Option<T>, wanted: impl Fn(&T) -> bool) -> Option<T> {
+    let mut seen = Vec::new();
+    while seen.len() <= more {
+        let Some(candidate) = next(&seen) else { break };
         if wanted(&candidate) {
             return Some(candidate);
         }
-        last = Some(candidate);
+        seen.push(candidate);
     }
-    last
+    seen.pop()
 }
 
 #[cfg(test)]
@@ -79,7 +85,8 @@ mod tests {
             (vec![1, 3], 0, Some(1)),
             (vec![2, 4], usize::MAX, Some(4)),
         ] {
-            assert_eq!(looked(candidates.iter().copied(), more, odd), found, "{candidates:?} {more}");
+            let next = |seen: &[u32]| candidates.get(seen.len()).copied();
+            assert_eq!(looked(more, next, odd), found, "{candidates:?} {more}");
         }
     }
 }

@@ -59,7 +59,7 @@ impl Spared {
 impl EndpointState {
     /// As health checks find; without them, nobody knows of anything.
     pub(super) fn is_healthy(&self) -> bool {
-        self.health.borrow().as_ref().is_none_or(|health| health.is_well())
+        self.checked.borrow().as_ref().is_none_or(|health| health.is_well())
     }
 
     fn is_out(&self, now: u64, by_outliers: bool) -> bool {
@@ -79,7 +79,7 @@ impl Upstream {
     }
 
     /// One atomic load, unless an endpoint's health has changed.
-    fn is_anyone_unwell(&self, cluster: &Cluster, tiers: &[Vec<Rc<EndpointState>>]) -> bool {
+    pub(super) fn is_anyone_unwell(&self, cluster: &Cluster, tiers: &[Vec<Rc<EndpointState>>]) -> bool {
         let Some(board) = &cluster.health else { return false };
         let changes = board.changes();
         match self.anyone_unwell.get().0 {

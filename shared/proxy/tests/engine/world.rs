@@ -138,6 +138,7 @@ impl Sidecar {
             detect_timeout_millis: 300,
             max_config_age_seconds: None,
             protected: vec![],
+            tags: BTreeMap::new(),
         };
         sidecar.feed(types::PROXY, "self", &proxy);
         sidecar.feed(types::BUNDLE, &ca.mesh, &ca.bundle());
@@ -224,6 +225,7 @@ pub(crate) fn destination(protocol: Protocol, identities: &[&str]) -> Destinatio
             identities: identities.iter().map(|service| format!("spiffe://{MESH}/{service}")).collect(),
         },
         tiers: vec![vec!["backend".into()]],
+        spans_zones: false,
     }
 }
 

@@ -16,6 +16,7 @@ use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
 use meridian_core::kinds::mesh_health_check::MeshHealthCheck;
 use meridian_core::kinds::mesh_http_route::MeshHttpRoute;
+use meridian_core::kinds::mesh_load_balancing_strategy::MeshLoadBalancingStrategy;
 use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
 use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
 use meridian_core::kinds::mesh_retry::MeshRetry;
@@ -34,12 +35,14 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+mod asked_tags;
 mod backends;
 mod callers;
 mod circuit_breaker;
 mod fault_injection;
 mod health_check;
 mod http_route;
+mod load_balancing;
 mod rate_limit;
 mod request_filter;
 mod retry;
@@ -48,6 +51,8 @@ mod timeout;
 pub(crate) mod tls;
 
 pub(crate) use backends::Held;
+
+pub(crate) use asked_tags::AskedTags;
 
 /// A kind whose `to` is executed.
 struct Outgoing {
@@ -82,6 +87,10 @@ const OUTGOING: &[Outgoing] = &[
     Outgoing {
         kind: MeshCircuitBreaker::KIND,
         apply: |merged, _, into| merged.conf().map(|conf| circuit_breaker::destination(&conf, into)),
+    },
+    Outgoing {
+        kind: MeshLoadBalancingStrategy::KIND,
+        apply: |merged, _, into| merged.conf().map(|conf| load_balancing::destination(&conf, into)),
     },
 ];
 

@@ -3,6 +3,7 @@
 use super::{
     AffinityTag, Conf, Failover, FailoverThreshold, HashFunction, HashPolicy, HashPolicyType, LeastRequest,
     LoadBalancer, LoadBalancerType, LocalityAwareness, MeshLoadBalancingStrategy, RingHash, ToZonesType,
+    warnings,
 };
 use crate::kinds::policy;
 use crate::validate::{
@@ -36,6 +37,8 @@ impl Spec for MeshLoadBalancingStrategy {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
+        policy::warn_of_destinations(self.to.as_ref(), out);
+        warnings::warn(self.to.as_ref(), out);
     }
 }
 
@@ -222,9 +225,29 @@ impl HashPolicy {
         for (field, _) in names.iter().filter(|(_, name)| name.is_some_and(String::is_empty)) {
             out.push(format!("{path}.{field}"), MUST_NOT_BE_EMPTY);
         }
+        let tokens = [
+            ("header.name", self.header.as_ref().map(|header| &header.name)),
+            ("cookie.name", self.cookie.as_ref().map(|cookie| &cookie.name)),
+        ];
+        for (field, _) in tokens.iter().filter(|(_, name)| name.is_some_and(|name| !is_token(name))) {
+            out.push(format!("{path}.{field}"), "must be a token: letters, digits and !#$%&'*+-.^_`|~");
+        }
         let cookie_path = self.cookie.as_ref().and_then(|cookie| cookie.path.as_deref());
         if cookie_path.is_some_and(|cookie_path| !cookie_path.starts_with('/')) {
             out.push(format!("{path}.cookie.path"), "must be an absolute path");
         }
+        if cookie_path.is_some_and(|cookie_path| !cookie_path.bytes().all(is_of_cookie)) {
+            out.push(format!("{path}.cookie.path"), "must be of printable ASCII, without a semicolon");
+        }
     }
+}
+
+/// An HTTP token (RFC 9110); an empty one has its own reason.
+fn is_token(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+/// What an attribute of a cookie may be made of (RFC 6265): it would end, or begin a header of its own, elsewhere.
+fn is_of_cookie(byte: u8) -> bool {
+    (b' '..=b'~').contains(&byte) && byte != b';'
 }

@@ -1,6 +1,7 @@
 //! Which instance of a service is taken: of which zone first, and by which rule.
 
 mod checks;
+mod warnings;
 
 use super::policy::Targeted;
 use crate::duration::PolicyDuration;
@@ -260,7 +261,23 @@ pub struct FilterState {
     pub key: String,
 }
 
-const NOT_YET: &str = "instances of the local zone take turns, then those of the others";
+/// A proxy has one ring or table for each destination: beyond so many places (Mersenne's prime 2^17 - 1, half a MiB of a
+/// table, two of a ring) the memory of many destinations would pay for evenness that nobody can measure.
+pub const LARGEST_TABLE: u32 = 131_071;
+
+/// The size that a Maglev table gets: the next prime, as otherwise instances would not reach every place of it.
+pub fn table_size(asked: u32) -> u32 {
+    (asked..LARGEST_TABLE).find(|size| is_prime(*size)).unwrap_or(LARGEST_TABLE)
+}
+
+fn is_prime(number: u32) -> bool {
+    let divisors =
+        (2..number).take_while(|divisor| divisor.checked_mul(*divisor).is_some_and(|it| it <= number));
+    number > 1 && divisors.into_iter().all(|divisor| !number.is_multiple_of(divisor))
+}
+
+const ALIKE: &str = "the instances among which it chooses weigh the same";
+const NO_FILTERS: &str = "the proxies have no filters that would set a state: it never gives a hash";
 
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshloadbalancingstrategies",
@@ -268,7 +285,14 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: false, to: true, rules: false }),
     doc: "Which instance of a service is taken: of which zone first, and by which rule.",
-    fields: &[("targetRef", Executed), ("to", Executed), ("to[].default", Warned(NOT_YET))],
+    fields: &[
+        ("targetRef", Executed),
+        ("to", Executed),
+        ("to[].default.loadBalancer.leastRequest.activeRequestBias", Warned(ALIKE)),
+        ("to[].default.loadBalancer.ringHash.hashPolicies[].filterState", Warned(NO_FILTERS)),
+        ("to[].default.loadBalancer.maglev.hashPolicies[].filterState", Warned(NO_FILTERS)),
+        ("to[].default.hashPolicies[].filterState", Warned(NO_FILTERS)),
+    ],
     ..KindInfo::new::<MeshLoadBalancingStrategy>()
 };
 

@@ -1,3 +1,4 @@
+use super::LARGEST_TABLE;
 use crate::kinds::policy_tests::wrong;
 use crate::kinds::tests::{right, warnings};
 
@@ -20,9 +21,7 @@ fn near_instances_first() {
     right(&near);
     assert_eq!(
         warnings(&near),
-        [
-            "spec.to[0].default has no effect: instances of the local zone take turns, then those of the others"
-        ]
+        ["spec.to[0] has no effect: MeshMultiZoneServices have no name and no address yet"]
     );
     right(&to("kind: Mesh", "loadBalancer: {type: RingHash, ringHash: {hashFunction: MurmurHash2}}"));
     right(&to("kind: Mesh", "loadBalancer: {type: LeastRequest, leastRequest: {choiceCount: 2}}"));
@@ -135,4 +134,84 @@ fn what_routes_and_gateways_leave_no_place_for() {
             "spec.to[0].targetRef.kind: value 'MeshGateway' is not supported, only Mesh is allowed if loadBalancer is set",
         ],
     );
+}
+
+#[test]
+fn names_that_would_begin_a_header_of_their_own() {
+    wrong(
+        &to(
+            "kind: Mesh",
+            "hashPolicies: [{type: Header, header: {name: 'x user'}}, {type: Cookie, cookie: {name: 'a=b;', path: '/; Secure'}}, {type: Cookie, cookie: {name: c, path: \"/\\r\\na: b\"}}]",
+        ),
+        &[
+            "spec.to[0].default.hashPolicies[0].header.name: must be a token: letters, digits and !#$%&'*+-.^_`|~",
+            "spec.to[0].default.hashPolicies[1].cookie.name: must be a token: letters, digits and !#$%&'*+-.^_`|~",
+            "spec.to[0].default.hashPolicies[1].cookie.path: must be of printable ASCII, without a semicolon",
+            "spec.to[0].default.hashPolicies[2].cookie.path: must be of printable ASCII, without a semicolon",
+        ],
+    );
+}
+
+#[test]
+fn what_comes_otherwise_than_one_may_think_is_said() {
+    let stays = "spec.to[0].default.localityAwareness keeps calls in the caller's zone: only crossZone.failover leads to others";
+    let tags = "localityAwareness: {localZone: {affinityTags: [{key: rack}]}";
+    for (target, default, expected) in [
+        ("kind: Mesh", format!("{tags}}}"), vec![stays]),
+        ("kind: MeshService, name: db", format!("{tags}}}"), vec![stays]),
+        ("kind: MeshService, labels: {app: db}", format!("{tags}}}"), vec![]),
+        ("kind: Mesh", format!("{tags}, disabled: true}}"), vec![]),
+        ("kind: Mesh", format!("{tags}, crossZone: {{}}}}"), vec![]),
+        ("kind: Mesh", "loadBalancer: {type: RingHash, ringHash: {minRingSize: 131071}}".into(), vec![]),
+        (
+            "kind: Mesh",
+            "loadBalancer: {type: RingHash, ringHash: {minRingSize: 131072}}".into(),
+            vec![
+                "spec.to[0].default.loadBalancer.ringHash.minRingSize is 131072, but a ring has at most 131071 places",
+            ],
+        ),
+        ("kind: Mesh", "loadBalancer: {type: Maglev, maglev: {tableSize: 65537}}".into(), vec![]),
+        (
+            "kind: Mesh",
+            "loadBalancer: {type: Maglev, maglev: {tableSize: 100}}".into(),
+            vec![
+                "spec.to[0].default.loadBalancer.maglev.tableSize is 100, but the table has 101 places: the next prime",
+            ],
+        ),
+        (
+            "kind: Mesh",
+            "loadBalancer: {type: Maglev, maglev: {tableSize: 5000011}}".into(),
+            vec![
+                "spec.to[0].default.loadBalancer.maglev.tableSize is 5000011, but the table has 131071 places: tables have no more places",
+            ],
+        ),
+        (
+            "kind: Mesh",
+            "hashPolicies: [{type: FilterState, filterState: {key: k}}]".into(),
+            vec![
+                "spec.to[0].default.hashPolicies[0].filterState has no effect: the proxies have no filters that would set a state: it never gives a hash",
+            ],
+        ),
+    ] {
+        let document = to(target, &default);
+        right(&document);
+        assert_eq!(warnings(&document), expected, "{target} {default}");
+    }
+}
+
+#[test]
+fn tables_have_a_prime_number_of_places() {
+    for (asked, size) in [
+        (0, 2),
+        (1, 2),
+        (2, 2),
+        (4, 5),
+        (100, 101),
+        (65_537, 65_537),
+        (131_072, LARGEST_TABLE),
+        (u32::MAX, LARGEST_TABLE),
+    ] {
+        assert_eq!(super::table_size(asked), size, "{asked}");
+    }
+    assert!(super::is_prime(LARGEST_TABLE));
 }

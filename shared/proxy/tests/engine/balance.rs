@@ -1,0 +1,305 @@
+//! MeshLoadBalancingStrategy: to which of a service's instances a client comes.
+
+use crate::{
+    apps::{Answer, Seen, call, echo_app, get, http_app, http1, request, streaming, text, whole},
+    world::{Ca, MESH, Sidecar, address, destination, endpoint, soon, until},
+};
+use http::Method;
+use meridian_proxy_config::{
+    Affinity, Balancer, Balancing, ByZone, Destination, DestinationPolicies, DestinationTls, Endpoint,
+    EndpointSet, Failover, HashPolicy, HashSource, Locality, Outbound, Protocol, Target, Zones, types,
+};
+use std::{net::SocketAddr, num::NonZeroU32};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// A service of several zones without mTLS, so that its instances are the applications themselves.
+struct Service {
+    ca: Ca,
+    protocol: Protocol,
+    instances: Vec<(SocketAddr, Seen)>,
+}
+
+/// A caller in east, and where its application connects.
+struct Caller {
+    web: Sidecar,
+    outbound: SocketAddr,
+}
+
+impl Service {
+    async fn start(protocol: Protocol, instances: usize) -> Self {
+        let mut all = Vec::new();
+        for _ in 0..instances {
+            all.push(if protocol == Protocol::Tcp { echo_app().await } else { http_app(false).await });
+        }
+        Self { ca: Ca::new(MESH, &["east"]), protocol, instances: all }
+    }
+
+    /// The first in east, the others of the zones as they are named.
+    fn endpoints(&self, zones: &[&str]) -> Vec<Endpoint> {
+        let instances = self.instances.iter().zip(zones.iter().chain(std::iter::repeat(&"east")));
+        instances.map(|((address, _), zone)| endpoint(*address, zone)).collect()
+    }
+
+    async fn caller(&self, balancing: Balancing, endpoints: Vec<Endpoint>) -> Caller {
+        let caller = Caller { web: Sidecar::start(&self.ca, "east", "web"), outbound: address() };
+        let here = Destination {
+            tls: DestinationTls::Off,
+            spans_zones: true,
+            ..destination(self.protocol, &["backend"])
+        };
+        caller.web.feed(types::DESTINATION, "backend", &here);
+        let outbound = Outbound {
+            bind: Some(caller.outbound),
+            vips: vec![],
+            port: caller.outbound.port(),
+            hostnames: vec![],
+            target: Target::Destination("backend".into()),
+        };
+        caller.web.feed(types::OUTBOUND, "backend", &outbound);
+        caller.follow(balancing, endpoints).await;
+        caller
+    }
+
+    fn requests(&self) -> Vec<usize> {
+        self.instances.iter().map(|(_, seen)| seen.requests()).collect()
+    }
+
+    /// Which instance all requests since `before` came to.
+    fn only_one(&self, before: &[usize]) -> usize {
+        let more: Vec<usize> = self.requests().iter().zip(before).map(|(now, before)| now - before).collect();
+        let served: Vec<usize> = (0..more.len()).filter(|n| more[*n] > 0).collect();
+        assert_eq!(served.len(), 1, "{more:?}");
+        served[0]
+    }
+}
+
+impl Caller {
+    async fn follow(&self, balancing: Balancing, endpoints: Vec<Endpoint>) {
+        self.web.feed(types::ENDPOINTS, "backend", &EndpointSet { endpoints });
+        let policies = DestinationPolicies { balancing, ..DestinationPolicies::default() };
+        self.web.feed(types::POLICIES, "backend", &policies);
+        self.web.settled().await;
+    }
+
+    /// A request with a header, over a connection of its own.
+    async fn with(&self, name: &str, value: &str) -> Answer {
+        let mut request = get("/headers");
+        request.headers_mut().insert(http::HeaderName::try_from(name).unwrap(), value.parse().unwrap());
+        let answer = http1(self.outbound).await.send_request(request).await;
+        whole(soon("an answer", async { answer }).await.unwrap()).await
+    }
+}
+
+fn size(n: u32) -> NonZeroU32 {
+    NonZeroU32::new(n).unwrap()
+}
+
+fn hashed(balancer: Balancer, source: HashSource) -> Balancing {
+    Balancing { balancer, hash: vec![HashPolicy { source, terminal: false }], ..Balancing::default() }
+}
+
+fn maglev() -> Balancer {
+    Balancer::Maglev { size: size(65_537) }
+}
+
+fn ring() -> Balancer {
+    Balancer::RingHash { function: Default::default(), min_size: size(1_024), max_size: size(8_000_000) }
+}
+
+#[tokio::test]
+async fn the_same_user_comes_to_the_same_instance_through_whatever_proxy() {
+    for balancer in [maglev(), ring()] {
+        let service = Service::start(Protocol::Http, 5).await;
+        let by_user = hashed(balancer, HashSource::Header("x-user".into()));
+        let one = service.caller(by_user.clone(), service.endpoints(&[])).await;
+        let mut turned = service.endpoints(&[]);
+        turned.rotate_left(2);
+        let other = service.caller(by_user.clone(), turned).await;
+        let mut instances = Vec::new();
+        for user in 0..20 {
+            let before = service.requests();
+            for caller in [&one, &other, &one] {
+                assert_eq!(caller.with("x-user", &format!("user-{user}")).await.status, 200);
+            }
+            instances.push(service.only_one(&before));
+        }
+        let mut used = instances.clone();
+        used.sort_unstable();
+        used.dedup();
+        assert!(used.len() > 2, "{used:?}");
+
+        // The first user's instance goes: of the others' only those that it had.
+        let gone = instances[0];
+        let mut left = service.endpoints(&[]);
+        left.remove(gone);
+        one.follow(by_user, left).await;
+        let mut stayed = 0;
+        for (user, instance) in instances.iter().enumerate() {
+            let before = service.requests();
+            assert_eq!(one.with("x-user", &format!("user-{user}")).await.status, 200);
+            let now = service.only_one(&before);
+            assert_ne!(now, gone);
+            stayed += usize::from(now == *instance);
+        }
+        let others = instances.iter().filter(|instance| **instance != gone).count();
+        // Of Maglev's table a few percent move.
+        assert!(stayed + 2 >= others, "{stayed} of {others}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_a_cookie_is_given_one() {
+    let service = Service::start(Protocol::Http, 5).await;
+    let cookie =
+        HashSource::Cookie { name: "place".into(), made_for_seconds: Some(60), path: Some("/".into()) };
+    let caller = service.caller(hashed(ring(), cookie.clone()), service.endpoints(&[])).await;
+    for _ in 0..5 {
+        let before = service.requests();
+        let first = call(caller.outbound, "/headers").await;
+        let made = first.headers.get_all("set-cookie").iter().collect::<Vec<_>>();
+        let [made] = made.as_slice() else { panic!("{made:?}") };
+        let (pair, attributes) = made.to_str().unwrap().split_once(';').unwrap();
+        assert!(pair.starts_with("place=") && attributes == " Max-Age=60; Path=/; HttpOnly", "{made:?}");
+        assert!(!first.text().contains("place="), "it is the client's, not the application's");
+        for _ in 0..3 {
+            let next = caller.with("cookie", &format!("a=b; {pair}")).await;
+            assert!(!next.headers.contains_key("set-cookie") && next.text().contains(pair));
+        }
+        service.only_one(&before);
+    }
+    // It comes with every answer, also with one of our own.
+    caller.follow(hashed(ring(), cookie), vec![]).await;
+    let answer = call(caller.outbound, "/headers").await;
+    assert!(answer.status == 503 && answer.headers.contains_key("set-cookie"));
+}
+
+/// Connections that are no HTTP have only a source address.
+#[tokio::test]
+async fn connections_of_one_address_come_to_one_instance() {
+    let service = Service::start(Protocol::Tcp, 4).await;
+    let caller = service.caller(hashed(maglev(), HashSource::SourceIp), service.endpoints(&[])).await;
+    let connections = || service.instances.iter().filter(|(_, seen)| seen.connections() > 0).count();
+    for (balancing, used) in [(None, 1), (Some(Balancing::default()), 4)] {
+        if let Some(balancing) = balancing {
+            caller.follow(balancing, service.endpoints(&[])).await;
+        }
+        for _ in 0..12 {
+            let mut stream = TcpStream::connect(caller.outbound).await.unwrap();
+            stream.write_all(b"x").await.unwrap();
+            assert_eq!(soon("an echo", stream.read_u8()).await.unwrap(), b'x');
+        }
+        assert_eq!(connections(), used);
+    }
+}
+
+#[tokio::test]
+async fn who_is_busy_is_spared() {
+    let service = Service::start(Protocol::Http, 2).await;
+    let least = Balancing { balancer: Balancer::LeastRequest { choices: size(2) }, ..Balancing::default() };
+    let only = service.endpoints(&[])[..1].to_vec();
+    let caller = service.caller(least.clone(), only).await;
+    let mut lasting = Vec::new();
+    for _ in 0..3 {
+        let mut client = http1(caller.outbound).await;
+        let (sender, body) = streaming();
+        let answer = tokio::spawn(async move {
+            let answer = client.send_request(request(Method::POST, "/echo", body)).await;
+            whole(answer.unwrap()).await
+        });
+        lasting.push((sender, answer));
+    }
+    until("they are there", async || (service.requests() == [3, 0]).then_some(())).await;
+    caller.follow(least, service.endpoints(&[])).await;
+    for _ in 0..10 {
+        assert_eq!(call(caller.outbound, "/headers").await.status, 200);
+    }
+    assert_eq!(service.requests(), [3, 10], "it is not forgotten how busy the first one is");
+    for (sender, answer) in lasting {
+        drop(sender);
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+    until("it is asked again", async || {
+        call(caller.outbound, "/headers").await;
+        (service.requests()[0] > 3).then_some(())
+    })
+    .await;
+}
+
+fn zones(failover: Vec<Zones>) -> Balancing {
+    let failover = failover.into_iter().map(|to| Failover { from: vec![], to });
+    let by_zone = ByZone { affinity: vec![], failover: failover.collect(), enough: 5_000 };
+    Balancing { locality: Locality::Zones(by_zone), ..Balancing::default() }
+}
+
+#[tokio::test]
+async fn other_zones_are_used_as_rules_say() {
+    let service = Service::start(Protocol::Http, 3).await;
+    let all = || service.endpoints(&["east", "west", "north"]);
+    let far = || all().split_off(1);
+    let caller = service.caller(zones(vec![]), all()).await;
+    let served = async |requests: usize| {
+        let before = service.requests();
+        for _ in 0..requests {
+            assert_eq!(call(caller.outbound, "/headers").await.status, 200);
+        }
+        service.requests().iter().zip(before).map(|(now, before)| now - before).collect::<Vec<_>>()
+    };
+    assert_eq!(served(6).await, [6, 0, 0]);
+    caller.follow(zones(vec![]), far()).await;
+    assert_eq!(call(caller.outbound, "/headers").await.status, 503, "no rule leads elsewhere");
+    caller.follow(zones(vec![Zones::AnyExcept(vec!["west".into()])]), far()).await;
+    assert_eq!(served(6).await, [0, 0, 6]);
+    caller.follow(Balancing { locality: Locality::Alike, ..Balancing::default() }, all()).await;
+    assert_eq!(served(6).await, [2, 2, 2]);
+}
+
+#[tokio::test]
+async fn a_rack_has_most_of_its_own_requests() {
+    let service = Service::start(Protocol::Http, 3).await;
+    let mut endpoints = service.endpoints(&[]);
+    for (endpoint, rack) in endpoints.iter_mut().zip(["r1", "r2", "r2"]) {
+        endpoint.tags.insert("rack".into(), rack.into());
+    }
+    let affinity = vec![Affinity { tag: "rack".into(), weight: size(1_000_000) }];
+    let by_zone = ByZone { affinity, failover: vec![], enough: 5_000 };
+    let near = Balancing { locality: Locality::Zones(by_zone), ..Balancing::default() };
+    let caller = service.caller(near.clone(), endpoints.clone()).await;
+    let proxy = caller.web.engine.shared().snapshots.load().proxy.clone().unwrap();
+    for (rack, instances) in [("r2", [0, 15, 15]), ("r1", [30, 0, 0])] {
+        let mut own = (*proxy).clone();
+        own.tags.insert("rack".into(), [rack.to_owned()].into());
+        caller.web.feed(types::PROXY, "self", &own);
+        caller.web.settled().await;
+        let before = service.requests();
+        for _ in 0..30 {
+            assert_eq!(call(caller.outbound, "/headers").await.status, 200);
+        }
+        let more: Vec<usize> =
+            service.requests().iter().zip(before).map(|(now, before)| now - before).collect();
+        assert_eq!(more, instances, "{rack}");
+    }
+}
+
+/// A tag that changes is no other endpoint: its connections stay, and what is under way.
+#[tokio::test]
+async fn a_tag_that_changes_ends_no_connection() {
+    let service = Service::start(Protocol::Http, 1).await;
+    let caller = service.caller(Balancing::default(), service.endpoints(&[])).await;
+    let mut client = http1(caller.outbound).await;
+    for n in 0..5 {
+        let mut endpoints = service.endpoints(&[]);
+        endpoints[0].tags.insert("version".into(), n.to_string());
+        endpoints[0].name = format!("backend-{n}");
+        caller.follow(Balancing::default(), endpoints).await;
+        let (sender, body) = streaming();
+        let answer = client.send_request(request(Method::POST, "/echo", body));
+        drop(sender);
+        assert_eq!(whole(soon("an answer", answer).await.unwrap()).await.status, 200);
+    }
+    assert_eq!(service.instances[0].1.connections(), 1);
+    let last = client.send_request(request(Method::POST, "/echo", text("bye"))).await;
+    assert_eq!(whole(last.unwrap()).await.text(), "bye");
+}
