@@ -47,6 +47,10 @@ fn what_is_known_stays_and_what_is_new_begins_unhealthy() {
     assert_eq!(first.of(&endpoint(2)).unwrap().note(&plan, &silent()), Some(false));
     assert_eq!(first.changes(), 1);
 
+    let mut renamed = (*endpoint(2)).clone();
+    renamed.tags.insert("version".into(), "2".into());
+    let next = Board::new(plan.clone(), &[vec![Arc::new(renamed.clone())]], Some(&first));
+    assert!(!next.of(&Arc::new(renamed)).unwrap().is_well(), "it is no other by that");
     let next = Board::new(plan.clone(), &[vec![endpoint(2)], vec![endpoint(3)]], Some(&first));
     assert!(!well(&next, 2) && !well(&next, 3) && next.of(&endpoint(1)).is_none());
     assert_eq!(next.of(&endpoint(3)).unwrap().note(&plan, &Finding::Well), Some(true));
