@@ -61,7 +61,8 @@ async fn who_may_come_without_a_certificate_is_said_for_an_inbound() -> Result<(
     })
     .await?;
     ends(&web, "200").await?;
-    mesh.apply(&tls("mode: Strict, tlsVersion: {max: TLS12}, tlsCiphers: [ECDHE-RSA-AES256-GCM-SHA384]")).await?;
+    mesh.apply(&tls("mode: Strict, tlsVersion: {max: TLS12}, tlsCiphers: [ECDHE-RSA-AES256-GCM-SHA384]"))
+        .await?;
     until("plaintext to be refused", DEADLINE, || async {
         ensure!(!answered().await, "still taken");
         Ok(())
