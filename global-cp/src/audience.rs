@@ -74,14 +74,22 @@ pub(crate) fn as_sent(resource: &Resource, route: Route) -> Resource {
     }
 }
 
-/// The secrets that a resource names for whoever acts on it: Kuma's data sources, wherever they stand in its spec. A Mesh
-/// names those of its root, which never leave.
+/// The secrets that a resource names: Kuma's data sources, wherever they stand in its spec. Of a Mesh: the keys of its
+/// roots, which stay here whoever else names them.
 pub(crate) fn named_secrets(resource: &Resource) -> BTreeSet<Key> {
     let mut names = BTreeSet::new();
-    if ![Secret::KIND, Mesh::KIND].contains(&resource.key.kind) {
-        collect(&resource.spec, &mut names);
+    let mut mesh = &resource.key.mesh;
+    match resource.key.kind {
+        Secret::KIND => {}
+        Mesh::KIND => {
+            mesh = &resource.key.name;
+            let backends = resource.spec.pointer("/mtls/backends").and_then(Value::as_array);
+            let keys = backends.into_iter().flatten().filter_map(|backend| backend.pointer("/conf/key"));
+            keys.for_each(|key| collect(key, &mut names));
+        }
+        _ => collect(&resource.spec, &mut names),
     }
-    let key = |name: String| Key::global(Secret::KIND, resource.key.mesh.clone(), name);
+    let key = |name: String| Key::global(Secret::KIND, mesh.clone(), name);
     names.into_iter().map(key).collect()
 }
 
@@ -199,8 +207,9 @@ mod tests {
         assert_eq!(names(legacy), ["ca"]);
         assert_eq!(names(new), ["ca2"]);
         assert!(named_secrets(&resource("Secret", "", "x", json!({"secret": "y"}))).is_empty());
-        let root = json!({"mtls": {"backends": [{"conf": {"key": {"secret": "root"}}}]}});
-        assert!(named_secrets(&resource("Mesh", "", "default", root)).is_empty());
+        let conf = json!({"cert": {"secret": "ca"}, "key": {"secret": "root"}});
+        let mesh = resource("Mesh", "", "corp", json!({"mtls": {"backends": [{"conf": conf}]}}));
+        assert_eq!(named_secrets(&mesh), [Key::global(Secret::KIND, "corp", "root")].into());
     }
 
     #[test]

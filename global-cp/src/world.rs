@@ -7,7 +7,7 @@ use crate::audience::{self, Facts, Route};
 use crate::zone_status::ZoneStatus;
 use meridian_api::wire;
 use meridian_core::kinds::{
-    secret::Secret, token_key::TokenPurpose, token_revocation::TokenRevocation, zone::Zone,
+    mesh::Mesh, secret::Secret, token_key::TokenPurpose, token_revocation::TokenRevocation, zone::Zone,
 };
 use meridian_core::{Key, Kind, Resource};
 use meridian_delta::{Encoded, Id, View, ViewChange};
@@ -226,8 +226,12 @@ impl Facts for World {
 
     fn names_secret(&self, zone: &str, secret: &Key) -> bool {
         debug_assert_eq!(secret.kind, Secret::KIND);
-        let users = self.named_by.get(secret).into_iter().flatten();
-        users
+        let users = || self.named_by.get(secret).into_iter().flatten();
+        // The key of a mesh's root.
+        if users().any(|user| user.kind == Mesh::KIND) {
+            return false;
+        }
+        users()
             .filter_map(|user| self.entries.get(user))
             .any(|user| audience::uses_secrets_in(&user.resource, zone))
     }

@@ -76,8 +76,18 @@ async fn zones_are_signed_by_it_and_nobody_sees_its_key() {
     let pem = bundle["spec"]["roots"][0].as_str().unwrap();
     assert_eq!(certificates_from_pem(pem).unwrap(), certificates_from_pem(&ca.certificate).unwrap());
     let seen = zone.until_holds("Mesh", "//corp").await;
-    assert_eq!(seen["spec"]["mtls"], provided());
-    assert_eq!(zone.names("Secret"), Vec::<String>::new(), "the root's key stays where it is");
+    assert_eq!(seen["spec"]["mtls"]["backends"][0]["conf"], provided()["backends"][0]["conf"]);
+    assert_eq!(zone.names("Secret"), Vec::<String>::new());
+    // Whoever else names it: the root's key stays where it is.
+    let mut entry = super::harness::external("api", Some("ca-key"));
+    entry["mesh"] = json!("corp");
+    Replica::written(&global.put("/meshes/corp/external-services/api", entry.clone()).await);
+    zone.until_holds("ExternalService", "corp//api").await;
+    assert_eq!(zone.names("Secret"), Vec::<String>::new());
+    entry["networking"]["tls"]["caCert"]["secret"] = json!("ca-cert");
+    Replica::written(&global.put("/meshes/corp/external-services/api", entry).await);
+    zone.until_holds("Secret", "corp//ca-cert").await;
+    assert_eq!(zone.names("Secret"), ["corp//ca-cert"]);
     // Written again, nothing is asked of what it came from, which may be gone.
     Replica::written(&global.delete("/meshes/corp/secrets/ca-key").await);
     let mut permissive = provided();

@@ -52,8 +52,13 @@ impl Board {
     /// but where nothing was asked before, all do as healthy: they were in use a moment ago.
     pub fn new(plan: Arc<HealthPlan>, endpoints: &[Vec<Arc<Endpoint>>], before: Option<&Self>) -> Self {
         let changes = before.map_or_else(Arc::default, |before| before.changes.clone());
+        let known: HashMap<_, _> = before
+            .into_iter()
+            .flat_map(|before| &before.endpoints)
+            .map(|(endpoint, health)| (place(endpoint), health))
+            .collect();
         let health = |endpoint: &Arc<Endpoint>| {
-            let known = before.and_then(|before| before.endpoints.get(endpoint));
+            let known = known.get(&place(endpoint)).copied();
             known.cloned().unwrap_or_else(|| Arc::new(EndpointHealth::new(before.is_none(), &changes)))
         };
         let endpoints =
@@ -69,6 +74,12 @@ impl Board {
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
+}
+
+/// Where an endpoint is: another name or another tag make it no other.
+fn place(endpoint: &Endpoint) -> impl Hash + Eq + use<> {
+    let Endpoint { host, port, zone, sni, replica, .. } = endpoint.clone();
+    (host, port, zone, sni, replica)
 }
 
 impl EndpointHealth {
@@ -158,8 +169,8 @@ impl Checks {
 }
 
 fn asks_alike(a: &Cluster, b: &Cluster) -> bool {
-    let plan = |cluster: &Cluster| cluster.health.as_ref().map(|board| Arc::as_ptr(&board.plan));
-    plan(a) == plan(b) && a.tls == b.tls && a.protocol == b.protocol
+    let config = |cluster: &Cluster| cluster.health.as_ref().map(|board| board.plan.config.clone());
+    config(a) == config(b) && a.tls == b.tls && a.protocol == b.protocol
 }
 
 /// Whether it is this worker that asks an endpoint. All workers come to the same answer.

@@ -182,10 +182,10 @@ pub(crate) fn legacy_services<'a>(
 /// proxies of the local ones have had certificates, or where a MeshTLS takes nothing else; to other zones always mutual.
 fn tls(picture: &Picture, mesh: &MeshPicture, services: &[&Parsed<MeshService>]) -> DestinationTls {
     let Some(backend) = mesh.spec().and_then(|spec| spec.mtls_backend()) else { return DestinationTls::Off };
-    let local_plain = services
-        .iter()
-        .any(|it| picture.is_local(&it.resource.key) && !tls_ready(it) && !is_closed(mesh, &it.spec));
-    if backend.mode == MtlsMode::Permissive && local_plain {
+    let is_plain = |it: &Parsed<MeshService>| {
+        picture.is_local(&it.resource.key) && !tls_ready(it) && !is_closed(mesh, &it.spec)
+    };
+    if backend.mode == MtlsMode::Permissive && services.iter().any(|it| is_plain(it)) {
         return DestinationTls::Off;
     }
     let name = services.first().map_or("", |it| it.resource.key.mesh.as_str());

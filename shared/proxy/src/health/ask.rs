@@ -116,9 +116,10 @@ impl Asker {
                 let response = send(speaking, request, &self.authority(authority.as_ref())).await?;
                 let status = response.status().as_u16();
                 let whole = drain(response.into_body()).await;
-                let finding = match statuses.contains(&status) {
-                    true => Finding::Well,
-                    false => Finding::Unwell(format!("status {status}")),
+                let finding = if statuses.contains(&status) {
+                    Finding::Well
+                } else {
+                    Finding::Unwell(format!("status {status}"))
                 };
                 (finding, whole)
             }
@@ -150,7 +151,7 @@ impl Asker {
             Some(rule) => {
                 let sni = endpoint.sni.as_deref().unwrap_or_default();
                 let alpn = if cluster.protocol.is_http() { alpn::HTTP2 } else { alpn::TCP };
-                let (stream, peer) = tls.connect(rule, &endpoint.zone, sni, alpn, socket).await?;
+                let (stream, peer) = Box::pin(tls.connect(rule, &endpoint.zone, sni, alpn, socket)).await?;
                 (Transport::Tls(Box::new(stream)), Some(peer))
             }
         };

@@ -47,6 +47,10 @@ fn what_is_known_stays_and_what_is_new_begins_unhealthy() {
     assert_eq!(first.of(&endpoint(2)).unwrap().note(&plan, &silent()), Some(false));
     assert_eq!(first.changes(), 1);
 
+    let mut renamed = (*endpoint(2)).clone();
+    renamed.tags.insert("version".into(), "2".into());
+    let next = Board::new(plan.clone(), &[vec![Arc::new(renamed.clone())]], Some(&first));
+    assert!(!next.of(&Arc::new(renamed)).unwrap().is_well(), "it is no other by that");
     let next = Board::new(plan.clone(), &[vec![endpoint(2)], vec![endpoint(3)]], Some(&first));
     assert!(!well(&next, 2) && !well(&next, 3) && next.of(&endpoint(1)).is_none());
     assert_eq!(next.of(&endpoint(3)).unwrap().note(&plan, &Finding::Well), Some(true));
@@ -55,6 +59,8 @@ fn what_is_known_stays_and_what_is_new_begins_unhealthy() {
 
 /// Answers as it is told, and remembers when it was asked.
 struct Told {
+    /// Nothing can be asked before.
+    able_at: Option<Instant>,
     /// How long an answer takes, and what it is; the last for ever.
     answers: Vec<(Duration, Finding)>,
     calls: Rc<Cell<u64>>,
@@ -68,6 +74,7 @@ impl Told {
     fn new(answers: &[(u64, Finding)]) -> Self {
         let answers = answers.iter().map(|(millis, it)| (Duration::from_millis(*millis), it.clone()));
         Self {
+            able_at: None,
             answers: answers.collect(),
             calls: Rc::default(),
             asked: Rc::default(),
@@ -87,6 +94,12 @@ impl Drop for UnderWay {
 }
 
 impl Subject for Told {
+    async fn able(&self) {
+        if let Some(at) = self.able_at {
+            tokio::time::sleep_until(at).await;
+        }
+    }
+
     async fn ask(&mut self) -> Finding {
         self.asked.borrow_mut().push(Instant::now());
         self.under_way.set(self.under_way.get() + 1);
@@ -158,6 +171,22 @@ async fn an_answer_that_does_not_come_is_silence() {
     assert!(!health.is_well(), "twice");
     let at: Vec<_> = asked.borrow().iter().map(|at| (*at - start).as_millis()).collect();
     assert_eq!(at, [0, 1_000, 2_500], "the interval begins when a check has ended");
+}
+
+/// Without a certificate of its own a proxy can ask nobody, which says nothing of those whom it would ask.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_blamed_for_what_the_proxy_lacks() {
+    let start = Instant::now();
+    let hour = Duration::from_secs(3_600);
+    let told = Told { able_at: Some(start + hour), ..Told::new(&[(0, silent())]) };
+    let asked = told.asked.clone();
+    let (plan, health, turns) = (plan(json!({})), health(), Semaphore::new(1));
+    let watching = repeat(told, &plan, &health, &turns, || 0.0);
+    tokio::pin!(watching);
+    assert!(timeout(hour - Duration::from_secs(1), watching.as_mut()).await.is_err());
+    assert!(asked.borrow().is_empty() && health.is_well());
+    assert!(timeout(Duration::from_secs(2), watching.as_mut()).await.is_err());
+    assert!(asked.borrow().len() == 1 && !health.is_well());
 }
 
 #[tokio::test(start_paused = true)]

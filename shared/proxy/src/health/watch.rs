@@ -15,6 +15,8 @@ pub(super) const KEEP: Duration = Duration::from_secs(30);
 
 /// What asks, and what is told of it: sockets and a cluster's counters, or a test's.
 pub(super) trait Subject {
+    /// Waits until something can be asked at all: what this proxy lacks is no fault of an endpoint's.
+    async fn able(&self);
     async fn ask(&mut self) -> Finding;
     /// Between two checks, so long that nothing need be kept for the next one (`keep`: but it may be).
     async fn rest(&mut self, wait: Duration, keep: bool);
@@ -34,6 +36,7 @@ pub(super) async fn repeat<S: Subject>(
     let mut calls = subject.calls();
     subject.rest(plan.first_wait(chance()), false).await;
     loop {
+        subject.able().await;
         // Never closed, so there always is one.
         let Ok(turn) = turns.acquire().await else { return };
         let asked = tokio::time::timeout(plan.timeout, subject.ask()).await;
@@ -64,6 +67,18 @@ pub(super) async fn watch(
 }
 
 impl Subject for Asker {
+    async fn able(&self) {
+        // Published anew with each certificate.
+        let mut changes = self.worker.shared.snapshots.subscribe();
+        loop {
+            let mesh = self.cluster.borrow().tls.as_ref().map(|rule| rule.mesh.clone());
+            let ready = mesh.is_none_or(|mesh| self.worker.shared.tls.ready(&mesh));
+            if ready || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn ask(&mut self) -> Finding {
         self.check().await
     }

@@ -16,6 +16,8 @@ use std::time::Duration;
 /// How endpoints are asked; compiled.
 #[derive(Debug)]
 pub struct HealthPlan {
+    /// What it was made from.
+    pub config: HealthChecks,
     pub timeout: Duration,
     pub ask: Ask,
     /// Checks of an endpoint share a connection.
@@ -82,9 +84,9 @@ struct HealthCheckResponse {
     status: i32,
 }
 
-/// `HealthCheckResponse.ServingStatus.SERVING`.
+// `HealthCheckResponse.ServingStatus.SERVING`.
 const SERVING: i32 = 1;
-/// Before a gRPC message: whether it is compressed, and its length.
+// Before a gRPC message: whether it is compressed, and its length.
 const GRPC_PREFIX: usize = 5;
 
 impl HealthPlan {
@@ -93,6 +95,7 @@ impl HealthPlan {
     pub fn compile(config: &HealthChecks) -> Result<Self, String> {
         let millis = |millis: std::num::NonZeroU64| Duration::from_millis(millis.get());
         Ok(Self {
+            config: config.clone(),
             timeout: millis(config.timeout_millis),
             ask: Ask::compile(&config.question)?,
             reuse: config.reuse,

@@ -2,7 +2,7 @@
 
 use meridian_proxy_config::DestinationPolicies;
 
-/// Unset: half of them (Envoy's number).
+/// Hundredths of a percent of a tier's endpoints: half of them, as in Envoy.
 const BELOW: u32 = 5_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -379,6 +379,22 @@ async fn a_revoked_zone_is_not_well() {
     until("it is closed", async || pair.web.engine.connections().await.is_empty().then_some(())).await;
 }
 
+/// Nobody is unwell for want of it.
+#[tokio::test]
+async fn without_a_certificate_of_its_own_a_proxy_asks_nobody() {
+    let app = Moody::start(false).await;
+    let pair = Pair::start(Protocol::Http, app.at).await;
+    let tls = &pair.web.engine.shared().tls;
+    tls.identities.of(MESH).clear();
+    pair.policies(|all| *all = policies(http("/health"), NEVER)).await;
+    assert_eq!(call(pair.outbound, "/").await.status, 503);
+    tls.set_identity(MESH, pair.ca.identity("east", "web"));
+    pair.web.engine.republish();
+    app.is_asked_again().await;
+    assert_eq!(pair.counted(|cell| cell.health_check_failures.value()), 0);
+    until("it is used", async || (call(pair.outbound, "/").await.status == 200).then_some(())).await;
+}
+
 #[tokio::test]
 async fn what_comes_back_over_tcp_decides() {
     for mtls in [false, true] {

@@ -16,6 +16,9 @@ use meridian_policy::{Parsed, Policy, Routes, Section, inbound_rules, sort};
 use meridian_proxy_config::{InboundTls, SessionCipher, SessionTerms, TlsVersion};
 use std::sync::Arc;
 
+/// Some policy can't be read; it is reported where it is compiled.
+struct Unreadable;
+
 fn policies(mesh: &MeshPicture) -> impl Iterator<Item = &Arc<Policy>> {
     mesh.policies.values().filter(|policy| policy.key().kind == MeshTls::KIND && policy.is_incoming())
 }
@@ -34,7 +37,7 @@ pub(crate) fn selects(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
 fn merged<'a>(
     selecting: impl Iterator<Item = &'a Arc<Policy>>,
     out: Option<&mut Compiled>,
-) -> Result<Conf, ()> {
+) -> Result<Conf, Unreadable> {
     let rules = inbound_rules(&sort(selecting.cloned().collect()));
     match by_caller::<Conf>(&rules) {
         Ok(confs) => {
@@ -45,7 +48,7 @@ fn merged<'a>(
             if let Some(out) = out {
                 super::blame(rules.iter().map(|rule| &rule.origin.policy.key), &error, out);
             }
-            Err(())
+            Err(Unreadable)
         }
     }
 }
@@ -55,7 +58,7 @@ fn of_inbound(
     dataplane: &Parsed<Dataplane>,
     inbound: &Inbound,
     out: Option<&mut Compiled>,
-) -> Result<Conf, ()> {
+) -> Result<Conf, Unreadable> {
     let subject = subject(dataplane);
     let section = Section::Inbound(inbound);
     merged(policies(mesh).filter(|policy| policy.selects(&Routes::default(), &subject, section)), out)
@@ -73,7 +76,7 @@ pub(crate) fn inbound(
     match of_inbound(mesh, dataplane, inbound, Some(out)).map(|conf| conf.mode) {
         Ok(Some(Mode::Permissive)) => InboundTls::Permissive,
         Ok(None) if backend.mode == MtlsMode::Permissive => InboundTls::Permissive,
-        Ok(_) | Err(()) => InboundTls::Strict,
+        Ok(_) | Err(Unreadable) => InboundTls::Strict,
     }
 }
 
@@ -87,7 +90,7 @@ pub(crate) fn closes<'a>(
     if policies(mesh).next().is_none() {
         return false;
     }
-    let closed = |conf: Result<Conf, ()>| conf.map_or(true, |conf| conf.mode == Some(Mode::Strict));
+    let closed = |conf: Result<Conf, Unreadable>| conf.map_or(true, |conf| conf.mode == Some(Mode::Strict));
     behind.any(|dataplane| {
         selected_inbounds(service, &dataplane.spec)
             .any(|inbound| closed(of_inbound(mesh, dataplane, inbound, None)))

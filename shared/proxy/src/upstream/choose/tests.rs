@@ -45,6 +45,7 @@ fn proxy() -> Proxy {
         detect_timeout_millis: 300,
         max_config_age_seconds: None,
         protected: vec![],
+        sessions: Default::default(),
         tags: BTreeMap::from([
             ("rack".to_owned(), BTreeSet::from(["r1".to_owned()])),
             ("row".to_owned(), BTreeSet::from(["a".to_owned()])),
