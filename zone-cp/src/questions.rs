@@ -61,7 +61,8 @@ async fn stream(link: &Link, inspector: &Inspector) -> anyhow::Result<()> {
         while working.try_join_next().is_some() {}
         let Question { id, ask } = question;
         if working.len() >= AT_ONCE {
-            let (status, detail) = (StatusCode::SERVICE_UNAVAILABLE, "It is asked too much at once; try again");
+            let (status, detail) =
+                (StatusCode::SERVICE_UNAVAILABLE, "It is asked too much at once; try again");
             let busy = Problem::new(status, "Service unavailable", detail);
             sender.send(Answer { id, outcome: Some(Outcome::Problem(told(busy))) }).await?;
             continue;
