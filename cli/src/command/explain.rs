@@ -134,7 +134,7 @@ mod tests {
                 },
                 {
                     "step": "MeshTrafficPermission", "outcome": "denied",
-                    "text": "all 3 instances refuse it: no rule allows spiffe://default/web",
+                    "text": "refused by all 3 instances: no rule allows spiffe://default/web",
                 },
             ],
         });
