@@ -6,7 +6,7 @@
 use crate::{
     address::is_vip,
     egress::Originator,
-    metrics::Traffic,
+    metrics::{Traffic, gather::Publication},
     policy::{
         at_once::Limits,
         filter::RequestFilter,
@@ -48,6 +48,8 @@ pub struct Snapshot {
     /// Egress: by `(mesh, dataplane)`.
     pub callers: HashMap<(String, String), Arc<config::Caller>>,
     pub routes: SniRoutes,
+    /// Who takes this proxy's metrics; `None`: nobody.
+    pub metrics: Option<Arc<Publication>>,
     /// Meshes that have a bundle. Their contents are in [`crate::tls::Tls`].
     pub meshes: Vec<String>,
     /// All clusters, by name: what stays the same is taken over into the next snapshot.

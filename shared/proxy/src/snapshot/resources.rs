@@ -7,6 +7,7 @@
 
 use crate::{
     egress::Originator,
+    metrics::gather::Publication,
     policy::{filter::RequestFilter, retry::RetryPolicy},
     tls::Tls,
 };
@@ -37,6 +38,7 @@ pub struct Resources {
     pub(super) entries: BTreeMap<String, EntryParts>,
     pub(super) callers: BTreeMap<String, Arc<config::Caller>>,
     pub(super) routes: BTreeMap<String, Arc<config::SniRoute>>,
+    pub(super) metrics: Option<Arc<Publication>>,
     pub(super) meshes: BTreeMap<String, String>,
 }
 
@@ -144,6 +146,10 @@ impl Resources {
             types::ENTRY => drop(self.entries.insert(name, entry_parts(read(body)?)?)),
             types::CALLER => drop(self.callers.insert(name, read(body)?)),
             types::SNI_ROUTE => drop(self.routes.insert(name, read(body)?)),
+            types::METRICS => {
+                let config: Arc<config::metrics::Metrics> = read(body)?;
+                self.metrics = Some(Arc::new(Publication::compile((*config).clone())?));
+            }
             types::BUNDLE => {
                 let bundle: Arc<config::Bundle> = read(body)?;
                 tls.set_bundle(&bundle).map_err(|error| error.to_string())?;
@@ -187,6 +193,7 @@ impl Resources {
             types::ENTRY => drop(self.entries.remove(name)),
             types::CALLER => drop(self.callers.remove(name)),
             types::SNI_ROUTE => drop(self.routes.remove(name)),
+            types::METRICS => self.metrics = None,
             _ => {}
         }
     }

@@ -8,6 +8,8 @@ mod control;
 mod filter;
 mod http;
 mod limits;
+mod metrics;
+mod page;
 mod retries;
 mod rules;
 mod tcp;

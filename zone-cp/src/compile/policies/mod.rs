@@ -14,6 +14,7 @@ use meridian_core::duration::PolicyDuration;
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
 use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
+use meridian_core::kinds::mesh_metric::MeshMetric;
 use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
 use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
 use meridian_core::kinds::mesh_retry::MeshRetry;
@@ -23,8 +24,9 @@ use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
 use meridian_core::{Key, Kind, TargetKind};
 use meridian_policy::{
     Destinations, InboundRule, Merged, Parsed, Policy, ResourceRules, Routes, Section, inbound_confs,
-    inbound_rules, sort, to_conf,
+    inbound_rules, proxy_conf, sort, to_conf,
 };
+use meridian_proxy_config::metrics::Metrics;
 use meridian_proxy_config::{DestinationPolicies, InboundPolicies, Protocol, policies_for_others, types};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -33,6 +35,7 @@ use std::sync::Arc;
 mod callers;
 mod circuit_breaker;
 mod fault_injection;
+mod metric;
 mod rate_limit;
 mod request_filter;
 mod retry;
@@ -101,12 +104,16 @@ const INCOMING: &[Incoming] = &[
     },
 ];
 
+/// Kinds that say something of a sidecar as a whole.
+const WHOLE: &[Kind] = &[MeshMetric::KIND];
+
 /// Protocols of destinations inside the mesh.
 const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
 
 /// Whether policies of a kind are turned into something here.
 pub(crate) fn is_executed(kind: Kind) -> bool {
-    OUTGOING.iter().map(|it| it.kind).chain(INCOMING.iter().map(|it| it.kind)).any(|it| it == kind)
+    let by_call = OUTGOING.iter().map(|it| it.kind).chain(INCOMING.iter().map(|it| it.kind));
+    by_call.chain(WHOLE.iter().copied()).any(|it| it == kind)
 }
 
 /// The policies on outgoing calls that select a sidecar.
@@ -133,6 +140,40 @@ pub(crate) fn selects_incoming(policy: &Policy, dataplane: &Parsed<Dataplane>) -
 
 fn takes(policy: &Policy, dataplane: &Parsed<Dataplane>, inbound: &Inbound) -> bool {
     policy.selects(&Routes::default(), &subject(dataplane), Section::Inbound(inbound))
+}
+
+/// Whether a policy says something of a sidecar as a whole.
+pub(crate) fn selects_whole(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
+    let is_here = WHOLE.contains(&policy.key().kind);
+    is_here && policy.selects(&Routes::default(), &subject(dataplane), Section::Whole)
+}
+
+/// What policies of one kind add up to for a sidecar as a whole.
+fn whole(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>, kind: Kind) -> Option<Merged> {
+    let all = mesh.policies.values().filter(|policy| policy.key().kind == kind);
+    let selecting = all.filter(|policy| selects_whole(policy, dataplane));
+    proxy_conf(&sort(selecting.cloned().collect()))
+}
+
+/// Which metrics a sidecar gives, and to whom. Policies that can't be read open no port.
+pub(crate) fn metrics(
+    mesh: &MeshPicture,
+    dataplane: &Parsed<Dataplane>,
+    out: &mut Compiled,
+) -> Option<Metrics> {
+    let merged = whole(mesh, dataplane, MeshMetric::KIND)?;
+    match merged.conf() {
+        Ok(conf) => {
+            let (metrics, problems) = metric::metrics(&conf, dataplane.spec.networking.as_ref()?);
+            let key = &dataplane.resource.key;
+            problems.into_iter().for_each(|problem| out.problem(key, format!("MeshMetric: {problem}")));
+            metrics
+        }
+        Err(error) => {
+            blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
+            None
+        }
+    }
 }
 
 /// What holds for calls to an inbound.
