@@ -254,6 +254,9 @@ fn dataplane(item: &Value, now: OffsetDateTime) -> String {
     for condition in list(item, "/conditions").iter().filter_map(Value::as_str) {
         lines.push(format!("Condition    {condition}"));
     }
+    for problem in list(item, "/problems").iter().filter_map(Value::as_str) {
+        lines.push(format!("Problem      {problem}"));
+    }
     for rejected in list(item, "/rejected") {
         lines.push(format!(
             "Rejected     {} {}: {}",
@@ -333,6 +336,7 @@ mod tests {
         json!({"type": "DataplaneOverview", "mesh": "default", "name": "web-1-x", "zone": "east", "status": "online",
             "labels": {"kuma.io/display-name": "web-1"}, "revision": 12, "behindMillis": 200,
             "outboundEnforcement": "strict", "conditions": ["port 80 is taken by web"],
+            "problems": ["metrics on 10.1.0.101:5670: Address in use"],
             "rejected": [{"type": "Inbound", "name": "http", "reason": "unknown field `deny`"}],
             "inbounds": [{"name": "http", "ready": false}],
             "certificates": [{"mesh": "default", "expires": "2026-01-02T00:00:00Z", "root": "ab12"}],
@@ -357,9 +361,14 @@ mod tests {
             assert!(line.contains(part), "{part} in {line}");
         }
         let page = dataplane(&web(), now);
-        for part in
-            ["8080 web (http)", "http NOT ready", "unknown field `deny`", "port 80 is taken", "root ab12"]
-        {
+        for part in [
+            "8080 web (http)",
+            "http NOT ready",
+            "unknown field `deny`",
+            "port 80 is taken",
+            "5670: Address in use",
+            "root ab12",
+        ] {
             assert!(page.contains(part), "{part} in {page}");
         }
     }

@@ -199,6 +199,7 @@ fn of_proxy(stored: &Stored, known: &Known<'_>) -> Map<String, Value> {
         set(&mut out, "outboundEnforcement", Some(json!(status.outbound_enforcement)));
         set(&mut out, "inbounds", Some(json!(status.inbounds)));
         set(&mut out, "certificates", Some(json!(status.certificates)));
+        set(&mut out, "problems", (!status.problems.is_empty()).then(|| json!(status.problems)));
     }
     fields(out)
 }

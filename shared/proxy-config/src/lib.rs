@@ -10,6 +10,7 @@
 mod destination;
 mod external;
 mod inbound;
+pub mod metrics;
 mod permission;
 mod policies;
 mod proxy;
@@ -70,10 +71,12 @@ pub mod types {
     pub const CALLER: &str = "Caller";
     /// [`crate::SniRoute`]: to ingresses and egresses.
     pub const SNI_ROUTE: &str = "SniRoute";
+    /// One, named `self`: [`crate::metrics::Metrics`].
+    pub const METRICS: &str = "Metrics";
     /// [`crate::Bundle`], by mesh name.
     pub const BUNDLE: &str = "Bundle";
     /// Every type, in the order in which a reader best meets them.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 13] = [
         BUNDLE,
         PROXY,
         INBOUND,
@@ -86,6 +89,7 @@ pub mod types {
         ENTRY,
         CALLER,
         SNI_ROUTE,
+        METRICS,
     ];
 }
 

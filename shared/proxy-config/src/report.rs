@@ -14,6 +14,9 @@ pub struct ProxyStatus {
     pub outbound_enforcement: String,
     pub inbounds: Vec<InboundStatus>,
     pub certificates: Vec<CertificateStatus>,
+    /// What it was told and can't do, though it serves: a port for metrics that another process has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

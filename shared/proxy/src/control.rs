@@ -19,7 +19,7 @@ pub use settings::{
     BadConfiguration, Link, LinkArguments, ProxyArguments, Settings, Trust, program, variable,
 };
 
-use crate::{dns, engine::Engine, resolve::Resolver, tls};
+use crate::{dns, engine::Engine, metrics::publish, resolve::Resolver, tls};
 use disk::Disk;
 use meridian_delta::Node;
 use std::{future::Future, sync::Arc, time::Duration};
@@ -113,6 +113,8 @@ impl Control {
             tasks.spawn(admin::serve(self.clone(), listener));
         }
         tasks.spawn(dns::run(self.engine.shared().clone()));
+        let own = self.clone();
+        tasks.spawn(publish::run(self.engine.shared().clone(), Arc::new(move || own.own_metrics())));
         tasks.spawn(stopping.clone().run_until_cancelled_owned(keep_saving(self.clone())).discard());
         tasks.spawn(stopping.clone().run_until_cancelled_owned(identity::keep_fresh(self.clone())).discard());
         tasks.spawn(stopping.clone().run_until_cancelled_owned(probes::run(self.clone())).discard());

@@ -8,7 +8,7 @@ use crate::{
     denial::{Reason, Refusal},
     io::{Reset, Socket, Stream, reset_on_close},
     listener::Accepted,
-    metrics::Open,
+    metrics::{Open, publish},
     policy::timeouts::StreamLimits,
     snapshot::{Inbound, Snapshot},
     tls::{Peer, TlsError},
@@ -51,6 +51,9 @@ pub async fn serve(worker: Rc<Worker>, name: Option<String>, accepted: Accepted)
         None => snapshot.inbound_at(accepted.original),
     };
     let Some(inbound) = inbound.cloned() else {
+        if name.is_none() && publish::is_scrape(&snapshot, accepted.original) {
+            return worker.shared.scrapes.hand_over(accepted);
+        }
         reset_on_close(&accepted.stream);
         let destination = accepted.original.ip().to_string();
         let mesh = snapshot.proxy.as_ref().map_or("", |proxy| proxy.mesh.as_str());

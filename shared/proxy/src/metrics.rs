@@ -13,6 +13,14 @@ use std::{
     time::Duration,
 };
 
+pub mod applications;
+pub mod envoy;
+pub mod exposition;
+pub mod gather;
+pub mod otlp;
+pub mod publish;
+pub mod selection;
+
 /// A counter with one writer.
 #[derive(Default)]
 pub struct Counter(AtomicU64);
@@ -246,6 +254,11 @@ impl Metrics {
             .clone()
     }
 
+    /// Every series of traffic that there is.
+    pub fn all(&self) -> Vec<Arc<Traffic>> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     /// Writes all of it in Prometheus' text format.
     ///
     /// # Errors
@@ -256,8 +269,7 @@ impl Metrics {
             let sum: u64 = self.workers.iter().map(|worker| read(worker).value()).sum();
             writeln!(out, "meridian_proxy_{name} {sum}")?;
         }
-        let traffic: Vec<_> =
-            self.traffic.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let traffic = self.all();
         for (name, help, read) in SERIES {
             header(out, name, help, "counter")?;
             for series in &traffic {

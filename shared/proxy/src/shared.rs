@@ -1,8 +1,14 @@
 //! What all threads of one proxy share. Built once, handed down; no globals.
 
 use crate::{
-    denial::Denials, lent::Lent, listener::Listening, metrics::Metrics, resolve::Resolver,
-    snapshot::Snapshots, sni::Admission, tls::Tls,
+    denial::Denials,
+    lent::Lent,
+    listener::Listening,
+    metrics::{Metrics, publish::Scrapes},
+    resolve::Resolver,
+    snapshot::Snapshots,
+    sni::Admission,
+    tls::Tls,
 };
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -24,6 +30,8 @@ pub struct Shared {
     pub admission: Admission,
     /// What the workers listen on, and what they could not.
     pub listening: Listening,
+    /// Who takes metrics, and what can't be given.
+    pub scrapes: Scrapes,
     /// More than one worker shares each port (SO_REUSEPORT).
     pub workers: usize,
 }
@@ -41,6 +49,7 @@ impl Shared {
             contact: Contact::default(),
             admission: Admission::default(),
             listening: Listening::new(workers),
+            scrapes: Scrapes::default(),
             workers,
         }
     }

@@ -7,7 +7,7 @@ use crate::{
     address::is_vip,
     egress::Originator,
     health::Board,
-    metrics::Traffic,
+    metrics::{Traffic, gather::Publication},
     policy::{
         at_once::Limits,
         balance::{BalancingPolicy, TierPlan},
@@ -54,6 +54,8 @@ pub struct Snapshot {
     /// Egress: by `(mesh, dataplane)`.
     pub callers: HashMap<(String, String), Arc<config::Caller>>,
     pub routes: SniRoutes,
+    /// Who takes this proxy's metrics; `None`: nobody.
+    pub metrics: Option<Arc<Publication>>,
     /// Meshes that have a bundle. Their contents are in [`crate::tls::Tls`].
     pub meshes: Vec<String>,
     /// All clusters, by name: what stays the same is taken over into the next snapshot.

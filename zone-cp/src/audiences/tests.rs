@@ -211,6 +211,23 @@ fn an_asking() -> impl Strategy<Value = Resource> {
     })
 }
 
+fn metrics_for() -> impl Strategy<Value = Resource> {
+    (0..3u32, 0..2usize, prop::bool::ANY).prop_map(|(n, target, backend)| {
+        let targets =
+            [json!({"kind": "Mesh"}), json!({"kind": "MeshSubset", "tags": {"kuma.io/service": "web"}})];
+        let mut default = json!({"applications": [{"port": 8000 + n}]});
+        if backend {
+            default["backends"] = json!([{"type": "Prometheus", "prometheus": {"port": 5670 + n}}]);
+        }
+        global(
+            "MeshMetric",
+            "default",
+            &format!("mm-{n}"),
+            json!({"targetRef": targets[target], "default": default}),
+        )
+    })
+}
+
 fn a_passthrough() -> impl Strategy<Value = Resource> {
     (0..2u32, prop::bool::ANY, 0..3usize).prop_map(|(n, all, mode)| {
         let target = if all {
@@ -304,6 +321,7 @@ fn op() -> impl Strategy<Value = Op> {
             3 => a_route(),
             2 => of_a_route(),
             2 => an_asking(),
+            1 => metrics_for(),
             3 => from_west(),
             4 => another(),
         ]

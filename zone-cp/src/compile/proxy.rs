@@ -74,6 +74,9 @@ pub(crate) fn dataplane(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
             Err(reason) => out.problem(key, format!("outbound on port {}: {reason}", explicit.port)),
         }
     }
+    if let Some(metrics) = policies::metrics(mesh, dataplane, out) {
+        out.push(key, types::METRICS, "self", &metrics);
+    }
     passthrough_externals(inputs, mesh, key, &passthrough, out);
 }
 

@@ -254,6 +254,7 @@ impl Proxy {
             version: "1".into(),
             instance: "i".into(),
             outbound_enforcement: "strict".into(),
+            problems: vec![],
             inbounds: vec![InboundStatus { name: "8080".into(), ready }],
             certificates: certificate
                 .map(|at| CertificateStatus {

@@ -46,6 +46,7 @@ fn proxy(name: &str, online: bool, ready: bool) -> ProxyOverview {
             version: "0.1.0".into(),
             instance: "proxy-process".into(),
             outbound_enforcement: "strict".into(),
+            problems: vec![],
             inbounds: vec![InboundStatus { name: "80".into(), ready }],
             certificates: vec![CertificateStatus {
                 mesh: "default".into(),

@@ -95,7 +95,7 @@ pub struct Application {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     pub path: String,
-    /// Unset: the Dataplane's.
+    /// One of the Dataplane's own, or loopback. Unset: the Dataplane's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     pub port: u32,
@@ -185,7 +185,15 @@ pub(crate) const INFO: KindInfo = KindInfo {
     doc: "Which metrics proxies give, their applications' among them, and to whom.",
     fields: &[
         ("targetRef", Executed),
-        ("default", Warned("every proxy serves Prometheus metrics on its readiness port")),
+        ("default", Executed),
+        (
+            "default.backends[].prometheus.clientId",
+            Warned("targets are not given out by control planes: any Prometheus may scrape"),
+        ),
+        (
+            "default.backends[].openTelemetry.backendRef",
+            Warned("there are no MeshOpenTelemetryBackends: name an endpoint"),
+        ),
     ],
     ..KindInfo::new::<MeshMetric>()
 };
@@ -320,7 +328,9 @@ mod tests {
         right(&all);
         assert_eq!(
             warnings(&all),
-            ["spec.default has no effect: every proxy serves Prometheus metrics on its readiness port"]
+            [
+                "spec.default.backends[0].prometheus.clientId has no effect: targets are not given out by control planes: any Prometheus may scrape"
+            ]
         );
         let document = crate::document::parse_text(&all).unwrap();
         let spec = crate::document::check(&document, None).unwrap().resource.spec;

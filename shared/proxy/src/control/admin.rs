@@ -1,7 +1,7 @@
 //! What can be asked of a running proxy: on a Unix socket, for whoever may open it.
 
 use super::Control;
-use crate::worker::OpenConnections;
+use crate::{metrics::gather::Own, worker::OpenConnections};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
@@ -158,6 +158,22 @@ impl Control {
             tracing::error!(%error, "metrics");
         }
         out
+    }
+
+    /// For those whom a MeshMetric names.
+    pub(super) fn own_metrics(&self) -> Own {
+        let identities = &self.engine.shared().tls.identities;
+        let ends = identities
+            .meshes()
+            .into_iter()
+            .filter_map(|mesh| Some(identities.of(&mesh).latest()?.not_after()));
+        let left = ends.min().map(|end| end - time::OffsetDateTime::now_utc());
+        Own {
+            page: self.metrics(),
+            draining: self.drain.is_cancelled(),
+            connected: self.stream.pulled.state().connected,
+            certificate: left.map(|left| Duration::try_from(left).unwrap_or_default()),
+        }
     }
 
     fn gauges(&self, out: &mut String) -> std::fmt::Result {

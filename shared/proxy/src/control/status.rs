@@ -20,6 +20,7 @@ pub(super) async fn report(control: Arc<Control>) {
     let mut snapshots = shared.snapshots.subscribe();
     let mut denials = shared.denials.subscribe();
     let mut probes = control.probes.subscribe();
+    let mut scrapes = shared.scrapes.subscribe();
     publish(&control, report_types::DENIALS, &shared.denials.snapshot());
     let mut told = None;
     loop {
@@ -32,6 +33,7 @@ pub(super) async fn report(control: Arc<Control>) {
         let changed = tokio::select! {
             changed = snapshots.changed() => changed,
             changed = probes.changed() => changed,
+            changed = scrapes.changed() => changed,
             changed = denials.changed() => {
                 publish(&control, report_types::DENIALS, &shared.denials.snapshot());
                 changed
@@ -69,6 +71,7 @@ impl Control {
                 })
                 .collect(),
             certificates: self.certificates(),
+            problems: self.engine.shared().scrapes.problems(),
         }
     }
 

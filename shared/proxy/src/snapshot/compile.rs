@@ -83,6 +83,7 @@ pub fn compile(resources: &Resources, previous: &Snapshot, metrics: &Metrics) ->
     let next = Snapshot {
         proxy: resources.proxy.clone(),
         meshes: resources.meshes.values().cloned().collect(),
+        metrics: resources.metrics.clone(),
         ..Snapshot::default()
     };
     let mut compiler = Compiler { resources, previous, metrics, next };

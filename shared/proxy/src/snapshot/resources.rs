@@ -8,6 +8,7 @@
 
 use crate::{
     egress::Originator,
+    metrics::gather::Publication,
     policy::{
         balance::Hashing, filter::RequestFilter, health::HealthPlan, retry::RetryPolicy, routes::Compiled,
     },
@@ -42,6 +43,7 @@ pub struct Resources {
     pub(super) entries: BTreeMap<String, EntryParts>,
     pub(super) callers: BTreeMap<String, Arc<config::Caller>>,
     pub(super) routes: BTreeMap<String, Arc<config::SniRoute>>,
+    pub(super) metrics: Option<Arc<Publication>>,
     pub(super) meshes: BTreeMap<String, String>,
 }
 
@@ -160,6 +162,10 @@ impl Resources {
             types::ENTRY => drop(self.entries.insert(name, entry_parts(read(body)?)?)),
             types::CALLER => drop(self.callers.insert(name, read(body)?)),
             types::SNI_ROUTE => drop(self.routes.insert(name, read(body)?)),
+            types::METRICS => {
+                let config: Arc<config::metrics::Metrics> = read(body)?;
+                self.metrics = Some(Arc::new(Publication::compile((*config).clone())?));
+            }
             types::BUNDLE => {
                 let bundle: Arc<config::Bundle> = read(body)?;
                 tls.set_bundle(&bundle).map_err(|error| error.to_string())?;
@@ -205,6 +211,7 @@ impl Resources {
             types::ENTRY => drop(self.entries.remove(name)),
             types::CALLER => drop(self.callers.remove(name)),
             types::SNI_ROUTE => drop(self.routes.remove(name)),
+            types::METRICS => self.metrics = None,
             _ => {}
         }
     }

@@ -10,6 +10,8 @@ mod filter;
 mod health;
 mod http;
 mod limits;
+mod metrics;
+mod page;
 mod retries;
 mod routes;
 mod rules;

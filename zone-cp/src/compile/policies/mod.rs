@@ -17,6 +17,7 @@ use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
 use meridian_core::kinds::mesh_health_check::MeshHealthCheck;
 use meridian_core::kinds::mesh_http_route::MeshHttpRoute;
 use meridian_core::kinds::mesh_load_balancing_strategy::MeshLoadBalancingStrategy;
+use meridian_core::kinds::mesh_metric::MeshMetric;
 use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
 use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
 use meridian_core::kinds::mesh_retry::MeshRetry;
@@ -28,8 +29,9 @@ use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
 use meridian_core::{Key, Kind, TargetKind};
 use meridian_policy::{
     Destinations, InboundRule, Merged, Parsed, Policy, ResourceRules, Routes, Section, inbound_confs,
-    inbound_rules, sort, to_conf,
+    inbound_rules, proxy_conf, sort, to_conf,
 };
+use meridian_proxy_config::metrics::Metrics;
 use meridian_proxy_config::{DestinationPolicies, InboundPolicies, Protocol, policies_for_others, types};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -43,6 +45,7 @@ mod fault_injection;
 mod health_check;
 mod http_route;
 mod load_balancing;
+mod metric;
 mod rate_limit;
 mod request_filter;
 mod retry;
@@ -131,12 +134,16 @@ const INCOMING: &[Incoming] = &[
 /// Kinds that say where calls go.
 const ROUTES: [Kind; 2] = [MeshHttpRoute::KIND, MeshTcpRoute::KIND];
 
+/// Kinds that say something of a sidecar as a whole.
+const WHOLE: [Kind; 1] = [MeshMetric::KIND];
+
 /// Protocols of destinations inside the mesh.
 const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
 
 /// Whether policies of a kind are turned into something here.
 pub(crate) fn is_executed(kind: Kind) -> bool {
-    is_outgoing(kind) || INCOMING.iter().any(|it| it.kind == kind) || kind == MeshTls::KIND
+    let by_call = is_outgoing(kind) || INCOMING.iter().any(|it| it.kind == kind);
+    by_call || WHOLE.contains(&kind) || kind == MeshTls::KIND
 }
 
 fn is_outgoing(kind: Kind) -> bool {
@@ -186,6 +193,40 @@ pub(crate) fn selects_incoming(policy: &Policy, dataplane: &Parsed<Dataplane>) -
 
 fn takes(policy: &Policy, dataplane: &Parsed<Dataplane>, inbound: &Inbound) -> bool {
     policy.selects(&Routes::default(), &subject(dataplane), Section::Inbound(inbound))
+}
+
+/// Whether a policy says something of a sidecar as a whole.
+pub(crate) fn selects_whole(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
+    let is_here = WHOLE.contains(&policy.key().kind);
+    is_here && policy.selects(&Routes::default(), &subject(dataplane), Section::Whole)
+}
+
+/// What policies of one kind add up to for a sidecar as a whole.
+fn whole(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>, kind: Kind) -> Option<Merged> {
+    let all = mesh.policies.values().filter(|policy| policy.key().kind == kind);
+    let selecting = all.filter(|policy| selects_whole(policy, dataplane));
+    proxy_conf(&sort(selecting.cloned().collect()))
+}
+
+/// Which metrics a sidecar gives, and to whom. Policies that can't be read open no port.
+pub(crate) fn metrics(
+    mesh: &MeshPicture,
+    dataplane: &Parsed<Dataplane>,
+    out: &mut Compiled,
+) -> Option<Metrics> {
+    let merged = whole(mesh, dataplane, MeshMetric::KIND)?;
+    match merged.conf() {
+        Ok(conf) => {
+            let (metrics, problems) = metric::metrics(&conf, dataplane.spec.networking.as_ref()?);
+            let key = &dataplane.resource.key;
+            problems.into_iter().for_each(|problem| out.problem(key, format!("MeshMetric: {problem}")));
+            metrics
+        }
+        Err(error) => {
+            blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
+            None
+        }
+    }
 }
 
 /// What holds for calls to an inbound.
