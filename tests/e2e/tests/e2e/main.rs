@@ -8,6 +8,7 @@ mod at_rest;
 mod attack;
 mod bad_input;
 mod capture;
+mod churn;
 mod hello;
 mod identity;
 mod intruder;
