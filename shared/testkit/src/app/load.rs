@@ -26,12 +26,15 @@ struct Summary {
 /// A request without an answer after this long has failed.
 const LIMIT: Duration = Duration::from_secs(10);
 
-pub(super) async fn run(url: &str, rate: u32, fresh: bool) -> Result<()> {
+pub(super) async fn run(url: &str, rate: u32, fresh: bool, http2: bool) -> Result<()> {
     ensure!(rate > 0, "--rate must be at least 1");
     let uri: Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
     let mut builder = Client::builder(TokioExecutor::new());
     if fresh {
         builder.pool_max_idle_per_host(0);
+    }
+    if http2 {
+        builder.http2_only(true);
     }
     let client = builder.build(HttpConnector::new());
     let summary = Arc::new(Mutex::new(Summary::default()));

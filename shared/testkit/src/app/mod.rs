@@ -167,6 +167,9 @@ pub enum App {
         /// A new connection for each request.
         #[arg(long)]
         fresh: bool,
+        /// HTTP/2 with prior knowledge: all requests on one connection.
+        #[arg(long)]
+        http2: bool,
     },
 }
 
@@ -195,7 +198,7 @@ pub async fn run(app: App) -> Result<()> {
             churn::run(&url, &token_file, &body_file, changes, std::time::Duration::from_millis(pause_millis))
                 .await
         }
-        App::Load { url, rate, fresh } => load::run(&url, rate, fresh).await,
+        App::Load { url, rate, fresh, http2 } => load::run(&url, rate, fresh, http2).await,
     }
 }
 

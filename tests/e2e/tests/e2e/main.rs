@@ -8,6 +8,7 @@ mod at_rest;
 mod attack;
 mod bad_input;
 mod capture;
+mod churn;
 mod grpc;
 mod health;
 mod hello;
