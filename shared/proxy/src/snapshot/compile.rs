@@ -2,7 +2,8 @@
 
 use super::{
     Cluster, Entry, External, Inbound, Outbound, PeerRule, Resources, Snapshot, SniRoutes, Target,
-    resources::EntryParts, tiers::arrange,
+    resources::EntryParts,
+    tiers::{arrange, prepare},
 };
 use crate::{
     metrics::{Metrics, Traffic},
@@ -313,10 +314,13 @@ impl Compiler<'_> {
     }
 
     fn cluster(&mut self, name: String, direction: &'static str, source: Source) -> Arc<Cluster> {
-        let kept = self.previous.clusters.get(&name).filter(|old| old.source == source).cloned();
+        let before = self.previous.clusters.get(&name);
+        let kept = before.filter(|old| old.source == source).cloned();
         let cluster = kept.unwrap_or_else(|| {
             let traffic = self.metrics.traffic(direction, &source.service);
-            Arc::new(build(name.clone(), traffic, source, self.metrics.workers()))
+            let cluster = build(name.clone(), traffic, source, self.metrics.workers());
+            prepare(&cluster.plans, before.map(|old| old.plans.as_slice()).unwrap_or_default());
+            Arc::new(cluster)
         });
         self.next.clusters.insert(name, cluster.clone());
         cluster
