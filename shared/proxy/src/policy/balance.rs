@@ -1,8 +1,8 @@
 //! MeshLoadBalancingStrategy, compiled: by which rule an endpoint is chosen, and what a request's hash is made of.
 //!
 //! Everything here is a pure function of the configuration and of the endpoints' identities, so that all workers, all
-//! proxies, and one proxy before and after a change agree on where a hash leads. Tables are made when a snapshot is
-//! compiled, once for all workers. The choosing itself is [`crate::upstream`]'s, which knows what is usable.
+//! proxies, and one proxy before and after a change agree on where a hash leads. The choosing itself is
+//! [`crate::upstream`]'s, which knows what is usable.
 
 use meridian_proxy_config::{Balancer, Balancing, Locality};
 use std::{ops::Range, sync::Arc};
@@ -11,7 +11,7 @@ mod hashing;
 pub mod spill;
 mod table;
 pub use hashing::{Hashed, Hashing};
-pub use table::{Member, Table};
+pub use table::{Circle, Member, Table};
 
 /// How endpoints of a cluster are chosen.
 #[derive(Clone, Default)]
@@ -32,7 +32,7 @@ pub enum Rule {
     Random,
     /// Of so many, drawn by lot, the least busy.
     LeastRequest(usize),
-    /// By the tier's [`Table`].
+    /// By the tier's [`Circle`].
     Hash,
 }
 
@@ -42,7 +42,7 @@ pub struct TierPlan {
     /// Parts that get shares of the requests by weight. Empty: all endpoints are alike.
     pub parts: Vec<Part>,
     /// Of a tier with several endpoints, with [`Rule::Hash`].
-    pub table: Option<Table>,
+    pub circle: Option<Circle>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,9 @@
 
 use super::{
     Cluster, Entry, External, Inbound, Outbound, PeerRule, Resources, Routing, Snapshot, SniRoutes, Target,
-    resources::EntryParts, routing, tiers::arrange,
+    resources::EntryParts,
+    routing,
+    tiers::{arrange, prepare},
 };
 use crate::{
     health::Board,
@@ -349,7 +351,9 @@ impl Compiler<'_> {
         let cluster = kept.unwrap_or_else(|| {
             let traffic = self.metrics.traffic(direction, &source.service);
             let health = before.and_then(|old| old.health.as_deref());
-            Arc::new(build(name.clone(), traffic, source, self.metrics.workers(), health))
+            let cluster = build(name.clone(), traffic, source, self.metrics.workers(), health);
+            prepare(&cluster.plans, before.map(|old| old.plans.as_slice()).unwrap_or_default());
+            Arc::new(cluster)
         });
         self.next.clusters.insert(name, cluster.clone());
         cluster

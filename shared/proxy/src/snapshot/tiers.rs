@@ -1,7 +1,7 @@
 //! The virtual endpoints of a cluster in their order: tiers, and in the caller's zone parts by affinity.
 
 use super::{Endpoint, compile::Source};
-use crate::policy::balance::{Member, Part, Table, TierPlan};
+use crate::policy::balance::{Circle, Member, Part, TierPlan};
 use meridian_proxy_config::{self as config, ByZone, Host, Locality, Zones};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -18,10 +18,21 @@ pub(super) fn arrange(source: &Source) -> (Vec<Vec<Arc<Endpoint>>>, Vec<TierPlan
     let arranged = tiers(source).into_iter().map(|declared| {
         let mut tier = virtual_endpoints(source, &declared);
         let parts = by_zone.map(|zones| part(&mut tier, zones, source)).unwrap_or_default();
-        let table = Table::build(&balancing.balancer, &members(&tier, &parts));
-        (tier, TierPlan { parts, table })
+        let circle = Circle::new(&balancing.balancer, || members(&tier, &parts));
+        (tier, TierPlan { parts, circle })
     });
     arranged.unzip()
+}
+
+/// Makes at once what requests would have to wait for, if they went by its predecessor.
+pub(super) fn prepare(plans: &[TierPlan], before: &[TierPlan]) {
+    if circles(before).any(Circle::is_made) {
+        circles(plans).for_each(Circle::prepare);
+    }
+}
+
+fn circles(plans: &[TierPlan]) -> impl Iterator<Item = &Circle> {
+    plans.iter().filter_map(|plan| plan.circle.as_ref())
 }
 
 /// The endpoints of each tier, as they were declared.

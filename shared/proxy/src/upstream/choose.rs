@@ -10,7 +10,7 @@ use crate::{
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use smallvec::SmallVec;
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, cmp::Reverse, rc::Rc};
 
 /// Lots that are drawn for an endpoint that is allowed, before the next in turn is taken: with half of them out, one in 256
 /// choices comes to that, so that whoever stands after one that is out is hardly burdened.
@@ -139,38 +139,40 @@ impl Chooser<'_> {
         allowed: &impl Fn(&Rc<EndpointState>) -> bool,
     ) -> Option<&'t Rc<EndpointState>> {
         let plan = self.cluster.plans.get(index);
-        if let (How::By(Rule::Hash), Some(table)) = (self.rule, plan.and_then(|plan| plan.table.as_ref())) {
+        if self.rule == How::By(Rule::Hash)
+            && let Some(table) = plan.and_then(|plan| plan.circle.as_ref()?.table())
+        {
             return self.on_table(table, tier, allowed);
         }
         let parts = plan.map(|plan| plan.parts.as_slice()).unwrap_or_default();
         if parts.is_empty() {
             return self.in_part(tier, allowed);
         }
-        self.by_weight(parts, tier, allowed).find_map(|part| self.in_part(part, allowed))
+        let order = self.by_weight(parts, tier, allowed).into_iter();
+        let endpoints = order.filter_map(|place| tier.get(parts.get(place)?.endpoints.clone()));
+        endpoints.into_iter().find_map(|part| self.in_part(part, allowed))
     }
 
-    /// The parts of a tier: first one that is drawn by its weight, then the others, the heaviest first.
-    fn by_weight<'t>(
+    /// The order in which a tier's parts are looked at: first one that is drawn by its weight, then the others, the
+    /// heaviest first.
+    fn by_weight(
         &self,
         parts: &[Part],
-        tier: &'t [Rc<EndpointState>],
+        tier: &[Rc<EndpointState>],
         allowed: &impl Fn(&Rc<EndpointState>) -> bool,
-    ) -> impl Iterator<Item = &'t [Rc<EndpointState>]> {
+    ) -> SmallVec<[usize; 4]> {
         let enough = self.cluster.balancing.enough.filter(|_| self.troubled);
-        let cut = |part: &Part| tier.get(part.endpoints.clone()).unwrap_or_default();
-        let weights: SmallVec<[f64; 4]> = parts
-            .iter()
-            .map(|part| {
-                let endpoints = cut(part);
-                let share = || (endpoints.iter().filter(|state| allowed(state)).count(), endpoints.len());
-                f64::from(part.weight) * enough.map_or(1.0, |enough| spill::capacity(share(), enough))
-            })
-            .collect();
+        let weight = |part: &Part| {
+            let endpoints = tier.get(part.endpoints.clone()).unwrap_or_default();
+            let share = || (endpoints.iter().filter(|state| allowed(state)).count(), endpoints.len());
+            f64::from(part.weight) * enough.map_or(1.0, |enough| spill::capacity(share(), enough))
+        };
+        let weights: SmallVec<[f64; 4]> = parts.iter().map(weight).collect();
         let drawn = spill::weighted(&weights, self.dice.share());
-        let mut order: SmallVec<[(bool, u32, &'t [Rc<EndpointState>]); 4]> =
-            (0..).zip(parts).map(|(place, part)| (drawn == Some(place), part.weight, cut(part))).collect();
-        order.sort_by_key(|(drawn, weight, _)| std::cmp::Reverse((*drawn, *weight)));
-        order.into_iter().map(|(_, _, endpoints)| endpoints)
+        let mut order: SmallVec<[usize; 4]> = (0..parts.len()).collect();
+        order
+            .sort_by_key(|place| Reverse((drawn == Some(*place), parts.get(*place).map(|part| part.weight))));
+        order
     }
 
     fn on_table<'t>(

@@ -8,7 +8,7 @@ pub(super) fn warn(items: Option<&Vec<Targeted<Conf>>>, out: &mut Vec<String>) {
     for (i, item) in items.into_iter().flatten().enumerate() {
         let path = format!("spec.to[{i}].default");
         let Conf { locality_awareness, load_balancer, .. } = &item.default;
-        if locality_awareness.as_ref().is_some_and(|it| stays(it)) && may_span_zones(&item.target_ref) {
+        if locality_awareness.as_ref().is_some_and(stays) && may_span_zones(&item.target_ref) {
             out.push(format!(
                 "{path}.localityAwareness keeps calls in the caller's zone: only crossZone.failover leads to others"
             ));

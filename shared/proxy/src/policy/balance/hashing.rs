@@ -24,7 +24,7 @@ enum Source {
         name: String,
         attributes: Option<String>,
     },
-    SourceIp,
+    Address,
     QueryParameter(String),
 }
 
@@ -51,7 +51,7 @@ impl Hashing {
         let mut cookies = SmallVec::new();
         let hash = self.fold(|source| match source {
             Source::Header(name) => of_header(headers, name),
-            Source::SourceIp => Some(of_address(from)),
+            Source::Address => Some(of_address(from)),
             Source::QueryParameter(name) => {
                 let pairs = uri.query()?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
                 pairs.into_iter().find(|(key, _)| key == name).map(|(_, value)| xx(value.as_bytes(), 0))
@@ -71,7 +71,7 @@ impl Hashing {
 
     /// Of a connection that is not HTTP.
     pub fn of_connection(&self, from: IpAddr) -> Option<u64> {
-        self.fold(|source| matches!(source, Source::SourceIp).then(|| of_address(from)))
+        self.fold(|source| matches!(source, Source::Address).then(|| of_address(from)))
     }
 
     fn fold(&self, mut hash_of: impl FnMut(&Source) -> Option<u64>) -> Option<u64> {
@@ -91,7 +91,7 @@ impl Hashing {
 fn source(config: &HashSource) -> Result<Source, String> {
     Ok(match config {
         HashSource::Header(name) => Source::Header(header_name(name)?),
-        HashSource::SourceIp => Source::SourceIp,
+        HashSource::SourceIp => Source::Address,
         HashSource::QueryParameter(name) => Source::QueryParameter(name.clone()),
         HashSource::Cookie { name, made_for_seconds, path } => {
             // Cookies' names are tokens, as those of headers are.

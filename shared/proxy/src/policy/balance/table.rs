@@ -8,7 +8,7 @@
 use super::hashing::{murmur2, xx};
 use meridian_core::kinds::mesh_load_balancing_strategy::{LARGEST_TABLE, table_size};
 use meridian_proxy_config::{Balancer, HashFunction};
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::{cmp::Reverse, collections::BinaryHeap, sync::OnceLock};
 
 /// So many endpoints fill the smallest ring.
 const FILLING: u32 = 4;
@@ -22,6 +22,39 @@ pub struct Member {
     pub weight: f64,
 }
 
+/// A table that is made by the first request that goes by it, for all workers: a mesh has many destinations of which a
+/// proxy calls few, and each of Maglev's tables costs some milliseconds. Where requests go by one, its successor is made
+/// with the configuration that brings it ([`Circle::prepare`]), so that no request waits for that.
+pub struct Circle {
+    balancer: Balancer,
+    members: Vec<Member>,
+    made: OnceLock<Option<Table>>,
+}
+
+impl Circle {
+    /// `None` for balancers without one, and where there is nothing to choose.
+    pub fn new(balancer: &Balancer, members: impl FnOnce() -> Vec<Member>) -> Option<Self> {
+        if !matches!(balancer, Balancer::RingHash { .. } | Balancer::Maglev { .. }) {
+            return None;
+        }
+        let members = members();
+        (members.len() > 1).then(|| Self { balancer: balancer.clone(), members, made: OnceLock::new() })
+    }
+
+    pub fn table(&self) -> Option<&Table> {
+        self.made.get_or_init(|| Table::build(&self.balancer, &self.members)).as_ref()
+    }
+
+    /// Makes the table now.
+    pub fn prepare(&self) {
+        self.table();
+    }
+
+    pub fn is_made(&self) -> bool {
+        self.made.get().is_some()
+    }
+}
+
 /// A circle of endpoints, by their places among those that it was made from.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Table {
@@ -32,7 +65,7 @@ pub struct Table {
 
 impl Table {
     /// `None` for balancers without one, and where there is nothing to choose.
-    pub fn build(balancer: &Balancer, members: &[Member]) -> Option<Self> {
+    fn build(balancer: &Balancer, members: &[Member]) -> Option<Self> {
         if members.len() < 2 {
             return None;
         }

@@ -142,5 +142,21 @@ fn replicas_have_identities_of_their_own_and_are_spread() {
     assert_eq!(tiers[0].len(), 2 + 32);
     let identities: BTreeSet<String> = tiers[0].iter().map(|it| it.identity()).collect();
     assert_eq!(identities.len(), tiers[0].len());
-    assert!(plans[0].table.is_some());
+    assert!(plans[0].circle.is_some());
+}
+
+#[test]
+fn a_table_is_made_by_who_asks_or_with_what_follows_one_that_was_asked() {
+    let maglev = Balancer::Maglev { size: NonZeroU32::new(101).unwrap() };
+    let source = Source { policies: policies(Locality::Tiers, maglev), ..source(Locality::Tiers, false) };
+    let plans = || arrange(&source).1;
+    let made = |plans: &[TierPlan]| -> Vec<bool> {
+        plans.iter().map(|plan| plan.circle.as_ref().is_some_and(Circle::is_made)).collect()
+    };
+    let (before, after) = (plans(), plans());
+    prepare(&after, &before);
+    assert_eq!((made(&before), made(&after)), (vec![false, false], vec![false, false]));
+    assert!(before[0].circle.as_ref().unwrap().table().is_some());
+    prepare(&after, &before);
+    assert_eq!((made(&before), made(&after)), (vec![true, false], vec![true, true]));
 }
