@@ -7,6 +7,7 @@ mod allowlist;
 mod at_rest;
 mod attack;
 mod bad_input;
+mod balance;
 mod capture;
 mod churn;
 mod grpc;
