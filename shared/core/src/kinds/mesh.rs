@@ -341,11 +341,12 @@ impl Spec for Mesh {
                 .push("mtls mode PERMISSIVE: permissions do not cover callers without a certificate".into()),
             Some(MtlsMode::Strict) => {}
         }
-        if self.mtls.iter().flat_map(|mtls| &mtls.backends).any(|it| it.type_ == BUILTIN && it.conf.is_some())
-        {
-            out.push(
-                "mtls.backends[].conf has no effect: the builtin authority has nothing to configure".into(),
-            );
+        for (i, backend) in self.mtls.iter().flat_map(|mtls| &mtls.backends).enumerate() {
+            if backend.type_ == BUILTIN && backend.conf.is_some() {
+                out.push(format!(
+                    "mtls.backends[{i}].conf has no effect: the builtin authority has nothing to configure"
+                ));
+            }
         }
         if !self.zone_egress() {
             out.push(
