@@ -98,10 +98,11 @@ impl Spec for MeshTimeout {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         let top = self.target_ref.as_ref();
-        match Lists::new(self.from.as_ref(), self.to.as_ref(), self.rules.as_ref()).inbound() {
-            true => policy::warn_of_top(top, out),
-            // Of calls that go out a route says more than of those that come in.
-            false => out.extend(top.and_then(TargetRef::name_warning)),
+        if Lists::new(self.from.as_ref(), self.to.as_ref(), self.rules.as_ref()).inbound() {
+            policy::warn_of_top(top, out);
+        } else {
+            // Routes are about calls that go out.
+            out.extend(top.and_then(TargetRef::name_warning));
         }
         for (i, item) in self.to.iter().flatten().enumerate() {
             if item.target_ref.kind == TargetKind::MeshHttpRoute {

@@ -16,7 +16,8 @@ fn route(kind: &str, rules: &str) -> String {
 fn app(said: &str) -> Result<String> {
     let seen: serde_json::Value = serde_json::from_str(said.lines().next().unwrap_or_default())
         .with_context(|| format!("no answer of an application: {said}"))?;
-    Ok(seen["app"].as_str().unwrap_or_default().to_owned())
+    let name = seen.get("app").and_then(serde_json::Value::as_str);
+    Ok(name.unwrap_or_default().to_owned())
 }
 
 async fn reaches(from: &Proxy, words: &[&str], name: &str) -> Result<()> {
