@@ -26,6 +26,8 @@ pub(super) struct Found<'a> {
     asked: &'a str,
     /// Of the caller's zone first.
     services: Vec<&'a Parsed<MeshService>>,
+    /// By its `kuma.io/service`, in all zones.
+    is_legacy: bool,
     /// `None`: it has no such port.
     port: Option<&'a Port>,
 }
@@ -66,7 +68,7 @@ pub(super) fn find<'a>(facts: &'a Facts, caller: &Caller<'_>, question: &'a Ques
         Some(LEGACY_PORT) if is_legacy => declared(u32::from(LEGACY_PORT)).or_else(lowest),
         Some(number) => declared(u32::from(number)),
     };
-    Some(Found { asked: &question.asked, services, port })
+    Some(Found { asked: &question.asked, services, is_legacy, port })
 }
 
 impl Found<'_> {
@@ -82,6 +84,21 @@ impl Found<'_> {
             "services": services.collect::<Vec<_>>(),
             "port": self.port.map(|port| port.port),
             "protocol": self.port.map(Port::protocol),
+        })
+    }
+
+    /// Whether the caller's sidecar learns of the name: `reachableBackends` are MeshServices, `reachableServices` are the
+    /// names `<service>.mesh`.
+    fn is_known_to(&self, caller: &Caller<'_>) -> bool {
+        let networking = caller.dataplane.spec.networking.as_ref();
+        let transparent = networking.and_then(|it| it.transparent_proxying.as_ref());
+        let listed = transparent.map(|it| &it.reachable_services).filter(|listed| !listed.is_empty());
+        self.services.iter().any(|service| match (self.is_legacy, listed) {
+            (false, _) => is_reachable(transparent, &service.resource),
+            (true, None) => true,
+            (true, Some(listed)) => {
+                service_tag(&service.spec).is_some_and(|tag| listed.iter().any(|it| it == tag))
+            }
         })
     }
 
@@ -102,10 +119,8 @@ pub(super) fn steps(facts: &Facts, caller: &Caller<'_>, question: &Question, fou
         let number = question.port.unwrap_or_default();
         return vec![Step::denied("destination", format!("{meant} has no port {number}"))];
     };
-    let transparent =
-        caller.dataplane.spec.networking.as_ref().and_then(|it| it.transparent_proxying.as_ref());
-    if !found.services.iter().any(|it| is_reachable(transparent, &it.resource)) {
-        let text = format!("{meant} is not among the caller's reachableBackends: the name is unknown to it");
+    if !found.is_known_to(caller) {
+        let text = format!("{meant} is not among what the caller may reach: the name is unknown to it");
         return vec![Step::denied("destination", text)];
     }
     let text = format!("{meant}, port {} ({})", port.port, port.protocol());

@@ -185,6 +185,28 @@ async fn instances_that_differ_are_told_apart() {
 }
 
 #[tokio::test]
+async fn what_a_caller_may_not_reach_is_unknown_to_it() {
+    let server = Server::start().await;
+    world(&server).await;
+    let mut narrow = dataplane("batch", 8080, "http");
+    narrow["networking"]["transparentProxying"] = json!({"reachableBackends": {"refs": [
+        {"kind": "MeshService", "labels": {"kuma.io/display-name": "web"}},
+    ]}});
+    store(&server, "east", "Dataplane", "batch-1", narrow, None).await;
+    for (host, known) in
+        [("web.svc.mesh.local", true), ("backend.svc.west.mesh.local", false), ("backend.mesh", true)]
+    {
+        let path = format!("/meshes/default/_explain?source=batch&destination={host}");
+        let answer = server.get(&path).await.json();
+        assert_eq!(
+            step(&answer, "destination")["outcome"],
+            if known { "passed" } else { "denied" },
+            "{host}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn routes_say_which_rule_takes_the_request() {
     let server = Server::start().await;
     world(&server).await;
