@@ -16,6 +16,7 @@ mod proxy;
 mod report;
 mod route;
 pub mod sni;
+mod trace;
 mod trust;
 
 pub use destination::{Destination, DestinationTls, Endpoint, EndpointSet, Host, Outbound, Target};
@@ -26,15 +27,16 @@ pub use external::{
 pub use inbound::{Inbound, InboundTls, Probe, Protocol};
 pub use permission::{Action, CallerIdentity, CallerMatch, Permission, PermissionRule, Verdict};
 pub use policies::{
-    AtOnce, BackOff, CallerTimeouts, ConnectionTimeouts, DestinationPolicies, Effect, FailurePercentage,
-    Fault, FaultRule, FilterAction, FilterPattern, HeaderMatch, HeaderValueMatch, HostSelection,
-    InboundPolicies, OutlierDetection, Rate, RateLimitedBackOff, RateLimits, RequestFilter, RequestLimit,
-    RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet, StreamTimeouts, SuccessRate,
-    policies_for_others,
+    AccessLog, AtOnce, BackOff, CallerTimeouts, ConnectionTimeouts, DestinationPolicies, Effect,
+    FailurePercentage, Fault, FaultRule, FilterAction, FilterPattern, HeaderMatch, HeaderValueMatch,
+    HostSelection, InboundPolicies, LogBackend, LogForm, LogLine, OutlierDetection, Rate, RateLimitedBackOff,
+    RateLimits, RequestFilter, RequestLimit, RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet,
+    StreamTimeouts, SuccessRate, policies_for_others,
 };
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};
 pub use route::{SniMatch, SniRoute};
+pub use trace::{TagValue, Trace, TraceBackend, TraceSampling, TraceTag, ZipkinFormat};
 pub use trust::Bundle;
 
 /// The resource types of the zone -> proxy direction.
@@ -62,10 +64,13 @@ pub mod types {
     pub const SNI_ROUTE: &str = "SniRoute";
     /// [`crate::Bundle`], by mesh name.
     pub const BUNDLE: &str = "Bundle";
+    /// [`crate::Trace`], at most one, named `self`: to sidecars.
+    pub const TRACE: &str = "Trace";
     /// Every type, in the order in which a reader best meets them.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 12] = [
         BUNDLE,
         PROXY,
+        TRACE,
         INBOUND,
         ENDPOINTS,
         POLICIES,

@@ -5,6 +5,7 @@ use crate::Protocol;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 
+mod access_log;
 mod circuit_breaker;
 mod faults;
 mod filter;
@@ -13,6 +14,7 @@ mod matching;
 mod retry;
 mod timeouts;
 
+pub use access_log::{AccessLog, LogBackend, LogForm, LogLine};
 pub use circuit_breaker::{AtOnce, FailurePercentage, OutlierDetection, SuccessRate};
 pub use faults::{Effect, Fault, FaultRule};
 pub use filter::{FilterAction, FilterPattern, RequestFilter, RequestPart, RuleSet};
@@ -39,6 +41,8 @@ pub struct DestinationPolicies {
     pub at_once: AtOnce,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outliers: Option<OutlierDetection>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub access_logs: Vec<AccessLog>,
 }
 
 /// For connections and requests from peers to the application.
@@ -62,6 +66,9 @@ pub struct InboundPolicies {
     pub filter: Option<RequestFilter>,
     #[serde(skip_serializing_if = "unset")]
     pub at_once: AtOnce,
+    /// Every one that matches a caller is told.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub access_logs: Vec<AccessLog>,
 }
 
 /// The name of what holds for destinations of a protocol that have no policies of their own. No destination has it.
@@ -105,6 +112,19 @@ mod tests {
             r#"{"rateLimits": {"connections": {"num": 0, "intervalMillis": 1000}}}"#,
         ] {
             assert!(serde_json::from_str::<InboundPolicies>(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn access_logs_travel_as_they_are() {
+        let body = r#"{"accessLogs":[{"caller":{"spiffePrefix":"spiffe://m/a"},"backend":{"file":{"path":"/l","line":{"form":{"plain":"%PROTOCOL%"},"omitEmpty":true}}}},{"backend":{"tcp":{"address":"a:1"}}},{"backend":{"openTelemetry":{"endpoint":"a:1","attributes":[["k","v"]],"body":{"a":[1]}}}}]}"#;
+        let policies: InboundPolicies = serde_json::from_str(body).unwrap();
+        assert_eq!(serde_json::to_string(&policies).unwrap(), body);
+        for wrong in [
+            r#"{"accessLogs": [{"backend": {"fax": {}}}]}"#,
+            r#"{"accessLogs": [{"backend": {"file": {"path": "/l", "mode": 1}}}]}"#,
+        ] {
+            assert!(serde_json::from_str::<DestinationPolicies>(wrong).is_err(), "{wrong}");
         }
     }
 

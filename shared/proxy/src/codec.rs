@@ -14,8 +14,8 @@ pub use body::{Body, BodyError, Counted, Gate};
 pub use filtered::Guard;
 pub use forward::{ForwardError, How, copy, send, timed};
 pub use head::{
-    Malformed, OVERLOADED, authority, denied, expects_continue, is_upgrade, overloaded, plain, prepare,
-    refused, strip_response, upgrades_out_of_http,
+    Malformed, OVERLOADED, authority, because, denied, expects_continue, is_upgrade, overloaded, plain,
+    prepare, refused, strip_response, upgrades_out_of_http,
 };
 pub use replay::{Reader, Tape};
 pub use serve::{Codec, LocalExecutor, client_h1, client_h2, detect, serve};

@@ -1,8 +1,9 @@
 //! From the application into the mesh.
 
 use crate::{
-    copy,
+    copy::{self, Copied},
     denial::Reason,
+    exchange::{Exchange, Flags, Scene, Subject, Upstream as Asked},
     io::{Socket, reset_on_close},
     listener::Accepted,
     metrics::Open,
@@ -12,7 +13,7 @@ use crate::{
     worker::{Check, ConnectionInfo, Direction, Tracked, Worker},
 };
 use meridian_proxy_config::alpn;
-use std::{rc::Rc, sync::Arc};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc};
 
 mod attempt;
 mod http;
@@ -36,6 +37,12 @@ fn refuse(worker: &Worker, outbound: &Outbound, what: &str, accepted: Accepted) 
 }
 
 async fn tcp(worker: Rc<Worker>, outbound: &Outbound, cluster: &Arc<Cluster>, accepted: Accepted) {
+    let exchange = observe(&worker, cluster, (accepted.peer, accepted.original));
+    let closed = |moved: Copied, flags: Flags| {
+        if let Some(exchange) = &exchange {
+            exchange.closed(moved, flags);
+        }
+    };
     let mut downstream = Socket::new(accepted.stream);
     let reset = downstream.reset();
     let (opened, state) = match upstream::open(&worker, cluster, Balance::RoundRobin, alpn::TCP).await {
@@ -43,21 +50,28 @@ async fn tcp(worker: Rc<Worker>, outbound: &Outbound, cluster: &Arc<Cluster>, ac
         Err(DialError::Overloaded(_)) => {
             reset.arm();
             cluster.traffic.cell(worker.index).overflows.inc();
+            closed(Copied::default(), Flags::OVERFLOW);
             return;
         }
         Err(error) => {
             reset.arm();
             tracing::warn!(service = %cluster.service, source = ?error, %error, "no connection");
+            closed(Copied::default(), failed(&error));
             return;
         }
     };
     let tracked = track(&worker, outbound, cluster, opened.peer.as_ref(), &state.endpoint.name);
+    if let Some(exchange) = &exchange {
+        exchange.asks(Asked::Endpoint(state.endpoint.clone()));
+    }
     let Opened { mut transport, active: _active, .. } = opened;
     let far = transport.reset();
     let cell = cluster.traffic.cell(worker.index);
     let _open = Open::new(cell);
     let idle = cluster.connections.tcp_idle;
-    let copying = copy::bidirectional_idle(&mut downstream, &mut transport, cell, &worker.timer, idle);
+    let moved = Cell::new(Copied::default());
+    let copying =
+        copy::bidirectional_counted(&mut downstream, &mut transport, cell, &worker.timer, idle, &moved);
     let whole = tokio::select! {
         result = copying => result.is_ok(),
         _ = tracked.reset() => false,
@@ -65,6 +79,28 @@ async fn tcp(worker: Rc<Worker>, outbound: &Outbound, cluster: &Arc<Cluster>, ac
     if !whole {
         reset.arm();
         far.arm();
+    }
+    closed(moved.get(), Flags::NONE);
+}
+
+/// What logs are told of a connection, if there are any.
+fn observe(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    ends: (SocketAddr, SocketAddr),
+) -> Option<Rc<Exchange>> {
+    if cluster.logs.is_empty() {
+        return None;
+    }
+    let scene = Scene::new(worker, Direction::Outbound, ends, None)?;
+    Some(Exchange::connection(worker, scene, Subject::Cluster(cluster.clone()), &cluster.logs))
+}
+
+/// Why there is no connection, in a log's letters.
+fn failed(error: &DialError) -> Flags {
+    match error {
+        DialError::NoEndpoints(_) | DialError::LeftOut(_) => Flags::NO_ENDPOINT,
+        _ => Flags::CONNECT_FAILURE,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     denial::Denials, lent::Lent, listener::Listening, metrics::Metrics, resolve::Resolver,
-    snapshot::Snapshots, sni::Admission, tls::Tls,
+    snapshot::Snapshots, sni::Admission, telemetry::Sinks, tls::Tls,
 };
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -15,6 +15,8 @@ pub struct Shared {
     pub tls: Tls,
     pub denials: Denials,
     pub metrics: Metrics,
+    /// Where lines and spans go.
+    pub sinks: Sinks,
     pub resolver: Resolver,
     /// What the sidecar's resolver gave to names below a wildcard.
     pub lent: Lent,
@@ -36,6 +38,7 @@ impl Shared {
             tls: Tls::default(),
             denials: Denials::default(),
             metrics: Metrics::new(workers),
+            sinks: Sinks::default(),
             resolver,
             lent: Lent::default(),
             contact: Contact::default(),

@@ -31,6 +31,7 @@ pub struct Worker {
     pub upstreams: Upstreams,
     pub beginners: Rc<Beginners>,
     registry: Rc<Registry>,
+    numbered: Cell<u64>,
     seen: Cell<u64>,
     cached: RefCell<Arc<Snapshot>>,
 }
@@ -45,6 +46,7 @@ impl Worker {
             upstreams: Upstreams::default(),
             beginners: Rc::default(),
             registry: Rc::default(),
+            numbered: Cell::default(),
             seen: Cell::new(snapshot.generation),
             cached: RefCell::new(snapshot),
             shared,
@@ -60,6 +62,14 @@ impl Worker {
             *self.cached.borrow_mut() = snapshot;
         }
         self.cached.borrow().clone()
+    }
+
+    /// A number that no connection of this process has had.
+    pub fn next_number(&self) -> u64 {
+        let next = self.numbered.get() + 1;
+        self.numbered.set(next);
+        let (workers, index) = (self.shared.workers as u64, self.index as u64);
+        (next - 1).saturating_mul(workers).saturating_add(index + 1)
     }
 
     /// Runs a task on this worker.

@@ -52,6 +52,9 @@ pub(crate) fn dataplane(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     let Some((dataplane, passthrough)) = passthrough_of(picture, key) else { return };
     let Some(networking) = &dataplane.spec.networking else { return };
     out.push(key, types::PROXY, "self", &sidecar(picture, mesh, dataplane, &passthrough));
+    if let Some(trace) = policies::trace(mesh, dataplane, out) {
+        out.push(key, types::TRACE, "self", &trace);
+    }
     let mut names = BTreeSet::new();
     for inbound in networking.inbound.iter().filter(|inbound| inbound.state != InboundState::Ignored) {
         let compiled = compile_inbound(mesh, dataplane, networking, inbound, out);

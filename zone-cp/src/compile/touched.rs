@@ -342,7 +342,7 @@ fn policy(picture: &Picture, key: &Key, out: &mut Touched) {
         if policies::selects_outgoing(policy, it) {
             out.proxies.insert(dataplane.clone());
         }
-        if policies::selects_incoming(policy, it) {
+        if policies::selects_incoming(policy, it) || policies::selects_whole(policy, it) {
             out.units.insert(Unit::Dataplane(dataplane.clone()));
         }
     }

@@ -3,6 +3,7 @@
 use super::{attempt, leads_to};
 use crate::{
     codec::{self as plumbing, Body, Counted, How, Malformed, detect},
+    exchange::{Cause, Exchange, Scene, Subject, Upstream},
     io::Socket,
     listener::Accepted,
     policy::{
@@ -10,6 +11,7 @@ use crate::{
         outliers::Event,
     },
     snapshot::{Cluster, Outbound, Target},
+    trace::Tracer,
     upstream::{self, Balance, DialError, cluster_check},
     worker::{ConnectionInfo, Direction, Worker},
 };
@@ -17,18 +19,32 @@ use http::{Request, Response, StatusCode, uri::Authority};
 use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use meridian_proxy_config::alpn;
-use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::{OnceCell, RefCell},
+    convert::Infallible,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
 
 /// What the requests of one connection share.
 struct Context {
     worker: Rc<Worker>,
     name: String,
     cached: RefCell<(u64, Option<Arc<Cluster>>)>,
+    /// By the same generation.
+    tracer: RefCell<Option<Arc<Tracer>>>,
+    /// Who connected, and to where.
+    ends: (SocketAddr, SocketAddr),
+    /// For logs; made by the first request that is logged.
+    scene: OnceCell<Option<Rc<Scene>>>,
 }
 
 pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Accepted) {
     let Target::Cluster(cluster) = &outbound.target else { return };
     let peer = accepted.peer.to_string();
+    let ends = (accepted.peer, accepted.original);
     let socket = Socket::new(accepted.stream);
     let reset = socket.reset();
     let info = ConnectionInfo { direction: Direction::Outbound, name: outbound.name.clone(), peer };
@@ -42,18 +58,25 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Acc
         worker: worker.clone(),
         name: outbound.name.clone(),
         cached: RefCell::new((worker.snapshot().generation, Some(cluster.clone()))),
+        tracer: RefCell::new(worker.snapshot().tracer.clone()),
+        ends,
+        scene: OnceCell::new(),
     });
     let handler = service_fn(move |request| handle(context.clone(), request));
     plumbing::serve(codec, stream, reset, &tracked, &cluster.connections, handler).await;
 }
 
-async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn handle(context: Rc<Context>, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let start = Instant::now();
     let Some(cluster) = context.cluster() else {
         return Ok(plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the destination is gone\n"));
     };
-    let response = forward(&context.worker, &cluster, request).await;
+    let exchange = context.observe(&cluster, &mut request);
+    let mut response = forward(&context.worker, &cluster, request, exchange.as_ref()).await;
     cluster.traffic.cell(context.worker.index).request(response.status().as_u16(), start.elapsed());
+    if let Some(exchange) = exchange {
+        exchange.answered(&mut response);
+    }
     Ok(response)
 }
 
@@ -70,27 +93,52 @@ impl Context {
                 _ => None,
             };
             *cached = (snapshot.generation, cluster);
+            *self.tracer.borrow_mut() = snapshot.tracer.clone();
         }
         cached.1.clone()
     }
+
+    /// What logs and traces are told of a request, if there are any; it then carries its place in a trace.
+    fn observe(&self, cluster: &Arc<Cluster>, request: &mut Request<Incoming>) -> Option<Rc<Exchange>> {
+        let tracer = self.tracer.borrow();
+        if cluster.logs.is_empty() && tracer.is_none() {
+            return None;
+        }
+        let span = Tracer::join(tracer.as_ref(), Direction::Outbound, request.headers_mut());
+        if cluster.logs.is_empty() && !span.as_ref().is_some_and(|(_, started)| started.is_sampled()) {
+            return None;
+        }
+        let scene = self.scene.get_or_init(|| Scene::new(&self.worker, Direction::Outbound, self.ends, None));
+        let subject = Subject::Cluster(cluster.clone());
+        Some(Exchange::request(&self.worker, scene.clone()?, subject, &cluster.logs, span, request))
+    }
 }
 
-async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<Incoming>) -> Response<Body> {
+async fn forward(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    request: Request<Incoming>,
+    exchange: Option<&Rc<Exchange>>,
+) -> Response<Body> {
     let authority = match plumbing::authority(&request) {
         Ok(Some(authority)) => authority,
         Ok(None) => Authority::try_from(cluster.service.as_str())
             .unwrap_or_else(|_| Authority::from_static("unknown.mesh")),
         Err(Malformed::Connect) => {
-            return plumbing::plain(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported\n");
+            let answer = plumbing::plain(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported\n");
+            return plumbing::because(answer, &Cause::MALFORMED);
         }
-        Err(error) => return plumbing::plain(StatusCode::BAD_REQUEST, &format!("{error}\n")),
+        Err(error) => {
+            let answer = plumbing::plain(StatusCode::BAD_REQUEST, &format!("{error}\n"));
+            return plumbing::because(answer, &Cause::MALFORMED);
+        }
     };
     let active = match worker.upstreams.of(cluster).load.request(&cluster.at_once) {
         Ok(active) => active,
         Err(limit) => return overloaded(worker, cluster, limit),
     };
     if plumbing::is_upgrade(&request) {
-        return Box::pin(upgrade(worker, cluster, &authority, request, active)).await;
+        return Box::pin(upgrade(worker, cluster, &authority, request, active, exchange)).await;
     }
     let how = how(cluster, &request);
     let http2 = matches!(how, How::Multiplexed { .. });
@@ -103,8 +151,11 @@ async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<I
     let clock = cluster.streams.begin(&worker.timer, request.body().is_end_stream(), tries);
     let timed = clock.clone();
     let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
+    if let Some(exchange) = exchange {
+        request.body_mut().watch(exchange.watch_request());
+    }
     plumbing::prepare(&mut request, &authority, http2, false);
-    let mut response = attempt::Errand { worker, cluster, how, clock }.answer(request, retry).await;
+    let mut response = attempt::Errand { worker, cluster, how, clock, exchange }.answer(request, retry).await;
     response.body_mut().active(active);
     response
 }
@@ -129,10 +180,12 @@ fn how(cluster: &Cluster, request: &Request<Incoming>) -> How {
 
 pub(super) fn unreachable(cluster: &Cluster, error: &DialError) -> Response<Body> {
     tracing::warn!(service = %cluster.service, %error, source = ?error, "no connection");
-    plumbing::plain(
-        StatusCode::SERVICE_UNAVAILABLE,
-        &format!("no connection to {}: {error}\n", cluster.service),
-    )
+    let text = format!("no connection to {}: {error}\n", cluster.service);
+    let cause = match error {
+        DialError::NoEndpoints(_) | DialError::LeftOut(_) => &Cause::NO_ENDPOINT,
+        _ => &Cause::UNREACHABLE,
+    };
+    plumbing::because(plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, &text), cause)
 }
 
 async fn upgrade(
@@ -141,6 +194,7 @@ async fn upgrade(
     authority: &Authority,
     mut request: Request<Incoming>,
     active: Option<Active>,
+    exchange: Option<&Rc<Exchange>>,
 ) -> Response<Body> {
     plumbing::prepare(&mut request, authority, false, true);
     // Now: when the connection is there, the cluster may be another.
@@ -151,6 +205,9 @@ async fn upgrade(
         Err(DialError::Overloaded(limit)) => return overloaded(worker, cluster, limit),
         Err(error) => return unreachable(cluster, &error),
     };
+    if let Some(exchange) = exchange {
+        exchange.asks(Upstream::Endpoint(state.endpoint.clone()));
+    }
     opened.also(active);
     let peer = opened.peer.clone();
     let name = peer.as_ref().map_or(state.endpoint.name.as_str(), |peer| peer.name()).to_owned();
@@ -160,16 +217,21 @@ async fn upgrade(
         Some(peer) => worker.track_session(info, peer, check),
         None => worker.track(info, check),
     };
-    match plumbing::upgrade(worker, request, opened, tracked, cluster.traffic.clone(), cluster.streams).await
-    {
+    let traffic = cluster.traffic.clone();
+    let kept = exchange.cloned();
+    match plumbing::upgrade(worker, request, opened, tracked, traffic, cluster.streams, kept).await {
         Ok(response) => {
+            if let Some(exchange) = exchange {
+                exchange.upstream_answered();
+            }
             upstream.note(worker, &state, Event::Status(response.status().as_u16()));
             response
         }
         Err(error) => {
             upstream.note(worker, &state, Event::Local);
             tracing::debug!(service = %cluster.service, %error, "upgrade");
-            plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n")
+            let answer = plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n");
+            plumbing::because(answer, &Cause::LOST)
         }
     }
 }

@@ -5,6 +5,7 @@ use super::{
     resources::EntryParts,
 };
 use crate::{
+    access_log::{self, AccessLogs},
     metrics::{Metrics, Traffic},
     policy::{
         at_once::Limits,
@@ -37,6 +38,7 @@ pub(super) struct Source {
     policies: Arc<DestinationPolicies>,
     /// Compiled from `policies`.
     retry: Option<Arc<RetryPolicy>>,
+    logs: AccessLogs,
 }
 
 impl PartialEq for Source {
@@ -72,6 +74,9 @@ pub fn compile(resources: &Resources, previous: &Snapshot, metrics: &Metrics) ->
     let next = Snapshot {
         proxy: resources.proxy.clone(),
         meshes: resources.meshes.values().cloned().collect(),
+        // Nothing but the mesh's own words holds for them.
+        tracer: resources.tracer.clone(),
+        external_logs: resources.policies("", Protocol::Tcp).logs,
         ..Snapshot::default()
     };
     let mut compiler = Compiler { resources, previous, metrics, next };
@@ -107,6 +112,7 @@ impl Compiler<'_> {
                     filter: self.resources.filters.get(name).cloned(),
                     at_once: Limits::share(&policies.at_once, self.metrics.workers()),
                     streams_of_callers: policies.caller_timeouts.iter().map(of_callers).collect(),
+                    logs: logs(config, before.map(AsRef::as_ref)),
                     traffic,
                 })
             });
@@ -212,6 +218,7 @@ impl Compiler<'_> {
                     zone: self.zone().to_owned(),
                     policies: policies.config,
                     retry: policies.retry,
+                    logs: policies.logs,
                 };
                 Target::Cluster(self.cluster(key, "outbound", source))
             }
@@ -252,6 +259,7 @@ impl Compiler<'_> {
                 zone: self.next.proxy.as_ref().map(|proxy| proxy.zone.clone()).unwrap_or_default(),
                 policies: Arc::default(),
                 retry: None,
+                logs: AccessLogs::default(),
             };
             let cluster = self.cluster(format!("route/{name}"), "through", source);
             table.insert(key, cluster);
@@ -290,6 +298,7 @@ impl Compiler<'_> {
             zone: self.zone().to_owned(),
             policies: Arc::default(),
             retry: None,
+            logs: AccessLogs::default(),
         }
     }
 
@@ -327,8 +336,18 @@ fn build(name: String, traffic: Arc<Traffic>, source: Source, workers: usize) ->
         at_once: Limits::share(&policies.at_once, workers),
         outliers: policies.outliers.as_ref().map(OutlierPolicy::compile),
         connect_attempts: policies.connect_attempts.and_then(|n| usize::try_from(n.get()).ok()),
+        logs: source.logs.clone(),
         traffic,
         source,
+    }
+}
+
+/// What stays the same keeps its backends.
+fn logs(config: &config::Inbound, before: Option<&Inbound>) -> AccessLogs {
+    let said = &config.policies.access_logs;
+    match before.filter(|old| old.config.policies.access_logs == *said) {
+        Some(old) => old.logs.clone(),
+        None => access_log::compile(said),
     }
 }
 

@@ -6,9 +6,11 @@
 //! out, which guard nothing.
 
 use crate::{
+    access_log::{self, AccessLogs},
     egress::Originator,
     policy::{filter::RequestFilter, retry::RetryPolicy},
     tls::Tls,
+    trace::Tracer,
 };
 use meridian_delta::{Encoded, Id, Version};
 use meridian_proxy_config::{self as config, types};
@@ -24,6 +26,7 @@ pub struct Resources {
     accepted: BTreeMap<ResourceKey, Arc<Encoded>>,
     refused: BTreeMap<ResourceKey, (Arc<Encoded>, String)>,
     pub(super) proxy: Option<Arc<config::Proxy>>,
+    pub(super) tracer: Option<Arc<Tracer>>,
     pub(super) inbounds: BTreeMap<String, Arc<config::Inbound>>,
     /// Of inbounds, compiled.
     pub(super) filters: BTreeMap<String, Arc<RequestFilter>>,
@@ -44,6 +47,7 @@ pub struct Resources {
 pub(super) struct PolicyParts {
     pub(super) config: Arc<config::DestinationPolicies>,
     pub(super) retry: Option<Arc<RetryPolicy>>,
+    pub(super) logs: AccessLogs,
 }
 
 #[derive(Clone)]
@@ -119,6 +123,7 @@ impl Resources {
         let (name, body) = (resource.name.to_string(), &resource.body);
         match &*resource.type_ {
             types::PROXY => self.proxy = Some(read(body)?),
+            types::TRACE => self.tracer = Some(Arc::new(Tracer::compile(read(body)?))),
             types::INBOUND => {
                 let inbound: Arc<config::Inbound> = read(body)?;
                 let filter = inbound.policies.filter.as_ref().map(RequestFilter::compile).transpose()?;
@@ -175,6 +180,7 @@ impl Resources {
     fn forget(&mut self, kind: &str, name: &str) {
         match kind {
             types::PROXY => self.proxy = None,
+            types::TRACE => self.tracer = None,
             types::INBOUND => {
                 self.inbounds.remove(name);
                 self.filters.remove(name);
@@ -198,7 +204,8 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {
 
 fn policy_parts(config: Arc<config::DestinationPolicies>) -> Result<PolicyParts, String> {
     let retry = config.retry.as_ref().map(RetryPolicy::compile).transpose()?.map(Arc::new);
-    Ok(PolicyParts { config, retry })
+    let logs = access_log::compile(&config.access_logs);
+    Ok(PolicyParts { config, retry, logs })
 }
 
 fn entry_parts(config: Arc<config::Entry>) -> Result<EntryParts, String> {

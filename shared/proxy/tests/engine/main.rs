@@ -4,12 +4,15 @@
 
 mod apps;
 mod breaker;
+mod collector;
 mod control;
 mod filter;
 mod http;
 mod limits;
+mod logs;
 mod retries;
 mod rules;
 mod tcp;
 mod timeouts;
+mod traces;
 mod world;

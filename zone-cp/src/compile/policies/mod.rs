@@ -12,6 +12,7 @@ use super::{Compiled, Inputs, protocol};
 use crate::picture::{MeshPicture, Picture, display_name, subject};
 use meridian_core::duration::PolicyDuration;
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
+use meridian_core::kinds::mesh_access_log::MeshAccessLog;
 use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
 use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
@@ -19,17 +20,21 @@ use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
 use meridian_core::kinds::mesh_retry::MeshRetry;
 use meridian_core::kinds::mesh_service::{MeshService, Port};
 use meridian_core::kinds::mesh_timeout::MeshTimeout;
+use meridian_core::kinds::mesh_trace::MeshTrace;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
 use meridian_core::{Key, Kind, TargetKind};
 use meridian_policy::{
     Destinations, InboundRule, Merged, Parsed, Policy, ResourceRules, Routes, Section, inbound_confs,
-    inbound_rules, sort, to_conf,
+    inbound_rules, proxy_conf, sort, to_conf,
 };
-use meridian_proxy_config::{DestinationPolicies, InboundPolicies, Protocol, policies_for_others, types};
+use meridian_proxy_config::{
+    DestinationPolicies, InboundPolicies, Protocol, Trace, policies_for_others, types,
+};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+mod access_log;
 mod callers;
 mod circuit_breaker;
 mod fault_injection;
@@ -37,6 +42,7 @@ mod rate_limit;
 mod request_filter;
 mod retry;
 mod timeout;
+mod trace;
 
 /// A kind whose `to` is executed.
 struct Outgoing {
@@ -64,6 +70,10 @@ const OUTGOING: &[Outgoing] = &[
     Outgoing {
         kind: MeshCircuitBreaker::KIND,
         apply: |merged, _, into| merged.conf().map(|conf| circuit_breaker::destination(&conf, into)),
+    },
+    Outgoing {
+        kind: MeshAccessLog::KIND,
+        apply: |merged, _, into| merged.conf().map(|conf| access_log::destination(&conf, into)),
     },
 ];
 
@@ -99,14 +109,23 @@ const INCOMING: &[Incoming] = &[
         },
         unreadable: request_filter::close,
     },
+    Incoming {
+        kind: MeshAccessLog::KIND,
+        apply: |rules, into| each(rules).map(|confs| access_log::inbound(&confs, into)),
+        unreadable: |_| {},
+    },
 ];
+
+/// Kinds of policies on a sidecar as a whole.
+const WHOLE: &[Kind] = &[MeshTrace::KIND];
 
 /// Protocols of destinations inside the mesh.
 const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
 
 /// Whether policies of a kind are turned into something here.
 pub(crate) fn is_executed(kind: Kind) -> bool {
-    OUTGOING.iter().map(|it| it.kind).chain(INCOMING.iter().map(|it| it.kind)).any(|it| it == kind)
+    let on_calls = OUTGOING.iter().map(|it| it.kind).chain(INCOMING.iter().map(|it| it.kind));
+    on_calls.chain(WHOLE.iter().copied()).any(|it| it == kind)
 }
 
 /// The policies on outgoing calls that select a sidecar.
@@ -129,6 +148,26 @@ pub(crate) fn selects_incoming(policy: &Policy, dataplane: &Parsed<Dataplane>) -
     let is_here = INCOMING.iter().any(|it| it.kind == policy.key().kind);
     let inbounds = dataplane.spec.networking.iter().flat_map(|networking| &networking.inbound);
     is_here && policy.is_incoming() && inbounds.into_iter().any(|inbound| takes(policy, dataplane, inbound))
+}
+
+/// Whether a policy says something of a sidecar as a whole.
+pub(crate) fn selects_whole(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
+    let is_here = WHOLE.contains(&policy.key().kind);
+    is_here && policy.selects(&Routes::default(), &subject(dataplane), Section::Whole)
+}
+
+/// What a sidecar traces.
+pub(crate) fn trace(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>, out: &mut Compiled) -> Option<Trace> {
+    let all = mesh.policies.values().filter(|policy| policy.key().kind == MeshTrace::KIND);
+    let selecting = all.filter(|policy| selects_whole(policy, dataplane));
+    let merged = proxy_conf(&sort(selecting.cloned().collect()))?;
+    match merged.conf() {
+        Ok(conf) => trace::trace(&conf),
+        Err(error) => {
+            blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
+            None
+        }
+    }
 }
 
 fn takes(policy: &Policy, dataplane: &Parsed<Dataplane>, inbound: &Inbound) -> bool {
