@@ -43,10 +43,13 @@ const CLIENT_LEFT: &str = "downstream_remote_disconnect";
 pub struct Exchange {
     worker: Rc<Worker>,
     facts: RefCell<Facts>,
-    logs: RefCell<SmallVec<[(Arc<AccessLog>, Headers); 1]>>,
+    logs: RefCell<Told>,
     span: Option<(Arc<Tracer>, Started)>,
     meter: Option<Arc<Meter>>,
 }
+
+/// Who is told, with what each wants to know of the heads.
+type Told = SmallVec<[(Arc<AccessLog>, Headers); 1]>;
 
 /// A body's place in an exchange.
 pub struct Watch {
