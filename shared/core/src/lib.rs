@@ -15,6 +15,7 @@ mod int_or_string;
 mod key;
 pub mod kinds;
 pub mod labels;
+pub mod log_format;
 pub mod names;
 pub mod openapi;
 mod registry;

@@ -19,6 +19,7 @@ mod route;
 mod routes;
 mod session;
 pub mod sni;
+mod trace;
 mod trust;
 
 pub use destination::{Destination, DestinationTls, Endpoint, EndpointSet, Host, Outbound, Target};
@@ -29,12 +30,12 @@ pub use external::{
 pub use inbound::{Inbound, InboundTls, Probe, Protocol};
 pub use permission::{Action, CallerIdentity, CallerMatch, Permission, PermissionRule, Verdict};
 pub use policies::{
-    Affinity, AtOnce, BackOff, Balancer, Balancing, ByZone, CallerTimeouts, ConnectionTimeouts,
+    AccessLog, Affinity, AtOnce, BackOff, Balancer, Balancing, ByZone, CallerTimeouts, ConnectionTimeouts,
     DestinationPolicies, Effect, Failover, FailurePercentage, Fault, FaultRule, FilterAction, FilterPattern,
     HashFunction, HashPolicy, HashSource, HeaderMatch, HeaderValueMatch, HealthChecks, HostSelection,
-    InboundPolicies, Jitter, Locality, OutlierDetection, Panic, Question, Rate, RateLimitedBackOff,
-    RateLimits, RequestFilter, RequestLimit, RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet,
-    StreamTimeouts, SuccessRate, Zones, policies_for_others,
+    InboundPolicies, Jitter, Locality, LogBackend, LogForm, LogLine, OutlierDetection, Panic, Question, Rate,
+    RateLimitedBackOff, RateLimits, RequestFilter, RequestLimit, RequestPart, ResetFormat, ResetHeader,
+    Retry, RetryOn, RuleSet, StreamTimeouts, SuccessRate, Zones, policies_for_others,
 };
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};
@@ -44,6 +45,7 @@ pub use routes::{
     QueryValueMatch, Redirect, Rewrite, RouteBackend, RoutePolicies, Routes,
 };
 pub use session::{SessionCipher, SessionTerms};
+pub use trace::{TagValue, Trace, TraceBackend, TraceSampling, TraceTag, ZipkinFormat};
 pub use trust::Bundle;
 
 /// The resource types of the zone -> proxy direction.
@@ -75,10 +77,13 @@ pub mod types {
     pub const METRICS: &str = "Metrics";
     /// [`crate::Bundle`], by mesh name.
     pub const BUNDLE: &str = "Bundle";
+    /// [`crate::Trace`], at most one, named `self`: to sidecars.
+    pub const TRACE: &str = "Trace";
     /// Every type, in the order in which a reader best meets them.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 14] = [
         BUNDLE,
         PROXY,
+        TRACE,
         INBOUND,
         ENDPOINTS,
         POLICIES,

@@ -5,6 +5,7 @@ use crate::Protocol;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 
+mod access_log;
 mod balancing;
 mod circuit_breaker;
 mod faults;
@@ -15,6 +16,7 @@ mod matching;
 mod retry;
 mod timeouts;
 
+pub use access_log::{AccessLog, LogBackend, LogForm, LogLine};
 pub use balancing::{
     Affinity, Balancer, Balancing, ByZone, Failover, HashFunction, HashPolicy, HashSource, Locality, Zones,
 };
@@ -51,6 +53,8 @@ pub struct DestinationPolicies {
     pub panic: Panic,
     #[serde(skip_serializing_if = "unset")]
     pub balancing: Balancing,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub access_logs: Vec<AccessLog>,
 }
 
 /// For connections and requests from peers to the application.
@@ -74,6 +78,9 @@ pub struct InboundPolicies {
     pub filter: Option<RequestFilter>,
     #[serde(skip_serializing_if = "unset")]
     pub at_once: AtOnce,
+    /// Every one that matches a caller is told.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub access_logs: Vec<AccessLog>,
 }
 
 /// The name of what holds for destinations of a protocol that have no policies of their own. No destination has it.
@@ -142,6 +149,19 @@ mod tests {
         let body = r#"{"balancing":{"locality":{"zones":{"affinity":[{"tag":"rack","weight":9}],"failover":[{"from":["east"],"to":{"only":["west"]}},{"to":"any"}],"enough":5000}},"balancer":{"ringHash":{"function":"murmur2","minSize":1024,"maxSize":4096}},"hash":[{"source":{"cookie":{"name":"c","madeForSeconds":60,"path":"/"}},"terminal":true},{"source":"sourceIp"}]}}"#;
         let policies: DestinationPolicies = serde_json::from_str(body).unwrap();
         assert_eq!(serde_json::to_string(&policies).unwrap(), body);
+    }
+
+    #[test]
+    fn access_logs_travel_as_they_are() {
+        let body = r#"{"accessLogs":[{"caller":{"spiffePrefix":"spiffe://m/a"},"backend":{"file":{"path":"/l","line":{"form":{"plain":"%PROTOCOL%"},"omitEmpty":true}}}},{"backend":{"tcp":{"address":"a:1"}}},{"backend":{"openTelemetry":{"endpoint":"a:1","attributes":[["k","v"]],"body":{"a":[1]}}}}]}"#;
+        let policies: InboundPolicies = serde_json::from_str(body).unwrap();
+        assert_eq!(serde_json::to_string(&policies).unwrap(), body);
+        for wrong in [
+            r#"{"accessLogs": [{"backend": {"fax": {}}}]}"#,
+            r#"{"accessLogs": [{"backend": {"file": {"path": "/l", "mode": 1}}}]}"#,
+        ] {
+            assert!(serde_json::from_str::<DestinationPolicies>(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -18,8 +18,8 @@ pub use forward::{ForwardError, How, copy, send, timed};
 pub(crate) use grpc::Own;
 pub use grpc::{in_grpc, is_grpc};
 pub use head::{
-    Malformed, OVERLOADED, authority, denied, expects_continue, is_upgrade, malformed, overloaded, plain,
-    prepare, refused, strip_response, upgrades_out_of_http,
+    Malformed, OVERLOADED, authority, because, denied, expects_continue, is_upgrade, malformed, overloaded,
+    plain, prepare, refused, strip_response, upgrades_out_of_http,
 };
 pub use mirrored::{CopyFate, CopyFrom, CopyTo, mirrored};
 pub use replay::{Reader, Tape};

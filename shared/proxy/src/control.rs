@@ -19,7 +19,7 @@ pub use settings::{
     BadConfiguration, Link, LinkArguments, ProxyArguments, Settings, Trust, program, variable,
 };
 
-use crate::{dns, engine::Engine, metrics::publish, resolve::Resolver, tls};
+use crate::{dns, engine::Engine, metrics::publish, resolve::Resolver, telemetry::FLUSH_LIMIT, tls};
 use disk::Disk;
 use meridian_delta::Node;
 use std::{future::Future, sync::Arc, time::Duration};
@@ -144,6 +144,9 @@ impl Control {
         tokio::time::sleep(LINGER.min(self.settings.drain_time)).await;
         if !self.engine.drain(self.settings.drain_time).await {
             tracing::warn!(after = ?self.settings.drain_time, "connections that did not finish are cut");
+        }
+        if !self.engine.shared().sinks.flush(FLUSH_LIMIT).await {
+            tracing::warn!(after = ?FLUSH_LIMIT, "what backends of logs and traces did not take is lost");
         }
         self.save();
         tasks.shutdown().await;

@@ -60,14 +60,29 @@ pub async fn bidirectional_idle<A: Stream, B: Stream>(
     idle: Option<Duration>,
 ) -> io::Result<Copied> {
     let moved = Cell::new(Copied::default());
-    let mut copying = pin!(copy(a, b, cell, &moved));
+    bidirectional_counted(a, b, cell, timer, idle, &moved).await.map(|()| moved.get())
+}
+
+/// As [`bidirectional_idle`]; `moved` says what went through, also when it ends with an error or is dropped.
+///
+/// # Errors
+/// The first I/O error of either side, or the time-out.
+pub async fn bidirectional_counted<A: Stream, B: Stream>(
+    a: &mut A,
+    b: &mut B,
+    cell: &TrafficCell,
+    timer: &Timer,
+    idle: Option<Duration>,
+    moved: &Cell<Copied>,
+) -> io::Result<()> {
+    let mut copying = pin!(copy(a, b, cell, moved));
     let Some(idle) = idle else {
-        return copying.await.map(|()| moved.get());
+        return copying.await;
     };
     loop {
         let before = moved.get();
         match timer.timeout(idle, copying.as_mut()).await {
-            Some(result) => return result.map(|()| moved.get()),
+            Some(result) => return result,
             None if moved.get() == before => return Err(io::ErrorKind::TimedOut.into()),
             None => {}
         }

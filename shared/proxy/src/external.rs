@@ -19,6 +19,7 @@ use crate::{
     copy,
     denial::{Reason, Refusal},
     egress::{Denied, Errand, Terms, carry},
+    exchange::{Exchange, Flags, Meter, Metered, Scene, Subject, Upstream},
     host::{Asked, HostName},
     io::{Reset, Rewind, Socket, reset_on_close},
     lent::LENT,
@@ -42,11 +43,17 @@ use tokio::io::AsyncWriteExt;
 
 /// The application's connection, with what was read of it.
 struct Client {
-    socket: Socket,
+    socket: Metered<Socket>,
     reset: Reset,
     read: Bytes,
     speech: Speech,
+    /// Who connected, and to where.
+    ends: (SocketAddr, SocketAddr),
+    exchange: Option<Rc<Exchange>>,
 }
+
+/// The destination of what no entry lists, in Kuma's words.
+const EXTERNAL: &str = "external";
 
 /// What the application wants.
 struct Wish {
@@ -68,7 +75,7 @@ pub async fn serve_captured(worker: Rc<Worker>, accepted: Accepted) {
         detect::listen(&mut socket, &mut read, Duration::from_millis(limit)).await
     };
     let speech = heard.speech();
-    let client = Client { socket, reset, read: read.freeze(), speech };
+    let mut client = Client::new(socket, reset, read.freeze(), speech, (accepted.peer, original));
     // What was heard took a moment: the newest rules decide.
     let snapshot = worker.snapshot();
     let named = name_of(&worker, &snapshot, original.ip());
@@ -79,6 +86,7 @@ pub async fn serve_captured(worker: Rc<Worker>, accepted: Accepted) {
         }
         Choice::Refused(external, asked, reason) => {
             let wish = Wish { asked, port: original.port() };
+            client.observe(&worker, &external.config.entry, &wish);
             report(&worker, &wish, &Denied::new(reason.clone(), external.config.entry.as_str()));
             client.refuse(&reason).await;
         }
@@ -110,7 +118,8 @@ pub async fn serve_entry(
     let socket = Socket::new(accepted.stream);
     let reset = socket.reset();
     let speech = if external.config.protocol.is_http() { Speech::Http } else { Speech::Unknown };
-    let client = Client { socket, reset, read: Bytes::new(), speech };
+    let ends = (accepted.peer, accepted.original);
+    let client = Client::new(socket, reset, Bytes::new(), speech, ends);
     let Some(asked) = choose::host_of(&external.config, &outbound.config.hostnames) else {
         return client.reset.arm();
     };
@@ -122,7 +131,8 @@ pub async fn serve_entry(
     Box::pin(deliver(&worker, external, client, Wish { asked, port })).await;
 }
 
-async fn deliver(worker: &Rc<Worker>, external: Arc<External>, client: Client, wish: Wish) {
+async fn deliver(worker: &Rc<Worker>, external: Arc<External>, mut client: Client, wish: Wish) {
+    client.observe(worker, &external.config.entry, &wish);
     match &external.config.via {
         Via::Refused(reason) => {
             let reason = Reason::given(reason);
@@ -163,7 +173,7 @@ async fn by_itself(worker: &Rc<Worker>, external: &Arc<External>, client: Client
         report(worker, &wish, &denied);
         return client.refuse(&denied.reason).await;
     }
-    let Client { socket, reset, read, .. } = client;
+    let Client { socket, reset, read, exchange: _exchange, .. } = client;
     carry(worker, Rewind::new(read, socket), reset, errand, None, terms).await;
 }
 
@@ -183,10 +193,11 @@ fn own_terms(external: &Arc<External>, errand: &Errand) -> Terms {
 async fn unlisted(
     worker: &Rc<Worker>,
     snapshot: &Arc<Snapshot>,
-    client: Client,
+    mut client: Client,
     original: SocketAddr,
     wish: Wish,
 ) {
+    client.observe(worker, EXTERNAL, &wish);
     let Some(proxy) = snapshot.proxy.clone() else {
         return refuse_wish(worker, client, &wish, Reason::NOT_LISTED, "").await;
     };
@@ -208,7 +219,7 @@ async fn unlisted(
                 mesh: proxy.mesh.clone(),
                 caller: proxy.service.clone(),
             };
-            let Client { socket, reset, read, .. } = client;
+            let Client { socket, reset, read, exchange: _exchange, .. } = client;
             let terms: Terms = Box::new(move |snapshot| still_unlisted(snapshot, original).map(|()| None));
             carry(worker, Rewind::new(read, socket), reset, errand, None, terms).await;
         }
@@ -340,7 +351,38 @@ fn report(worker: &Worker, wish: &Wish, denied: &Denied) {
 }
 
 impl Client {
+    fn new(
+        socket: Socket,
+        reset: Reset,
+        read: Bytes,
+        speech: Speech,
+        ends: (SocketAddr, SocketAddr),
+    ) -> Self {
+        Self { socket: Metered { inner: socket, meter: None }, reset, read, speech, ends, exchange: None }
+    }
+
+    /// From now on logs are told of the connection, if there are any.
+    fn observe(&mut self, worker: &Rc<Worker>, destination: &str, wish: &Wish) {
+        let logs = worker.snapshot().external_logs.clone();
+        if logs.is_empty() {
+            return;
+        }
+        let Some(scene) = Scene::new(worker, Direction::Outbound, self.ends, None) else { return };
+        let meter = Arc::new(Meter::default());
+        meter.add_received(self.read.len());
+        self.socket.meter = Some(meter.clone());
+        let subject = Subject::External(destination.into());
+        let exchange = Exchange::metered(worker, scene, subject, &logs, Some(meter));
+        exchange.asks(Upstream::Outside(wish.asked.clone(), wish.port));
+        self.exchange = Some(exchange);
+    }
+
     async fn refuse(self, reason: &Reason) {
+        if let Some(exchange) = &self.exchange {
+            let flags =
+                if *reason == Reason::NO_EGRESS { Flags::CONNECT_FAILURE } else { Flags::UNAUTHORISED };
+            exchange.closed(copy::Copied::default(), flags);
+        }
         let stream = Rewind::new(self.read, self.socket);
         refuse(stream, &self.reset, self.speech, reason).await;
     }

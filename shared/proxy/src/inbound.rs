@@ -4,8 +4,10 @@
 //! Permission is decided once a connection, and again whenever the rules change.
 
 use crate::{
-    copy,
+    access_log::{self, AccessLogs},
+    copy::{self, Copied},
     denial::{Reason, Refusal},
+    exchange::{Exchange, Flags, Scene, Subject, Upstream},
     io::{Reset, Socket, Stream, reset_on_close},
     listener::Accepted,
     metrics::{Open, publish},
@@ -15,7 +17,7 @@ use crate::{
     upstream::{DialError, Opened, dial_application},
     worker::{Check, ConnectionInfo, Direction, Tracked, Worker},
 };
-use meridian_proxy_config::{InboundTls, Verdict, alpn};
+use meridian_proxy_config::{CallerIdentity, InboundTls, Verdict, alpn};
 use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 mod beginners;
@@ -138,9 +140,30 @@ impl Arrival {
             && !limits.admit_connection(Instant::now())
     }
 
+    /// What logs are told of a connection, if there are any.
+    fn observe(&self, caller: &Caller) -> Option<Rc<Exchange>> {
+        let logs = caller.logs(&self.inbound);
+        if logs.is_empty() {
+            return None;
+        }
+        let scene = Scene::new(&self.worker, Direction::Inbound, self.ends(), caller.peer.clone())?;
+        Some(Exchange::connection(&self.worker, scene, Subject::Inbound(self.inbound.clone()), &logs))
+    }
+
+    fn ends(&self) -> (SocketAddr, SocketAddr) {
+        (self.address, self.inbound.config.listen)
+    }
+
     async fn tcp<S: Stream + Send>(self, mut stream: S, caller: Caller) {
+        let exchange = self.observe(&caller);
+        let closed = |moved: Copied, flags: Flags| {
+            if let Some(exchange) = &exchange {
+                exchange.closed(moved, flags);
+            }
+        };
         if let Err(rule) = caller.decide(&self.worker, &self.inbound) {
             self.reset.arm();
+            closed(Copied::default(), Flags::UNAUTHORISED);
             caller.refused(&self.worker, &self.inbound, &rule);
             return;
         }
@@ -154,19 +177,26 @@ impl Arrival {
             Ok(opened) => opened,
             Err(DialError::Overloaded(_)) => {
                 cell.overflows.inc();
+                closed(Copied::default(), Flags::OVERFLOW);
                 return self.reset.arm();
             }
             Err(error) => {
                 cell.connect_failures.inc();
+                closed(Copied::default(), Flags::CONNECT_FAILURE);
                 self.reset.arm();
                 tracing::warn!(inbound = %caller.inbound, %error, "the application can't be reached");
                 return;
             }
         };
+        if let Some(exchange) = &exchange {
+            exchange.asks(Upstream::Application(self.inbound.config.application));
+        }
         let far = transport.reset();
         let _open = Open::new(cell);
         let idle = self.inbound.connections.tcp_idle;
-        let copying = copy::bidirectional_idle(&mut stream, &mut transport, cell, &self.worker.timer, idle);
+        let moved = Cell::new(Copied::default());
+        let timer = &self.worker.timer;
+        let copying = copy::bidirectional_counted(&mut stream, &mut transport, cell, timer, idle, &moved);
         let whole = tokio::select! {
             result = copying => result.is_ok(),
             _ = tracked.reset() => false,
@@ -175,6 +205,7 @@ impl Arrival {
             self.reset.arm();
             far.arm();
         }
+        closed(moved.get(), Flags::NONE);
     }
 
     fn track(&self, caller: &Caller) -> Tracked {
@@ -247,6 +278,20 @@ impl Caller {
             Verdict::Allow { policy, shadow_denied } => Ok(shadow_denied.then(|| policy.to_owned())),
             Verdict::Deny { policy } => Err(policy.unwrap_or_default().to_owned()),
         }
+    }
+
+    /// The logs that are told of what this caller does.
+    fn logs(&self, inbound: &Inbound) -> AccessLogs {
+        if inbound.logs.is_empty() {
+            return inbound.logs.clone();
+        }
+        let nobody = CallerIdentity::default();
+        let identity = self.peer.as_ref().map_or(&nobody, |peer| &*peer.identity);
+        access_log::of_caller(
+            &inbound.logs,
+            identity,
+            self.peer.as_ref().and_then(|peer| peer.sni.as_deref()),
+        )
     }
 
     /// How long what this caller asks may take.

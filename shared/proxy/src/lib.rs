@@ -9,6 +9,7 @@
 //! (never from its bytes), one of [`inbound`], [`outbound`], [`external`], [`sni`] and [`egress`] serves it, and
 //! [`worker::Worker::track`] keeps it among those that a change of rules may end.
 
+pub mod access_log;
 pub mod address;
 pub mod capture;
 pub mod codec;
@@ -19,6 +20,7 @@ pub mod dispatch;
 pub mod dns;
 pub mod egress;
 pub mod engine;
+pub mod exchange;
 pub mod external;
 pub mod health;
 pub mod hello;
@@ -38,7 +40,9 @@ mod rig;
 pub mod shared;
 pub mod snapshot;
 pub mod sni;
+pub mod telemetry;
 pub mod timer;
 pub mod tls;
+pub mod trace;
 pub mod upstream;
 pub mod worker;

@@ -2,8 +2,9 @@
 
 use crate::{
     codec::{Codec, detect},
-    copy,
+    copy::{self, Copied},
     denial::Reason,
+    exchange::{Exchange, Flags, Scene, Subject, Upstream as Asked},
     io::{Reset, Socket, Stream, reset_on_close},
     listener::Accepted,
     metrics::Open,
@@ -13,7 +14,7 @@ use crate::{
     worker::{Check, ConnectionInfo, Direction, Tracked, Worker},
 };
 use meridian_proxy_config::alpn;
-use std::{net::IpAddr, rc::Rc, sync::Arc};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc};
 
 mod attempt;
 mod http;
@@ -36,8 +37,8 @@ pub async fn serve(worker: Rc<Worker>, outbound: Arc<Outbound>, accepted: Accept
         }
         (Target::Cluster(cluster), None) => {
             let leads_here = leads_to(&outbound, cluster);
-            let from = accepted.peer.ip();
-            tcp(worker, &outbound, cluster, leads_here, (from, opened(accepted)), alpn::TCP).await;
+            let ends = (accepted.peer, accepted.original);
+            tcp(worker, &outbound, cluster, leads_here, (ends, opened(accepted)), alpn::TCP).await;
         }
         (Target::Missing(what), _) => refuse(&worker, &outbound, what, accepted),
         (Target::External(_), _) => {}
@@ -62,51 +63,63 @@ async fn shared(worker: Rc<Worker>, outbound: &Outbound, split: &Split, accepted
         Err(why) => return refuse(&worker, outbound, why, accepted),
     };
     let still_there = is_there(outbound);
-    let from = accepted.peer.ip();
+    let ends = (accepted.peer, accepted.original);
     let (downstream, reset) = opened(accepted);
     if !cluster.protocol.is_http() {
-        let ends = (downstream, reset);
-        return tcp(worker, outbound, cluster, still_there, (from, ends), alpn::TCP).await;
+        return tcp(worker, outbound, cluster, still_there, (ends, (downstream, reset)), alpn::TCP).await;
     }
     let Ok(Some((codec, downstream))) = detect(downstream, &worker.timer).await else { return };
     let spoken = match codec {
         Codec::Http1 => alpn::HTTP1,
         Codec::Http2 => alpn::HTTP2,
     };
-    tcp(worker, outbound, cluster, still_there, (from, (downstream, reset)), spoken).await;
+    tcp(worker, outbound, cluster, still_there, (ends, (downstream, reset)), spoken).await;
 }
 
-/// `leads_here`: until when the connection may go on, beside what its peer must be.
+/// `leads_here`: until when the connection may go on, beside what its peer must be. `ends`: who connected, and to where.
 async fn tcp<S: Stream>(
     worker: Rc<Worker>,
     outbound: &Outbound,
     cluster: &Arc<Cluster>,
     leads_here: Check,
-    (from, (mut downstream, reset)): (IpAddr, (S, Reset)),
+    (ends, (mut downstream, reset)): ((SocketAddr, SocketAddr), (S, Reset)),
     alpn: &[u8],
 ) {
+    let exchange = observe(&worker, cluster, ends);
+    let closed = |moved: Copied, flags: Flags| {
+        if let Some(exchange) = &exchange {
+            exchange.closed(moved, flags);
+        }
+    };
     let hashing = cluster.balancing.hashing.as_ref();
-    let balance = Balance::Policy { hash: hashing.and_then(|hashing| hashing.of_connection(from)) };
+    let balance = Balance::Policy { hash: hashing.and_then(|hashing| hashing.of_connection(ends.0.ip())) };
     let (opened, state) = match upstream::open(&worker, cluster, balance, alpn).await {
         Ok(opened) => opened,
         Err(DialError::Overloaded(_)) => {
             reset.arm();
             cluster.traffic.cell(worker.index).overflows.inc();
+            closed(Copied::default(), Flags::OVERFLOW);
             return;
         }
         Err(error) => {
             reset.arm();
             tracing::warn!(service = %cluster.service, source = ?error, %error, "no connection");
+            closed(Copied::default(), failed(&error));
             return;
         }
     };
     let tracked = track(&worker, outbound, cluster, leads_here, opened.peer.as_ref(), &state.endpoint.name);
+    if let Some(exchange) = &exchange {
+        exchange.asks(Asked::Endpoint(state.endpoint.clone()));
+    }
     let Opened { mut transport, active: _active, .. } = opened;
     let far = transport.reset();
     let cell = cluster.traffic.cell(worker.index);
     let _open = Open::new(cell);
     let idle = cluster.connections.tcp_idle;
-    let copying = copy::bidirectional_idle(&mut downstream, &mut transport, cell, &worker.timer, idle);
+    let moved = Cell::new(Copied::default());
+    let copying =
+        copy::bidirectional_counted(&mut downstream, &mut transport, cell, &worker.timer, idle, &moved);
     let whole = tokio::select! {
         result = copying => result.is_ok(),
         _ = tracked.reset() => false,
@@ -114,6 +127,28 @@ async fn tcp<S: Stream>(
     if !whole {
         reset.arm();
         far.arm();
+    }
+    closed(moved.get(), Flags::NONE);
+}
+
+/// What logs are told of a connection, if there are any.
+fn observe(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    ends: (SocketAddr, SocketAddr),
+) -> Option<Rc<Exchange>> {
+    if cluster.logs.is_empty() {
+        return None;
+    }
+    let scene = Scene::new(worker, Direction::Outbound, ends, None)?;
+    Some(Exchange::connection(worker, scene, Subject::Cluster(cluster.clone()), &cluster.logs))
+}
+
+/// Why there is no connection, in a log's letters.
+fn failed(error: &DialError) -> Flags {
+    match error {
+        DialError::NoEndpoints(_) | DialError::LeftOut(_) => Flags::NO_ENDPOINT,
+        _ => Flags::CONNECT_FAILURE,
     }
 }
 

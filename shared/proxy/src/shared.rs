@@ -8,6 +8,7 @@ use crate::{
     resolve::Resolver,
     snapshot::Snapshots,
     sni::Admission,
+    telemetry::Sinks,
     tls::Tls,
 };
 use std::{
@@ -21,6 +22,8 @@ pub struct Shared {
     pub tls: Tls,
     pub denials: Denials,
     pub metrics: Metrics,
+    /// Where lines and spans go.
+    pub sinks: Sinks,
     pub resolver: Resolver,
     /// What the sidecar's resolver gave to names below a wildcard.
     pub lent: Lent,
@@ -44,6 +47,7 @@ impl Shared {
             tls: Tls::default(),
             denials: Denials::default(),
             metrics: Metrics::new(workers),
+            sinks: Sinks::default(),
             resolver,
             lent: Lent::default(),
             contact: Contact::default(),

@@ -4,6 +4,7 @@
 //! so that what hangs on it (pools, balancers, metric handles) stays, and one changed endpoint rebuilds one cluster.
 
 use crate::{
+    access_log::AccessLogs,
     address::is_vip,
     egress::Originator,
     health::Board,
@@ -18,6 +19,7 @@ use crate::{
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
     },
+    trace::Tracer,
 };
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
@@ -64,6 +66,9 @@ pub struct Snapshot {
     routings: BTreeMap<String, Arc<Routing>>,
     /// Where captured traffic to no known destination goes under passthrough through the egress.
     pub unlisted_egress: Option<Arc<Cluster>>,
+    /// Of calls that leave the mesh.
+    pub external_logs: AccessLogs,
+    pub tracer: Option<Arc<Tracer>>,
     pub(crate) vips: HashMap<(IpAddr, u16), Arc<Outbound>>,
     pub(crate) names: HashMap<String, Arc<[IpAddr]>>,
     /// By virtual address: the listed name of a destination outside the mesh.
@@ -89,6 +94,7 @@ pub struct Inbound {
     pub at_once: Limits,
     /// For some callers, in place of `streams`; the first that matches decides.
     pub streams_of_callers: Vec<(config::CallerMatch, StreamLimits)>,
+    pub logs: AccessLogs,
     pub traffic: Arc<Traffic>,
 }
 
@@ -151,6 +157,7 @@ pub struct Cluster {
     pub outliers: Option<OutlierPolicy>,
     pub health: Option<Arc<Board>>,
     pub panic: PanicRule,
+    pub logs: AccessLogs,
     pub traffic: Arc<Traffic>,
     source: compile::Source,
 }

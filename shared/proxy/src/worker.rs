@@ -34,6 +34,7 @@ pub struct Worker {
     /// Copies of requests that are under way.
     pub mirrors: Mirrors,
     registry: Rc<Registry>,
+    numbered: Cell<u64>,
     seen: Cell<u64>,
     cached: RefCell<Arc<Snapshot>>,
 }
@@ -49,6 +50,7 @@ impl Worker {
             beginners: Rc::default(),
             mirrors: Mirrors::default(),
             registry: Rc::default(),
+            numbered: Cell::default(),
             seen: Cell::new(snapshot.generation),
             cached: RefCell::new(snapshot),
             shared,
@@ -64,6 +66,14 @@ impl Worker {
             *self.cached.borrow_mut() = snapshot;
         }
         self.cached.borrow().clone()
+    }
+
+    /// A number that no connection of this process has had.
+    pub fn next_number(&self) -> u64 {
+        let next = self.numbered.get() + 1;
+        self.numbered.set(next);
+        let (workers, index) = (self.shared.workers as u64, self.index as u64);
+        (next - 1).saturating_mul(workers).saturating_add(index + 1)
     }
 
     /// Runs a task on this worker.

@@ -13,6 +13,8 @@ mod dns;
 mod hello;
 #[path = "../../../fuzz/bodies/preface.rs"]
 mod preface;
+#[path = "../../../fuzz/bodies/trace.rs"]
+mod trace;
 
 use proptest::{collection::vec, prelude::*};
 
@@ -61,6 +63,13 @@ proptest! {
     fn prefaces(entry in ".{0,40}", host in ".{0,40}", port: i64, bytes in vec(any::<u8>(), 0..100)) {
         preface::run(&bytes);
         preface::run(format!("{{\"entry\":{entry:?},\"host\":{host:?},\"port\":{port}}}").as_bytes());
+    }
+
+    #[test]
+    fn traces(bytes in vec(any::<u8>(), 0..200), ids in vec("[0-9][0-9a-fd-]{0,70}", 0..6), parent in "[0-9a-f]{32}-[0-9a-f]{16}-0[01]") {
+        trace::run(&bytes);
+        trace::run(ids.join("\n").as_bytes());
+        trace::run(format!("000-{parent}\n{}", ids.join("\n")).as_bytes());
     }
 
     #[test]

@@ -53,6 +53,9 @@ pub(crate) fn dataplane(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     let mut proxy = sidecar(picture, mesh, dataplane, &passthrough);
     proxy.sessions.extend(sessions.map(|terms| (key.mesh.clone(), terms)));
     out.push(key, types::PROXY, "self", &proxy);
+    if let Some(trace) = policies::trace(mesh, dataplane, out) {
+        out.push(key, types::TRACE, "self", &trace);
+    }
     let mut names = BTreeSet::new();
     for inbound in networking.inbound.iter().filter(|inbound| inbound.state != InboundState::Ignored) {
         let compiled = compile_inbound(mesh, dataplane, networking, inbound, out);

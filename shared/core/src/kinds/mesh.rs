@@ -269,8 +269,8 @@ pub(crate) const INFO: KindInfo = KindInfo {
             Refused("nothing would hold Dataplanes to them; bind dataplane tokens to services instead"),
         ),
         ("skipCreatingInitialPolicies", Executed),
-        ("tracing", Warned("tracing comes later")),
-        ("logging", Warned("access logs come later")),
+        ("tracing", Warned("use MeshTrace")),
+        ("logging", Warned("use MeshAccessLog")),
         ("metrics", Warned("every proxy serves Prometheus metrics on its readiness port")),
     ],
     ..KindInfo::new::<Mesh>()

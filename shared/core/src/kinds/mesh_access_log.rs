@@ -1,6 +1,7 @@
-use super::open_telemetry::{self, BackendRef};
+use super::open_telemetry::{self, BackendRef, NO_BACKENDS};
 use super::policy::{self, Lists, ONLY_MESH, Rule, Targeted};
 use crate::enums::text_enum;
+use crate::log_format::LogFormat;
 use crate::registry::Standing::{Executed, Warned};
 use crate::url::Url;
 use crate::validate::{self, MUST_BE_DEFINED, MUST_NOT_BE_EMPTY};
@@ -122,8 +123,6 @@ pub struct KeyValue {
     pub value: String,
 }
 
-const NOT_YET: &str = "access logs come later";
-
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshaccesslogs",
     short: "mal",
@@ -133,11 +132,11 @@ pub(crate) const INFO: KindInfo = KindInfo {
     fields: &[
         ("targetRef", Executed),
         ("from", Executed),
-        ("from[].default", Warned(NOT_YET)),
+        ("from[].default.backends[].openTelemetry.backendRef", Warned(NO_BACKENDS)),
         ("to", Executed),
-        ("to[].default", Warned(NOT_YET)),
+        ("to[].default.backends[].openTelemetry.backendRef", Warned(NO_BACKENDS)),
         ("rules", Executed),
-        ("rules[].default", Warned(NOT_YET)),
+        ("rules[].default.backends[].openTelemetry.backendRef", Warned(NO_BACKENDS)),
     ],
     ..KindInfo::new::<MeshAccessLog>()
 };
@@ -160,10 +159,35 @@ impl Spec for MeshAccessLog {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
+        policy::warn_of_destinations(self.to.as_ref(), out);
+        for (list, items) in [("from", &self.from), ("to", &self.to)] {
+            for (i, item) in items.iter().flatten().enumerate() {
+                item.default.warn(&format!("spec.{list}[{i}].default"), out);
+            }
+        }
+        for (i, rule) in self.rules.iter().flatten().enumerate() {
+            rule.default.warn(&format!("spec.rules[{i}].default"), out);
+        }
     }
 }
 
 impl Conf {
+    fn warn(&self, path: &str, out: &mut Vec<String>) {
+        for (i, backend) in self.backends.iter().flatten().enumerate() {
+            let port = |tcp: &Tcp| Url::parse(&tcp.address).and_then(|url| url.port);
+            if backend.tcp.as_ref().is_some_and(|tcp| port(tcp).is_none()) {
+                out.push(format!("{path}.backends[{i}].tcp.address has no effect: it names no port"));
+            }
+            for (field, text) in backend.texts() {
+                let format = LogFormat::parse(text).unwrap_or_default();
+                for name in format.unknown() {
+                    let path = format!("{path}.backends[{i}].{field}");
+                    out.push(format!("{path}: %{name}% has no value here, and is written as '-'"));
+                }
+            }
+        }
+    }
+
     fn check(&self, path: &str, out: &mut Violations) {
         let path = format!("{path}.backends");
         match &self.backends {
@@ -178,6 +202,38 @@ impl Conf {
 }
 
 impl Backend {
+    /// All that may have placeholders, with its field.
+    fn texts(&self) -> Vec<(String, &str)> {
+        let mut texts = Vec::new();
+        let tcp = self.tcp.as_ref().and_then(|tcp| Some(("tcp", tcp.format.as_ref()?)));
+        let file = self.file.as_ref().and_then(|file| Some(("file", file.format.as_ref()?)));
+        for (field, format) in tcp.into_iter().chain(file) {
+            texts.extend(format.plain.as_deref().map(|text| (format!("{field}.format.plain"), text)));
+            let json = format.json.iter().flatten().enumerate();
+            texts.extend(
+                json.map(|(i, pair)| (format!("{field}.format.json[{i}].value"), pair.value.as_str())),
+            );
+        }
+        if let Some(open_telemetry) = &self.open_telemetry {
+            let attributes = open_telemetry.attributes.iter().flatten().enumerate();
+            texts.extend(
+                attributes
+                    .map(|(i, pair)| (format!("openTelemetry.attributes[{i}].value"), pair.value.as_str())),
+            );
+            let body = open_telemetry.body.iter().flat_map(strings);
+            texts.extend(body.map(|text| ("openTelemetry.body".to_owned(), text)));
+        }
+        texts
+    }
+
+    fn check_texts(&self, path: &str, out: &mut Violations) {
+        for (field, text) in self.texts() {
+            if let Err(error) = LogFormat::parse(text) {
+                out.push(format!("{path}.{field}"), error.to_string());
+            }
+        }
+    }
+
     fn check(&self, path: &str, out: &mut Violations) {
         let (field, given) = match &self.type_ {
             BackendType::Tcp => ("tcp", self.tcp.is_some()),
@@ -205,6 +261,17 @@ impl Backend {
         if let Some(open_telemetry) = &self.open_telemetry {
             open_telemetry.check(&format!("{path}.openTelemetry"), out);
         }
+        self.check_texts(path, out);
+    }
+}
+
+/// Every text in a JSON value; names of fields are not among them.
+fn strings(value: &Value) -> Vec<&str> {
+    match value {
+        Value::String(text) => vec![text],
+        Value::Array(items) => items.iter().flat_map(strings).collect(),
+        Value::Object(fields) => fields.values().flat_map(strings).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => Vec::new(),
     }
 }
 
@@ -295,13 +362,7 @@ mod tests {
             "from: [{targetRef: {kind: Mesh}, default: {backends: [{type: File, file: {path: /tmp/in.log, format: {type: Plain, plain: '%START_TIME%', omitEmptyValues: true}}}]}}], to: [{targetRef: {kind: MeshHTTPRoute, name: r}, default: {backends: []}}]",
         );
         right(&all);
-        assert_eq!(
-            warnings(&all),
-            [
-                "spec.from[0].default has no effect: access logs come later",
-                "spec.to[0].default has no effect: access logs come later",
-            ]
-        );
+        assert_eq!(warnings(&all), ["spec.to[0] has no effect: routes are not executed yet"]);
         right(&to(
             "type: Tcp, tcp: {address: 'logs:5000', format: {type: Json, json: [{key: start, value: '%START_TIME%'}]}}",
         ));
@@ -347,6 +408,40 @@ mod tests {
         wrong(
             &to("type: Tcp, tcp: {address: no_address}"),
             &["spec.to[0].default.backends[0].tcp.address: tcp backend requires valid address"],
+        );
+    }
+
+    #[test]
+    fn placeholders_are_looked_at() {
+        let file = |format: &str| to(&format!("type: File, file: {{path: /tmp/a, format: {format}}}"));
+        wrong(
+            &file("{type: Plain, plain: '%REQ(:PATH% 100%'}"),
+            &[
+                "spec.to[0].default.backends[0].file.format.plain: a % at byte 0 begins no placeholder: write %% for a percent sign",
+            ],
+        );
+        wrong(
+            &to(
+                "type: OpenTelemetry, openTelemetry: {endpoint: 'a:1', body: {a: [{b: '%DURATION(x)%'}]}, attributes: [{key: k, value: '%REQ%'}]}",
+            ),
+            &[
+                "spec.to[0].default.backends[0].openTelemetry.attributes[0].value: REQ needs the name of a header",
+                "spec.to[0].default.backends[0].openTelemetry.body: DURATION takes no arguments",
+            ],
+        );
+        let no_port = to("type: Tcp, tcp: {address: logs.example}");
+        right(&no_port);
+        assert_eq!(
+            warnings(&no_port),
+            ["spec.to[0].default.backends[0].tcp.address has no effect: it names no port"]
+        );
+        let unknown = file("{type: Json, json: [{key: a, value: '%START_TIME(%s)% %ENVIRONMENT(HOME)%'}]}");
+        right(&unknown);
+        assert_eq!(
+            warnings(&unknown),
+            [
+                "spec.to[0].default.backends[0].file.format.json[0].value: %ENVIRONMENT% has no value here, and is written as '-'",
+            ]
         );
     }
 

@@ -1,4 +1,4 @@
-use super::open_telemetry::{self, BackendRef};
+use super::open_telemetry::{self, BackendRef, NO_BACKENDS};
 use super::policy;
 use crate::enums::text_enum;
 use crate::registry::Standing::{Executed, Warned};
@@ -145,7 +145,11 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: false, to: false, rules: false }),
     doc: "Where spans of requests go, and of how many.",
-    fields: &[("targetRef", Executed), ("default", Warned("tracing comes later"))],
+    fields: &[
+        ("targetRef", Executed),
+        ("default", Executed),
+        ("default.backends[].openTelemetry.backendRef", Warned(NO_BACKENDS)),
+    ],
     ..KindInfo::new::<MeshTrace>()
 };
 
@@ -173,6 +177,14 @@ impl Spec for MeshTrace {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
+        for (i, backend) in self.default.backends.iter().flatten().enumerate() {
+            let scheme = backend.zipkin.as_ref().and_then(|zipkin| Some(Url::parse(&zipkin.url)?.scheme));
+            if scheme.is_some_and(|scheme| !scheme.is_empty() && scheme != "http") {
+                out.push(format!(
+                    "spec.default.backends[{i}].zipkin.url has no effect: collectors are spoken to over plain http"
+                ));
+            }
+        }
     }
 }
 
@@ -283,8 +295,14 @@ mod tests {
             "backends: [{type: Zipkin, zipkin: {url: 'http://jaeger:9411/api/v2/spans', apiVersion: httpProto}}], sampling: {overall: 80, client: '0.5'}, tags: [{name: team, literal: core}, {name: env, header: {name: x-env, default: prod}}]",
         );
         right(&all);
-        assert_eq!(warnings(&all), ["spec.default has no effect: tracing comes later"]);
+        assert_eq!(warnings(&all), [""; 0]);
         right(&of("backends: [], tags: []"));
+        let tls = of("backends: [{type: Zipkin, zipkin: {url: 'https://jaeger:9411/api/v2/spans'}}]");
+        right(&tls);
+        assert_eq!(
+            warnings(&tls),
+            ["spec.default.backends[0].zipkin.url has no effect: collectors are spoken to over plain http"]
+        );
         right(&of("backends: [{type: Datadog, datadog: {url: 'http://datadog:8126', splitService: true}}]"));
         right(&of("backends: [{type: OpenTelemetry, openTelemetry: {endpoint: 'otel:4317'}}]"));
     }

@@ -8,6 +8,7 @@ use super::{
     serve::Busy,
 };
 use crate::{
+    exchange::{Cause, Flags, Watch},
     metrics::Traffic,
     policy::{
         at_once::Active,
@@ -41,6 +42,9 @@ pub struct Body {
     timed: Timed,
     /// Who gets a copy of what passes.
     copies: Option<Box<[CopyTo]>>,
+    watch: Option<Watch>,
+    /// Of an answer of the proxy's own.
+    cause: Option<&'static Cause>,
     /// Its connection is in use as long as there is a body on it.
     _busy: Option<Busy>,
     /// Counted as under way as long as there is a body.
@@ -165,6 +169,8 @@ impl Body {
             sending: None,
             timed: Timed::Not,
             copies: None,
+            watch: None,
+            cause: None,
             _busy: None,
             active: None,
         }
@@ -180,6 +186,20 @@ impl Body {
     /// The answer of a stream that has a clock: it ends with an error when the stream is late.
     pub fn response(&mut self, clock: Option<Rc<Clock>>) {
         self.timed = clock.map_or(Timed::Not, |clock| Timed::Response(clock, None));
+    }
+
+    /// Tells an exchange of what passes.
+    pub fn watch(&mut self, watch: Watch) {
+        self.watch = Some(watch);
+    }
+
+    /// Says why the proxy gives this answer.
+    pub fn because(&mut self, cause: &'static Cause) {
+        self.cause = Some(cause);
+    }
+
+    pub fn cause(&self) -> Option<&'static Cause> {
+        self.cause
     }
 
     /// From now on no more bytes a second go: of a body that comes from elsewhere.
@@ -259,6 +279,24 @@ impl Body {
         if let Some(sending) = self.sending.take() {
             sending.complete();
         }
+        if let Some(watch) = &self.watch {
+            watch.ended();
+        }
+    }
+
+    /// `fresh`: what is read was not read before.
+    fn tell(&self, polled: &Polled, fresh: bool) {
+        let Some(watch) = &self.watch else { return };
+        match polled {
+            Poll::Ready(Some(Ok(frame))) if fresh => match (frame.data_ref(), frame.trailers_ref()) {
+                (Some(data), _) => watch.data(data.len()),
+                (None, Some(trailers)) => watch.trailers(trailers),
+                (None, None) => {}
+            },
+            Poll::Ready(Some(Err(BodyError::Late(_)))) => watch.broken(Flags::TIMEOUT),
+            Poll::Ready(Some(Err(_))) => watch.broken(Flags::UPSTREAM_ENDED),
+            Poll::Ready(Some(Ok(_)) | None) | Poll::Pending => {}
+        }
     }
 }
 
@@ -302,8 +340,11 @@ impl HttpBody for Body {
             if let Some(counted) = &this.counted {
                 counted.traffic.cell(counted.worker).timeouts.inc();
             }
-            return Poll::Ready(Some(Err(BodyError::Late(late))));
+            let late = Poll::Ready(Some(Err(BodyError::Late(late))));
+            self.tell(&late, true);
+            return late;
         }
+        this.tell(&polled, fresh);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let (Some(data), Some(counted), true) = (frame.data_ref(), &this.counted, fresh) {
@@ -362,6 +403,9 @@ impl Drop for Body {
         // A body that is known to be over need not be polled again (HEAD, 204, 304, an empty one).
         if self.is_end_stream() {
             self.finished();
+        } else if let Some(watch) = self.watch.as_ref().filter(|_| self.size_hint().exact() == Some(0)) {
+            // All of its length has passed: HTTP/1.1 does not read on for the end of the stream.
+            watch.ended();
         }
     }
 }

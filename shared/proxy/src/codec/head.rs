@@ -1,7 +1,7 @@
 //! Heads of messages: what a proxy must change in them, and what it must refuse.
 
 use super::{Body, grpc::Own};
-use crate::{denial::Reason, policy::at_once::Limit};
+use crate::{denial::Reason, exchange::Cause, policy::at_once::Limit};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
@@ -197,13 +197,19 @@ pub fn refused(status: StatusCode, reason: &Reason) -> Response<Body> {
     let mut response = plain(status, &format!("refused by the mesh: {reason}\n"));
     let value = HeaderValue::from_str(reason.as_str()).unwrap_or(HeaderValue::from_static("denied"));
     response.headers_mut().insert(DENIED.clone(), value);
-    response
+    because(response, &Cause::DENIED)
 }
 
 /// The answer where too much is under way.
 pub fn overloaded(limit: Limit) -> Response<Body> {
     let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, &format!("too much is under way: {limit}\n"));
     response.headers_mut().insert(OVERLOADED.clone(), HeaderValue::from_static(limit.as_str()));
+    because(response, &Cause::OVERFLOW)
+}
+
+/// Says in an answer of the proxy's own why it is given: for logs.
+pub fn because(mut response: Response<Body>, cause: &'static Cause) -> Response<Body> {
+    response.body_mut().because(cause);
     response
 }
 

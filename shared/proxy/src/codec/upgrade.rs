@@ -3,7 +3,8 @@
 
 use super::{Body, client_h1, strip_response};
 use crate::{
-    copy,
+    copy::{self, Copied},
+    exchange::{Exchange, Flags},
     metrics::{Open, Traffic},
     policy::timeouts::StreamLimits,
     timer::Timer,
@@ -13,10 +14,11 @@ use crate::{
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 /// Sends an upgrade request (already prepared for HTTP/1.1) and joins both sides if it is granted. `tracked` is the
-/// upstream connection's place in the registry. `limits` are held once the protocol has changed.
+/// upstream connection's place in the registry. `limits` are held once the protocol has changed; `exchange` ends with
+/// the last byte.
 ///
 /// # Errors
 /// The upstream side did not answer.
@@ -27,6 +29,7 @@ pub async fn upgrade(
     tracked: Tracked,
     traffic: Arc<Traffic>,
     limits: StreamLimits,
+    exchange: Option<Rc<Exchange>>,
 ) -> hyper::Result<Response<Body>> {
     let downstream = hyper::upgrade::on(&mut request);
     let Opened { transport, active, .. } = opened;
@@ -54,10 +57,14 @@ pub async fn upgrade(
         let _open = Open::new(cell);
         let (Ok(downstream), Ok(upstream)) = tokio::join!(downstream, upstream) else { return };
         let (mut a, mut b) = (TokioIo::new(downstream), TokioIo::new(upstream));
+        let moved = Cell::new(Copied::default());
         tokio::select! {
-            _ = copy::bidirectional_idle(&mut a, &mut b, cell, &timer, idle) => {}
+            _ = copy::bidirectional_counted(&mut a, &mut b, cell, &timer, idle, &moved) => {}
             () = lasting(&timer, max) => reset.arm(),
             _ = tracked.reset() => reset.arm(),
+        }
+        if let Some(exchange) = exchange {
+            exchange.closed(moved.get(), Flags::NONE);
         }
     });
     let mut response = response.map(|_| Body::empty());

@@ -154,6 +154,7 @@ impl Control {
     fn metrics(&self) -> String {
         let mut out = String::new();
         let written = self.engine.shared().metrics.render(&mut out).and_then(|()| self.gauges(&mut out));
+        let written = written.and_then(|()| self.engine.shared().sinks.render(&mut out));
         if let Err(error) = written {
             tracing::error!(%error, "metrics");
         }

@@ -323,3 +323,42 @@ async fn passthrough_reaches_public_addresses_only() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn calls_that_leave_the_mesh_are_logged_as_those_to_the_mesh_are() {
+    local(async {
+        let server = server().await;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let format = "%KUMA_SOURCE_SERVICE%->%KUMA_DESTINATION_SERVICE% %UPSTREAM_HOST% %BYTES_RECEIVED% %BYTES_SENT% %RESPONSE_FLAGS%";
+        let line = config::LogLine { form: Some(config::LogForm::Plain(format.into())), omit_empty: false };
+        let backend = config::LogBackend::File { path: path.to_str().unwrap().into(), line };
+        let log = config::AccessLog { caller: config::CallerMatch::default(), backend };
+        let policies =
+            config::DestinationPolicies { access_logs: vec![log], ..config::DestinationPolicies::default() };
+        let mut rig = sidecar(Unlisted::Refuse);
+        rig.put(types::POLICIES, config::policies_for_others(Protocol::Tcp), &policies);
+        list(&mut rig, &external(Protocol::Tcp, &[443], server));
+
+        let hello = Sample::named("api.example").bytes();
+        let mut client = captured(&rig, (OLD, 443)).await;
+        client.write_all(&hello).await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(rest(&mut client).await.0.len(), hello.len() + 4);
+        let mut client = captured(&rig, (OLD, 22)).await;
+        client.write_all(b"SSH-2.0-x\r\n").await.unwrap();
+        assert!(rest(&mut client).await.1);
+        let read = || std::fs::read_to_string(&path).unwrap_or_default();
+        let both = async {
+            while read().lines().count() < 2 {
+                rig.shared().sinks.flush(crate::rig::DEADLINE).await;
+                tokio::task::yield_now().await;
+            }
+        };
+        within(both).await;
+        let sent = hello.len();
+        let expected = format!("web->api api.example:443 {sent} {} -\nweb->external {OLD}:22 11 0 UAEX\n", sent + 4);
+        assert_eq!(read(), expected);
+    })
+    .await;
+}

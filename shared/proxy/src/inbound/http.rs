@@ -6,12 +6,15 @@ use super::{
     terms::Terms,
 };
 use crate::{
+    access_log::AccessLogs,
     codec::{self as plumbing, Body, Codec, Counted, ForwardError, How, detect},
     denial::Reason,
+    exchange::{Cause, Exchange, Scene, Subject, Upstream},
     io::Stream,
     policy::at_once::{Active, Limit},
     policy::timeouts::StreamLimits,
     snapshot::Inbound,
+    trace::Tracer,
     upstream::{DialError, Far, dial_application},
     worker::{ConnectionInfo, Direction, Worker},
 };
@@ -20,8 +23,9 @@ use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use meridian_proxy_config::alpn;
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     convert::Infallible,
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::Instant,
@@ -36,6 +40,13 @@ struct Context {
     decided: Cell<u64>,
     /// What else that configuration asks of the caller's requests.
     terms: RefCell<Rc<Terms>>,
+    /// The logs that are told of them, by the same.
+    logs: RefCell<AccessLogs>,
+    tracer: RefCell<Option<Arc<Tracer>>>,
+    /// Who connected, and to where.
+    ends: (SocketAddr, SocketAddr),
+    /// For logs; made by the first request that is logged.
+    scene: OnceCell<Option<Rc<Scene>>>,
     /// The caller's limits, by the same.
     streams: Cell<StreamLimits>,
     /// Why the caller is refused, if it is: the rule.
@@ -48,6 +59,10 @@ pub(super) async fn serve<S: Stream + Send>(arrival: Arrival, stream: S, caller:
     let context = Rc::new(Context {
         worker: worker.clone(),
         caller: caller.clone(),
+        ends: arrival.ends(),
+        logs: RefCell::default(),
+        tracer: RefCell::default(),
+        scene: OnceCell::new(),
         inbound: RefCell::new(arrival.inbound.clone()),
         decided: Cell::new(u64::MAX),
         terms: RefCell::default(),
@@ -72,17 +87,27 @@ pub(super) async fn serve<S: Stream + Send>(arrival: Arrival, stream: S, caller:
     }
 }
 
-async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn handle(context: Rc<Context>, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let start = Instant::now();
     let grpc = plumbing::is_grpc(request.headers());
-    let response = answer(&context, request).await;
+    let permitted = context.permitted();
+    let exchange = context.observe(&mut request);
+    let mut response = match permitted {
+        Ok(()) => answer(&context, request, start, exchange.as_ref()).await,
+        Err(rule) => refuse(&context, &rule, start),
+    };
+    if let Some(exchange) = exchange {
+        exchange.answered(&mut response);
+    }
     Ok(if grpc { plumbing::in_grpc(response, Body::emptied) } else { response })
 }
 
-async fn answer(context: &Context, request: Request<Incoming>) -> Response<Body> {
-    let start = Instant::now();
-    if let Err(rule) = context.permitted() {
-        return refuse(context, &rule, start);
-    }
+async fn answer(
+    context: &Rc<Context>,
+    request: Request<Incoming>,
+    start: Instant,
+    exchange: Option<&Rc<Exchange>>,
+) -> Response<Body> {
     let inbound = context.inbound.borrow().clone();
     let terms = context.terms.borrow().clone();
     let cell = inbound.traffic.cell(context.worker.index);
@@ -94,8 +119,8 @@ async fn answer(context: &Context, request: Request<Incoming>) -> Response<Body>
             }
             let inbound = context.inbound.borrow().clone();
             let mut response = match examine(&context.worker, &context.caller, &inbound, &request) {
-                Ok(examined) => forward(context, &inbound, examined, request).await,
-                Err(refusal) => *refusal,
+                Ok(examined) => forward(context, &inbound, examined, request, exchange).await,
+                Err(refusal) => plumbing::because(*refusal, &Cause::FILTERED),
             };
             if let Some(bytes_per_second) = speed {
                 cell.faults_slowed.inc();
@@ -127,6 +152,8 @@ impl Context {
                     *self.inbound.borrow_mut() = inbound.clone();
                     *self.terms.borrow_mut() = Rc::new(Terms::of(inbound, self.caller.peer.as_ref()));
                     self.streams.set(self.caller.streams(inbound));
+                    *self.logs.borrow_mut() = self.caller.logs(inbound);
+                    *self.tracer.borrow_mut() = snapshot.tracer.clone();
                     self.caller.decide(&self.worker, inbound)
                 }
                 None => Err("the inbound is gone".to_owned()),
@@ -136,6 +163,23 @@ impl Context {
         }
         self.refusal.borrow().clone().map_or(Ok(()), Err)
     }
+
+    /// What logs and traces are told of a request, if there are any; it then carries its place in a trace.
+    fn observe(&self, request: &mut Request<Incoming>) -> Option<Rc<Exchange>> {
+        let (logs, tracer) = (self.logs.borrow(), self.tracer.borrow());
+        if logs.is_empty() && tracer.is_none() {
+            return None;
+        }
+        let span = Tracer::join(tracer.as_ref(), Direction::Inbound, request.headers_mut());
+        if logs.is_empty() && !span.as_ref().is_some_and(|(_, started)| started.is_sampled()) {
+            return None;
+        }
+        let peer = || self.caller.peer.clone();
+        let scene =
+            self.scene.get_or_init(|| Scene::new(&self.worker, Direction::Inbound, self.ends, peer()));
+        let subject = Subject::Inbound(self.inbound.borrow().clone());
+        Some(Exchange::request(&self.worker, scene.clone()?, subject, &logs, span, request))
+    }
 }
 
 async fn forward(
@@ -143,12 +187,13 @@ async fn forward(
     inbound: &Arc<Inbound>,
     mut examined: Examined,
     request: Request<Incoming>,
+    exchange: Option<&Rc<Exchange>>,
 ) -> Response<Body> {
     let authority = match plumbing::authority(&request) {
         Ok(Some(authority)) => authority,
         Ok(None) => Authority::try_from(inbound.config.service.as_str())
             .unwrap_or_else(|_| Authority::from_static("unknown.mesh")),
-        Err(error) => return plumbing::malformed(error),
+        Err(error) => return plumbing::because(plumbing::malformed(error), &Cause::MALFORMED),
     };
     let http2 = inbound.config.protocol.is_http2();
     let worker = &context.worker;
@@ -157,8 +202,11 @@ async fn forward(
         Ok(active) => active,
         Err(limit) => return overloaded(worker, inbound, limit),
     };
+    if let Some(exchange) = exchange {
+        exchange.asks(Upstream::Application(inbound.config.application));
+    }
     if plumbing::is_upgrade(&request) && !http2 && !examined.has_body(request.body()) {
-        return Box::pin(upgrade(context, inbound, &authority, request, active)).await;
+        return Box::pin(upgrade(context, inbound, &authority, request, active, exchange)).await;
     }
     let how = match (http2, plumbing::expects_continue(&request)) {
         (true, _) => How::Multiplexed { alpn: &[] },
@@ -170,29 +218,41 @@ async fn forward(
     let timed = clock.clone();
     let mut request =
         request.map(|body| examined.body(Body::incoming(body)).counted(counted(false)).request(timed));
+    if let Some(exchange) = exchange {
+        request.body_mut().watch(exchange.watch_request());
+    }
     plumbing::prepare(&mut request, &authority, http2, false);
     let far = Far::Application(inbound.clone());
     let sending = plumbing::send(worker, &pool, &far, how, request, counted(true));
     let answer = plumbing::timed(clock, sending).await;
     if let Some(refusal) = examined.refusal() {
-        return refusal;
+        return plumbing::because(refusal, &Cause::FILTERED);
     }
     match answer {
         Ok(Ok(mut response)) => {
+            if let Some(exchange) = exchange {
+                exchange.upstream_answered();
+            }
             response.body_mut().active(active);
             response
         }
         Err(status) => {
             inbound.traffic.cell(worker.index).timeouts.inc();
-            plumbing::plain(status, "the application did not answer in time\n")
+            let answer = plumbing::plain(status, "the application did not answer in time\n");
+            plumbing::because(answer, &Cause::LATE)
         }
         Ok(Err(ForwardError::Dial(DialError::Overloaded(limit), _))) => overloaded(worker, inbound, limit),
         Ok(Err(ForwardError::Dial(error, _))) => unreachable(context, inbound, &error),
         Ok(Err(ForwardError::Lost(error))) => {
             tracing::debug!(inbound = %inbound.config.name, %error, source = ?std::error::Error::source(&error), "request lost");
-            plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the application closed the connection\n")
+            lost()
         }
     }
+}
+
+fn lost() -> Response<Body> {
+    let answer = plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the application closed the connection\n");
+    plumbing::because(answer, &Cause::LOST)
 }
 
 fn overloaded(worker: &Worker, inbound: &Inbound, limit: Limit) -> Response<Body> {
@@ -203,7 +263,8 @@ fn overloaded(worker: &Worker, inbound: &Inbound, limit: Limit) -> Response<Body
 fn unreachable(context: &Context, inbound: &Inbound, error: &DialError) -> Response<Body> {
     inbound.traffic.cell(context.worker.index).connect_failures.inc();
     tracing::warn!(inbound = %inbound.config.name, %error, "the application can't be reached");
-    plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the application can't be reached\n")
+    let answer = plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the application can't be reached\n");
+    plumbing::because(answer, &Cause::UNREACHABLE)
 }
 
 async fn upgrade(
@@ -212,6 +273,7 @@ async fn upgrade(
     authority: &Authority,
     mut request: Request<Incoming>,
     active: Option<Active>,
+    exchange: Option<&Rc<Exchange>>,
 ) -> Response<Body> {
     let worker = &context.worker;
     plumbing::prepare(&mut request, authority, false, true);
@@ -233,13 +295,17 @@ async fn upgrade(
         Some(peer) => worker.track_session(info, peer.clone(), own.check()),
         None => worker.track(info, own.check()),
     };
-    match plumbing::upgrade(worker, request, opened, tracked, inbound.traffic.clone(), context.streams.get())
-        .await
-    {
-        Ok(response) => response,
+    let (traffic, streams) = (inbound.traffic.clone(), context.streams.get());
+    match plumbing::upgrade(worker, request, opened, tracked, traffic, streams, exchange.cloned()).await {
+        Ok(response) => {
+            if let Some(exchange) = exchange {
+                exchange.upstream_answered();
+            }
+            response
+        }
         Err(error) => {
             tracing::debug!(inbound = %inbound.config.name, %error, "upgrade");
-            plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the application closed the connection\n")
+            lost()
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     codec::{self as plumbing, Body},
+    exchange::Cause,
     metrics::TrafficCell,
     policy::{
         faults::{self, MILLION, Plan},
@@ -58,11 +59,11 @@ impl Terms {
         }
         if let Some(status) = plan.abort {
             cell.faults_aborted.inc();
-            return Err(bare(status, ABORTED));
+            return Err(plumbing::because(bare(status, ABORTED), &Cause::FAULT));
         }
         if let Some(limit) = self.limit.as_ref().filter(|limit| !limit.admit(now)) {
             cell.rate_limited.inc();
-            let mut answer = bare(limit.status, LIMITED);
+            let mut answer = plumbing::because(bare(limit.status, LIMITED), &Cause::RATE_LIMITED);
             limit.mark(answer.headers_mut());
             return Err(answer);
         }

@@ -6,6 +6,7 @@
 use super::http::{overloaded, unreachable};
 use crate::{
     codec::{self as plumbing, Body, Counted, ForwardError, How, Tape},
+    exchange::{Cause, Exchange, Flags, Upstream as Asked},
     policy::{
         at_once::Limit,
         outliers::Event,
@@ -31,6 +32,7 @@ pub(super) struct Errand<'a> {
     pub(super) clock: Option<Rc<Clock>>,
     /// What its endpoint is chosen by, if that goes by a hash.
     pub(super) hash: Option<u64>,
+    pub(super) exchange: Option<&'a Rc<Exchange>>,
 }
 
 /// How an attempt ended.
@@ -84,7 +86,11 @@ impl Errand<'_> {
             }
             let outcome = self.attempt(&upstream, request, &mut trail).await;
             drop(repeating.take());
-            if made >= policy.max || !outcome.attempt().is_some_and(|attempt| policy.repeats(attempt)) {
+            let again = outcome.attempt().is_some_and(|attempt| policy.repeats(attempt));
+            if made >= policy.max || !again {
+                if let Some(exchange) = self.exchange.filter(|_| again) {
+                    exchange.flag(Flags::RETRIES_EXHAUSTED);
+                }
                 spare.stop();
                 return self.conclude(outcome);
             }
@@ -119,6 +125,9 @@ impl Errand<'_> {
         while unreached.len() < MAX_TRIES {
             let Some(state) = trail.pick(upstream, worker.timer.now(), self.hash, &unreached) else { break };
             let far = Far::Endpoint { cluster: cluster.clone(), state: state.clone() };
+            if let Some(exchange) = self.exchange {
+                exchange.asks(Asked::Endpoint(state.endpoint.clone()));
+            }
             let counted = Counted { traffic: cluster.traffic.clone(), worker: worker.index, response: true };
             let under_way = state.under_way(cluster);
             let sending = plumbing::send(worker, &state.pool, &far, self.how, request, counted);
@@ -185,13 +194,22 @@ impl Errand<'_> {
     fn again(&self, head: &Request<Body>, body: Body) -> Request<Body> {
         let traffic = self.cluster.traffic.clone();
         let counted = Counted { traffic, worker: self.worker.index, response: false };
-        plumbing::copy(head).map(|_| body.counted(counted).request(self.clock.clone()))
+        plumbing::copy(head).map(|_| {
+            let mut body = body.counted(counted).request(self.clock.clone());
+            if let Some(exchange) = self.exchange {
+                body.watch(exchange.watch_request());
+            }
+            body
+        })
     }
 
     fn conclude(&self, outcome: Outcome) -> Response<Body> {
         let service = &self.cluster.service;
         match outcome {
             Outcome::Answered(mut response) => {
+                if let Some(exchange) = self.exchange {
+                    exchange.upstream_answered();
+                }
                 if let Some(clock) = &self.clock {
                     clock.answered();
                     response.body_mut().response(self.clock.clone());
@@ -200,17 +218,20 @@ impl Errand<'_> {
             }
             Outcome::Unreachable(error) => unreachable(self.cluster, &error),
             Outcome::Lost(error) if is_clients(&error) => {
-                plumbing::plain(StatusCode::BAD_REQUEST, "the request's body is malformed, or was cut\n")
+                let text = "the request's body is malformed, or was cut\n";
+                plumbing::because(plumbing::plain(StatusCode::BAD_REQUEST, text), &Cause::MALFORMED)
             }
             Outcome::Lost(error) => {
                 tracing::debug!(%service, %error, source = ?error.source(), "request lost");
-                plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n")
+                let answer = plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n");
+                plumbing::because(answer, &Cause::LOST)
             }
             Outcome::Overloaded(limit) => overloaded(self.worker, self.cluster, limit),
             Outcome::Late(_) => {
                 self.cluster.traffic.cell(self.worker.index).timeouts.inc();
                 let status = self.clock.as_ref().map_or(StatusCode::GATEWAY_TIMEOUT, |clock| clock.status());
-                plumbing::plain(status, &format!("{service} did not answer in time\n"))
+                let answer = plumbing::plain(status, &format!("{service} did not answer in time\n"));
+                plumbing::because(answer, &Cause::LATE)
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::{attempt, leads_to, route};
 use crate::{
     codec::{self as plumbing, Body, CopyTo, Counted, How, detect},
+    exchange::{Cause, Exchange, Scene, Subject, Upstream},
     io::Socket,
     listener::Accepted,
     policy::{
@@ -12,6 +13,7 @@ use crate::{
         timeouts::StreamLimits,
     },
     snapshot::{Cluster, Outbound, Target},
+    trace::Tracer,
     upstream::{self, Balance, DialError, cluster_check},
     worker::{ConnectionInfo, Direction, Worker},
 };
@@ -19,15 +21,26 @@ use http::{Request, Response, StatusCode, header::SET_COOKIE, uri::Authority};
 use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use meridian_proxy_config::alpn;
-use std::{cell::RefCell, convert::Infallible, net::IpAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::{OnceCell, RefCell},
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
 
 /// What the requests of one connection share.
 struct Context {
     worker: Rc<Worker>,
     name: String,
-    /// Who calls.
-    from: IpAddr,
     cached: RefCell<(u64, Option<Arc<Outbound>>)>,
+    /// By the same generation.
+    tracer: RefCell<Option<Arc<Tracer>>>,
+    /// Who connected, and to where.
+    ends: (SocketAddr, SocketAddr),
+    /// For logs; made by the first request that is logged.
+    scene: OnceCell<Option<Rc<Scene>>>,
 }
 
 /// Where a request goes, and what it is held to on its way.
@@ -37,17 +50,20 @@ pub(super) struct Way<'a> {
     pub(super) cluster: &'a Arc<Cluster>,
     pub(super) streams: StreamLimits,
     pub(super) retry: Option<&'a Arc<RetryPolicy>>,
+    /// For logs and traces, if there are any.
+    pub(super) exchange: Option<&'a Rc<Exchange>>,
 }
 
 impl<'a> Way<'a> {
     pub(super) fn to(cluster: &'a Arc<Cluster>, from: IpAddr) -> Self {
-        Self { from, cluster, streams: cluster.streams, retry: cluster.retry.as_ref() }
+        Self { from, cluster, streams: cluster.streams, retry: cluster.retry.as_ref(), exchange: None }
     }
 }
 
 pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted: Accepted) {
     let Target::Cluster(cluster) = &outbound.target else { return };
-    let (from, peer) = (accepted.peer.ip(), accepted.peer.to_string());
+    let peer = accepted.peer.to_string();
+    let ends = (accepted.peer, accepted.original);
     let socket = Socket::new(accepted.stream);
     let reset = socket.reset();
     let info = ConnectionInfo { direction: Direction::Outbound, name: outbound.name.clone(), peer };
@@ -60,42 +76,55 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted
     let context = Rc::new(Context {
         worker: worker.clone(),
         name: outbound.name.clone(),
-        from,
         cached: RefCell::new((worker.snapshot().generation, Some(outbound.clone()))),
+        tracer: RefCell::new(worker.snapshot().tracer.clone()),
+        ends,
+        scene: OnceCell::new(),
     });
     let handler = service_fn(move |request| handle(context.clone(), request));
     plumbing::serve(codec, stream, reset, &tracked, &cluster.connections, handler).await;
 }
 
-async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn handle(context: Rc<Context>, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let start = Instant::now();
     let grpc = plumbing::is_grpc(request.headers());
-    let response = answer(&context, request).await;
+    let outbound = context.outbound();
+    let response = match outbound.as_ref().and_then(|it| Some((it, it.target.cluster()?))) {
+        Some((outbound, cluster)) => {
+            let exchange = context.observe(cluster, &mut request);
+            let (answering, mut response) =
+                answer(&context, outbound, cluster, request, exchange.as_ref()).await;
+            let cell = answering.traffic.cell(context.worker.index);
+            cell.request(response.status().as_u16(), start.elapsed());
+            if let Some(exchange) = exchange {
+                exchange.answered(&mut response);
+            }
+            response
+        }
+        None => plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the destination is gone\n"),
+    };
     Ok(if grpc { plumbing::in_grpc(response, Body::emptied) } else { response })
 }
 
-async fn answer(context: &Context, request: Request<Incoming>) -> Response<Body> {
-    let start = Instant::now();
+/// The answer, and whose it is.
+async fn answer(
+    context: &Context,
+    outbound: &Outbound,
+    cluster: &Arc<Cluster>,
+    request: Request<Incoming>,
+    exchange: Option<&Rc<Exchange>>,
+) -> (Arc<Cluster>, Response<Body>) {
     let worker = &context.worker;
-    let outbound = context.outbound();
-    let Some((outbound, cluster)) = outbound.as_ref().and_then(|it| Some((it, it.target.cluster()?))) else {
-        return plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the destination is gone\n");
-    };
     let authority = match asked(cluster, &request) {
         Ok(authority) => authority,
-        Err(refusal) => return counted(worker, cluster, start, refusal),
+        Err(refusal) => return (cluster.clone(), refusal),
     };
+    let way = Way { exchange, ..Way::to(cluster, context.ends.0.ip()) };
     if let Some(routing) = &outbound.routing {
-        let (cluster, response) =
-            Box::pin(route::answer(worker, cluster, routing, &authority, context.from, request)).await;
-        return counted(worker, &cluster, start, response);
+        return Box::pin(route::answer(worker, &way, routing, &authority, request)).await;
     }
-    let response = forward(worker, &Way::to(cluster, context.from), &authority, request, Vec::new()).await;
-    counted(worker, cluster, start, response)
-}
-
-fn counted(worker: &Worker, cluster: &Cluster, start: Instant, response: Response<Body>) -> Response<Body> {
-    cluster.traffic.cell(worker.index).request(response.status().as_u16(), start.elapsed());
-    response
+    let response = forward(worker, &way, &authority, request, Vec::new()).await;
+    (cluster.clone(), response)
 }
 
 impl Context {
@@ -106,8 +135,24 @@ impl Context {
         if cached.0 != generation {
             let snapshot = self.worker.snapshot();
             *cached = (snapshot.generation, snapshot.outbounds.get(&self.name).cloned());
+            *self.tracer.borrow_mut() = snapshot.tracer.clone();
         }
         cached.1.clone()
+    }
+
+    /// What logs and traces are told of a request, if there are any; it then carries its place in a trace.
+    fn observe(&self, cluster: &Arc<Cluster>, request: &mut Request<Incoming>) -> Option<Rc<Exchange>> {
+        let tracer = self.tracer.borrow();
+        if cluster.logs.is_empty() && tracer.is_none() {
+            return None;
+        }
+        let span = Tracer::join(tracer.as_ref(), Direction::Outbound, request.headers_mut());
+        if cluster.logs.is_empty() && !span.as_ref().is_some_and(|(_, started)| started.is_sampled()) {
+            return None;
+        }
+        let scene = self.scene.get_or_init(|| Scene::new(&self.worker, Direction::Outbound, self.ends, None));
+        let subject = Subject::Cluster(cluster.clone());
+        Some(Exchange::request(&self.worker, scene.clone()?, subject, &cluster.logs, span, request))
     }
 }
 
@@ -118,7 +163,7 @@ fn asked(cluster: &Cluster, request: &Request<Incoming>) -> Result<Authority, Re
         Ok(Some(authority)) => Ok(authority),
         Ok(None) => Ok(Authority::try_from(cluster.service.as_str())
             .unwrap_or_else(|_| Authority::from_static("unknown.mesh"))),
-        Err(error) => Err(plumbing::malformed(error)),
+        Err(error) => Err(plumbing::because(plumbing::malformed(error), &Cause::MALFORMED)),
     }
 }
 
@@ -170,8 +215,12 @@ async fn send(
     let timed = clock.clone();
     let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
     request.body_mut().copied(copies);
+    if let Some(exchange) = way.exchange {
+        request.body_mut().watch(exchange.watch_request());
+    }
     plumbing::prepare(&mut request, authority, http2, false);
-    let mut response = attempt::Errand { worker, cluster, how, clock, hash }.answer(request, retry).await;
+    let errand = attempt::Errand { worker, cluster, how, clock, hash, exchange: way.exchange };
+    let mut response = errand.answer(request, retry).await;
     response.body_mut().active(active);
     response
 }
@@ -196,10 +245,12 @@ pub(super) fn how<B>(cluster: &Cluster, request: &Request<B>) -> How {
 
 pub(super) fn unreachable(cluster: &Cluster, error: &DialError) -> Response<Body> {
     tracing::warn!(service = %cluster.service, %error, source = ?error, "no connection");
-    plumbing::plain(
-        StatusCode::SERVICE_UNAVAILABLE,
-        &format!("no connection to {}: {error}\n", cluster.service),
-    )
+    let text = format!("no connection to {}: {error}\n", cluster.service);
+    let cause = match error {
+        DialError::NoEndpoints(_) | DialError::LeftOut(_) => &Cause::NO_ENDPOINT,
+        _ => &Cause::UNREACHABLE,
+    };
+    plumbing::because(plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, &text), cause)
 }
 
 async fn upgrade(
@@ -220,6 +271,9 @@ async fn upgrade(
         Err(DialError::Overloaded(limit)) => return overloaded(worker, cluster, limit),
         Err(error) => return unreachable(cluster, &error),
     };
+    if let Some(exchange) = way.exchange {
+        exchange.asks(Upstream::Endpoint(state.endpoint.clone()));
+    }
     opened.also(active);
     opened.also(state.under_way(cluster));
     let peer = opened.peer.clone();
@@ -230,15 +284,21 @@ async fn upgrade(
         Some(peer) => worker.track_session(info, peer, check),
         None => worker.track(info, check),
     };
-    match plumbing::upgrade(worker, request, opened, tracked, cluster.traffic.clone(), way.streams).await {
+    let traffic = cluster.traffic.clone();
+    let kept = way.exchange.cloned();
+    match plumbing::upgrade(worker, request, opened, tracked, traffic, way.streams, kept).await {
         Ok(response) => {
+            if let Some(exchange) = way.exchange {
+                exchange.upstream_answered();
+            }
             upstream.note(worker, &state, Event::Status(response.status().as_u16()));
             response
         }
         Err(error) => {
             upstream.note(worker, &state, Event::Local);
             tracing::debug!(service = %cluster.service, %error, "upgrade");
-            plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n")
+            let answer = plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the connection was lost\n");
+            plumbing::because(answer, &Cause::LOST)
         }
     }
 }

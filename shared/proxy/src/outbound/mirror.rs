@@ -130,7 +130,8 @@ impl Copy {
         let mut request =
             copy.map(|()| body.map_or_else(Body::empty, Body::copy_of).counted(counted).request(timed));
         plumbing::prepare(&mut request, authority, matches!(how, How::Multiplexed { .. }), false);
-        let mut response = Errand { worker, cluster, how, clock, hash: None }.answer(request, None).await;
+        let mut response =
+            Errand { worker, cluster, how, clock, hash: None, exchange: None }.answer(request, None).await;
         response.body_mut().active(active);
         tracing::debug!(service = %cluster.service, status = %response.status(), "mirrored");
         let mut read = 0;

@@ -16,14 +16,15 @@ use crate::{
 };
 use http::{HeaderValue, Request, Response, StatusCode, header, uri::Authority};
 use hyper::body::Incoming;
-use std::{net::IpAddr, rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc};
 
 /// A request that is for a rule.
 struct Routed<'a> {
     worker: &'a Rc<Worker>,
     /// The destination that was asked for.
     own: &'a Arc<Cluster>,
-    from: IpAddr,
+    /// The way to it.
+    itself: &'a Way<'a>,
     found: Found,
     rule: &'a Rule,
     way: &'a snapshot::Way,
@@ -32,27 +33,34 @@ struct Routed<'a> {
 /// The answer, and whose it is.
 pub(super) async fn answer(
     worker: &Rc<Worker>,
-    own: &Arc<Cluster>,
+    itself: &Way<'_>,
     routing: &Arc<Routing>,
     authority: &Authority,
-    from: IpAddr,
     request: Request<Incoming>,
 ) -> (Arc<Cluster>, Response<Body>) {
+    let own = itself.cluster;
     let verdict = routing.of_request(request.method(), request.uri(), request.headers());
     match verdict {
         Verdict::Itself => {
-            let response = forward(worker, &Way::to(own, from), authority, request, Vec::new()).await;
+            let response = forward(worker, itself, authority, request, Vec::new()).await;
             (own.clone(), response)
         }
         Verdict::Rule(found, rule, way) => {
-            let routed = Routed { worker, own, from, found, rule, way };
+            let routed = Routed { worker, own, itself, found, rule, way };
             let (cluster, mut response) = routed.answer(authority, request).await;
             rule.response.apply(response.headers_mut());
             (cluster, response)
         }
         Verdict::Connection(split) => match turn(worker, own, split) {
             Ok(cluster) if cluster.protocol.is_http() => {
-                let response = forward(worker, &Way::to(cluster, from), authority, request, Vec::new()).await;
+                let response = forward(
+                    worker,
+                    &Way { exchange: itself.exchange, ..Way::to(cluster, itself.from) },
+                    authority,
+                    request,
+                    Vec::new(),
+                )
+                .await;
                 (cluster.clone(), response)
             }
             Ok(_) => (own.clone(), refusal("the backend does not speak HTTP")),
@@ -84,7 +92,8 @@ impl Routed<'_> {
         let copies = mirror::begin(self.worker, &self.way.mirrors, authority, &request);
         let policies = self.rule.policies.as_ref();
         let way = Way {
-            from: self.from,
+            from: self.itself.from,
+            exchange: self.itself.exchange,
             cluster,
             streams: self.way.streams.unwrap_or(self.own.streams),
             retry: policies.map_or(self.own.retry.as_ref(), |policies| policies.retry.as_ref()),

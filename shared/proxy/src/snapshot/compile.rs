@@ -7,6 +7,7 @@ use super::{
     tiers::{arrange, prepare},
 };
 use crate::{
+    access_log::{self, AccessLogs},
     health::Board,
     metrics::{Metrics, Traffic},
     policy::{
@@ -48,6 +49,7 @@ pub(super) struct Source {
     pub(super) retry: Option<Arc<RetryPolicy>>,
     pub(super) health: Option<Arc<HealthPlan>>,
     pub(super) hashing: Option<Arc<Hashing>>,
+    pub(super) logs: AccessLogs,
 }
 
 impl PartialEq for Source {
@@ -86,6 +88,9 @@ pub fn compile(resources: &Resources, previous: &Snapshot, metrics: &Metrics) ->
         proxy: resources.proxy.clone(),
         meshes: resources.meshes.values().cloned().collect(),
         metrics: resources.metrics.clone(),
+        // Nothing but the mesh's own words holds for them.
+        tracer: resources.tracer.clone(),
+        external_logs: resources.policies("", Protocol::Tcp).logs,
         ..Snapshot::default()
     };
     let mut compiler = Compiler { resources, previous, metrics, next };
@@ -129,6 +134,7 @@ impl Compiler<'_> {
                     filter: self.resources.filters.get(name).cloned(),
                     at_once: Limits::share(&policies.at_once, self.metrics.workers()),
                     streams_of_callers: policies.caller_timeouts.iter().map(of_callers).collect(),
+                    logs: logs(config, before.map(AsRef::as_ref)),
                     traffic,
                 })
             });
@@ -246,6 +252,7 @@ impl Compiler<'_> {
             retry: policies.retry,
             health: policies.health,
             hashing: policies.hashing,
+            logs: policies.logs,
         };
         Some(self.cluster(key, "outbound", source))
     }
@@ -391,8 +398,18 @@ fn build(
         at_once: Limits::share(&policies.at_once, workers),
         outliers: policies.outliers.as_ref().map(OutlierPolicy::compile),
         connect_attempts: policies.connect_attempts.and_then(|n| usize::try_from(n.get()).ok()),
+        logs: source.logs.clone(),
         traffic,
         source,
+    }
+}
+
+/// What stays the same keeps its backends.
+fn logs(config: &config::Inbound, before: Option<&Inbound>) -> AccessLogs {
+    let said = &config.policies.access_logs;
+    match before.filter(|old| old.config.policies.access_logs == *said) {
+        Some(old) => old.logs.clone(),
+        None => access_log::compile(said),
     }
 }
 

@@ -7,12 +7,14 @@
 //! out, which guard nothing.
 
 use crate::{
+    access_log::{self, AccessLogs},
     egress::Originator,
     metrics::gather::Publication,
     policy::{
         balance::Hashing, filter::RequestFilter, health::HealthPlan, retry::RetryPolicy, routes::Compiled,
     },
     tls::Tls,
+    trace::Tracer,
 };
 use meridian_delta::{Encoded, Id, Version};
 use meridian_proxy_config::{self as config, types};
@@ -28,6 +30,7 @@ pub struct Resources {
     accepted: BTreeMap<ResourceKey, Arc<Encoded>>,
     refused: BTreeMap<ResourceKey, (Arc<Encoded>, String)>,
     pub(super) proxy: Option<Arc<config::Proxy>>,
+    pub(super) tracer: Option<Arc<Tracer>>,
     pub(super) inbounds: BTreeMap<String, Arc<config::Inbound>>,
     /// Of inbounds, compiled.
     pub(super) filters: BTreeMap<String, Arc<RequestFilter>>,
@@ -53,6 +56,7 @@ pub(super) struct PolicyParts {
     pub(super) retry: Option<Arc<RetryPolicy>>,
     pub(super) health: Option<Arc<HealthPlan>>,
     pub(super) hashing: Option<Arc<Hashing>>,
+    pub(super) logs: AccessLogs,
 }
 
 #[derive(Clone)]
@@ -132,6 +136,7 @@ impl Resources {
                 tls.set_terms(&proxy.sessions);
                 self.proxy = Some(proxy);
             }
+            types::TRACE => self.tracer = Some(Arc::new(Tracer::compile(read(body)?))),
             types::INBOUND => {
                 let inbound: Arc<config::Inbound> = read(body)?;
                 let filter = inbound.policies.filter.as_ref().map(RequestFilter::compile).transpose()?;
@@ -198,6 +203,7 @@ impl Resources {
     fn forget(&mut self, kind: &str, name: &str) {
         match kind {
             types::PROXY => self.proxy = None,
+            types::TRACE => self.tracer = None,
             types::INBOUND => {
                 self.inbounds.remove(name);
                 self.filters.remove(name);
@@ -226,7 +232,8 @@ fn policy_parts(config: Arc<config::DestinationPolicies>) -> Result<PolicyParts,
     let health = config.health.as_ref().map(HealthPlan::compile).transpose()?.map(Arc::new);
     let hash = Some(&config.balancing.hash).filter(|hash| !hash.is_empty());
     let hashing = hash.map(|hash| Hashing::compile(hash)).transpose()?.map(Arc::new);
-    Ok(PolicyParts { config, retry, health, hashing })
+    let logs = access_log::compile(&config.access_logs);
+    Ok(PolicyParts { config, retry, health, hashing, logs })
 }
 
 fn entry_parts(config: Arc<config::Entry>) -> Result<EntryParts, String> {

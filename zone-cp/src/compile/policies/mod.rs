@@ -12,6 +12,7 @@ use super::{Compiled, Inputs, protocol};
 use crate::picture::{MeshPicture, Picture, display_name, subject};
 use meridian_core::duration::PolicyDuration;
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
+use meridian_core::kinds::mesh_access_log::MeshAccessLog;
 use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
 use meridian_core::kinds::mesh_health_check::MeshHealthCheck;
@@ -25,6 +26,7 @@ use meridian_core::kinds::mesh_service::{MeshService, Port};
 use meridian_core::kinds::mesh_tcp_route::MeshTcpRoute;
 use meridian_core::kinds::mesh_timeout::MeshTimeout;
 use meridian_core::kinds::mesh_tls::MeshTls;
+use meridian_core::kinds::mesh_trace::MeshTrace;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
 use meridian_core::{Key, Kind, TargetKind};
 use meridian_policy::{
@@ -32,11 +34,14 @@ use meridian_policy::{
     inbound_rules, proxy_conf, sort, to_conf,
 };
 use meridian_proxy_config::metrics::Metrics;
-use meridian_proxy_config::{DestinationPolicies, InboundPolicies, Protocol, policies_for_others, types};
+use meridian_proxy_config::{
+    DestinationPolicies, InboundPolicies, Protocol, Trace, policies_for_others, types,
+};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+mod access_log;
 mod asked_tags;
 mod backends;
 mod callers;
@@ -52,6 +57,7 @@ mod retry;
 mod routed;
 mod timeout;
 pub(crate) mod tls;
+mod trace;
 
 pub(crate) use backends::Held;
 
@@ -95,6 +101,10 @@ const OUTGOING: &[Outgoing] = &[
         kind: MeshLoadBalancingStrategy::KIND,
         apply: |merged, _, into| merged.conf().map(|conf| load_balancing::destination(&conf, into)),
     },
+    Outgoing {
+        kind: MeshAccessLog::KIND,
+        apply: |merged, _, into| merged.conf().map(|conf| access_log::destination(&conf, into)),
+    },
 ];
 
 const INCOMING: &[Incoming] = &[
@@ -129,13 +139,18 @@ const INCOMING: &[Incoming] = &[
         },
         unreadable: request_filter::close,
     },
+    Incoming {
+        kind: MeshAccessLog::KIND,
+        apply: |rules, into| each(rules).map(|confs| access_log::inbound(&confs, into)),
+        unreadable: |_| {},
+    },
 ];
 
 /// Kinds that say where calls go.
 const ROUTES: [Kind; 2] = [MeshHttpRoute::KIND, MeshTcpRoute::KIND];
 
 /// Kinds that say something of a sidecar as a whole.
-const WHOLE: [Kind; 1] = [MeshMetric::KIND];
+const WHOLE: [Kind; 2] = [MeshMetric::KIND, MeshTrace::KIND];
 
 /// Protocols of destinations inside the mesh.
 const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
@@ -203,9 +218,21 @@ pub(crate) fn selects_whole(policy: &Policy, dataplane: &Parsed<Dataplane>) -> b
 
 /// What policies of one kind add up to for a sidecar as a whole.
 fn whole(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>, kind: Kind) -> Option<Merged> {
-    let all = mesh.policies.values().filter(|policy| policy.key().kind == kind);
-    let selecting = all.filter(|policy| selects_whole(policy, dataplane));
+    let candidates = mesh.policies.candidates(kind, &subject(dataplane));
+    let selecting = candidates.filter(|policy| selects_whole(policy, dataplane));
     proxy_conf(&sort(selecting.cloned().collect()))
+}
+
+/// What a sidecar traces.
+pub(crate) fn trace(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>, out: &mut Compiled) -> Option<Trace> {
+    let merged = whole(mesh, dataplane, MeshTrace::KIND)?;
+    match merged.conf() {
+        Ok(conf) => trace::trace(&conf),
+        Err(error) => {
+            blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
+            None
+        }
+    }
 }
 
 /// Which metrics a sidecar gives, and to whom. Policies that can't be read open no port.

@@ -172,3 +172,47 @@ fn a_filter_that_cannot_be_read_lets_nobody_in() {
     let problems = world.audiences.problems();
     assert!(problems.iter().any(|(key, _)| key.name == "broken"), "{problems:?}");
 }
+
+#[test]
+fn logs_of_all_rules_that_match_and_of_the_strongest_to() {
+    let (mut east, _) = world();
+    let file = |path: &str| json!({"backends": [{"type": "File", "file": {"path": path}}]});
+    let matched = json!({"spiffeID": {"type": "Exact", "value": "spiffe://default/web"}});
+    for (name, spec) in [
+        (
+            "in",
+            json!({"rules": [{"matches": [matched], "default": file("/web")}, {"default": file("/all")}]}),
+        ),
+        ("out", to(json!({"kind": "Mesh"}), file("/out"))),
+    ] {
+        east.put(global("MeshAccessLog", "default", name, spec)).unwrap();
+    }
+    let world = World::new(east);
+    let inbound = world.one(&sidecar("east", "web-1"), "Inbound", "8080");
+    assert_eq!(inbound["policies"]["accessLogs"].as_array().unwrap().len(), 2, "{inbound}");
+    for name in [TO_ALL, "*/tcp"] {
+        let out = world.one(&sidecar("east", "web-1"), "Policies", name);
+        assert_eq!(out["accessLogs"], json!([{"backend": {"file": {"path": "/out"}}}]));
+    }
+}
+
+#[test]
+fn a_trace_is_the_sidecars_own_and_goes_with_its_policy() {
+    let (east, _) = world();
+    let mut world = World::new(east);
+    let of = |name: &str, spec: Value| global("MeshTrace", "default", name, spec);
+    let backends = json!([{"type": "OpenTelemetry", "openTelemetry": {"endpoint": "otel"}}]);
+    let all = of("all", json!({"default": {"backends": backends, "sampling": {"random": 50}}}));
+    let own = json!({
+        "targetRef": {"kind": "MeshSubset", "tags": {"kuma.io/service": "web"}},
+        "default": {"sampling": {"random": 1}},
+    });
+    world.put(all.clone());
+    let one = |world: &World| world.one(&sidecar("east", "web-1"), "Trace", "self");
+    assert_eq!(one(&world)["sampling"]["random"], 500_000);
+    assert_eq!(one(&world)["backend"], json!({"openTelemetry": {"endpoint": "otel:4317"}}));
+    world.put(of("own", own));
+    assert_eq!(one(&world)["sampling"]["random"], 10_000);
+    world.remove(&all.key);
+    assert!(!world.shown(&sidecar("east", "web-1")).contains_key("Trace"), "without a backend there is none");
+}

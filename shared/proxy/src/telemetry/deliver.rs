@@ -1,0 +1,146 @@
+//! The task of one backend: takes what waits, and sends it until it is there.
+
+use super::queue::{Batch, Queue};
+use std::{fmt, time::Duration};
+
+/// A backend that failed is tried again after so long, doubled each time...
+const BACK_OFF: Duration = Duration::from_millis(100);
+/// ...up to this: a collector that restarts is found soon, and one that is gone is not hammered.
+const BACK_OFF_LONGEST: Duration = Duration::from_secs(10);
+
+/// Sends entries to one backend, within a time of its own.
+pub(super) trait Export: Send + 'static {
+    type Entry: Send + Sync + 'static;
+
+    /// Given up in the middle, it must not leave half of a batch in the way of the next.
+    fn send(&mut self, batch: &[Self::Entry]) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The backend may take the same entries later.
+    Again(String),
+    /// It will never.
+    Rejected(String),
+}
+
+impl Failure {
+    pub(super) fn again(error: impl fmt::Display) -> Self {
+        Self::Again(error.to_string())
+    }
+}
+
+/// Runs until nobody can hand over more. What a backend has not taken when its last user is gone is tried once.
+pub(super) async fn deliver<E: Export>(
+    name: String,
+    mut queue: Queue<E::Entry>,
+    mut export: E,
+    batch: Batch,
+) {
+    let mut healthy = true;
+    while let Some(entries) = queue.next(&batch).await {
+        if entries.is_empty() {
+            queue.settle(0, true);
+            continue;
+        }
+        let mut wait = BACK_OFF;
+        let written = loop {
+            match export.send(&entries).await {
+                Ok(()) => {
+                    if !healthy {
+                        tracing::info!(backend = %name, "entries are taken again");
+                    }
+                    healthy = true;
+                    break true;
+                }
+                Err(Failure::Rejected(reason)) => {
+                    if healthy {
+                        tracing::warn!(backend = %name, %reason, entries = entries.len(), "entries are refused");
+                    }
+                    healthy = false;
+                    break false;
+                }
+                Err(Failure::Again(reason)) => {
+                    queue.failed();
+                    // Once: a backend that is gone for hours must not fill our own log.
+                    if healthy {
+                        tracing::warn!(backend = %name, %reason, "entries can't be written; trying again");
+                    }
+                    healthy = false;
+                    if queue.is_orphaned() {
+                        break false;
+                    }
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(BACK_OFF_LONGEST);
+                }
+            }
+        };
+        queue.settle(entries.len(), written);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::queue::{Counts, queue};
+    use super::*;
+    use std::sync::{Arc, Mutex, atomic::Ordering};
+
+    const BATCH: Batch = Batch { entries: 10, bytes: 100, linger: Duration::from_millis(20) };
+
+    /// Answers as it is told, then takes everything.
+    #[derive(Clone, Default)]
+    struct Scripted(Arc<Mutex<(Vec<Failure>, Vec<u32>)>>);
+
+    impl Export for Scripted {
+        type Entry = u32;
+
+        async fn send(&mut self, batch: &[u32]) -> Result<(), Failure> {
+            let (failures, taken) = &mut *self.0.lock().unwrap();
+            match failures.pop() {
+                Some(failure) => Err(failure),
+                None => {
+                    taken.extend(batch);
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    fn count(counts: &Counts) -> (u64, u64, u64) {
+        let of = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        (of(&counts.written), of(&counts.dropped), of(&counts.failures))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_is_sent_again_and_what_is_refused_is_not() {
+        let export = Scripted::default();
+        export.0.lock().unwrap().0 =
+            vec![Failure::Rejected("b".into()), Failure::again("a"), Failure::again("a")];
+        let counts = Arc::new(Counts::default());
+        let (sender, entries) = queue(counts.clone());
+        let task = tokio::spawn(deliver("x".into(), entries, export.clone(), BATCH));
+        sender.offer(1, 1);
+        sender.flush().await;
+        assert_eq!(count(&counts), (0, 1, 2));
+        sender.offer(2, 1);
+        sender.flush().await;
+        assert_eq!(count(&counts), (1, 1, 2));
+        drop(sender);
+        task.await.unwrap();
+        assert_eq!(export.0.lock().unwrap().1, [2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_dead_backend_that_nobody_names() {
+        let export = Scripted::default();
+        export.0.lock().unwrap().0 = (0..1_000).map(|_| Failure::again("dead")).collect();
+        let counts = Arc::new(Counts::default());
+        let (sender, entries) = queue(counts.clone());
+        let task = tokio::spawn(deliver("x".into(), entries, export, BATCH));
+        sender.offer(1, 1);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        drop(sender);
+        task.await.unwrap();
+        assert_eq!(count(&counts).1, 1);
+    }
+}

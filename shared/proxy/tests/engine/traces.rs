@@ -1,0 +1,255 @@
+//! MeshTrace: what the application sees, and what collectors of every kind are sent.
+
+use crate::{
+    apps::{call, get, http_app, http1, whole},
+    collector::{Collector, pairs},
+    world::{DEADLINE, Pair, address, soon, until},
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use meridian_proxy_config::{
+    Protocol, TagValue, Trace, TraceBackend, TraceSampling, TraceTag, ZipkinFormat, types,
+};
+use opentelemetry_proto::tonic::trace::v1::Span;
+use serde_json::{Value, json};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::net::TcpListener;
+
+const MILLION: u32 = 1_000_000;
+
+fn trace(backend: TraceBackend, random: u32) -> Trace {
+    let tags = vec![TraceTag { name: "team".into(), value: TagValue::Literal("core".into()) }];
+    Trace { backend, sampling: TraceSampling { overall: MILLION, client: MILLION, random }, tags }
+}
+
+async fn traced(trace: &Trace) -> Pair {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    for sidecar in [&pair.web, &pair.backend] {
+        sidecar.feed(types::TRACE, "self", trace);
+    }
+    pair.settled().await;
+    pair
+}
+
+/// All that was handed over is written.
+async fn flush(pair: &Pair) {
+    for sidecar in [&pair.web, &pair.backend] {
+        assert!(sidecar.engine.shared().sinks.flush(DEADLINE).await, "flushed");
+    }
+}
+
+/// What the application was sent under a name.
+fn seen(answer: &str, name: &str) -> Option<String> {
+    let prefix = format!("{name}: ");
+    answer.lines().find_map(|line| line.strip_prefix(&prefix)).map(str::to_owned)
+}
+
+#[tokio::test]
+async fn both_sides_of_a_request_are_one_trace_which_the_application_sees() {
+    let collector = Collector::start().await;
+    let endpoint = collector.address.to_string();
+    let pair = traced(&trace(TraceBackend::OpenTelemetry { endpoint }, MILLION)).await;
+    let mut client = http1(pair.outbound).await;
+    let mut request = get("/headers?q=1");
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    request.headers_mut().insert("traceparent", parent.parse().unwrap());
+    request.headers_mut().insert("tracestate", "vendor=1".parse().unwrap());
+    let answer = whole(client.send_request(request).await.unwrap()).await;
+    let spans = until("two spans", async || {
+        flush(&pair).await;
+        let spans = collector.spans();
+        (spans.len() == 2).then_some(spans)
+    })
+    .await;
+    let of = |service: &str| -> &Span {
+        &spans.iter().find(|(resource, _)| resource["service.name"] == service).unwrap().1
+    };
+    let (client, server) = (of("web"), of("backend"));
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    assert_eq!(hex(&client.trace_id), "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_eq!(hex(&client.parent_span_id), "00f067aa0ba902b7");
+    assert_eq!((&server.trace_id, &server.parent_span_id), (&client.trace_id, &client.span_id));
+    let expected = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{}-01", hex(&server.span_id));
+    assert_eq!(seen(answer.text(), "traceparent"), Some(expected));
+    assert_eq!(seen(answer.text(), "tracestate").as_deref(), Some("vendor=1"));
+    assert_eq!((client.kind, server.kind), (3, 2), "client and server");
+    let tags = pairs(&client.attributes);
+    for (name, value) in [
+        ("http.method", "GET"),
+        ("http.url", "http://backend.mesh/headers?q=1"),
+        ("http.status_code", "200"),
+        ("kuma.mesh", "default"),
+        ("peer.service", "backend"),
+        ("team", "core"),
+    ] {
+        assert_eq!(tags[name], value, "{tags}");
+    }
+    assert_eq!(tags["guid:x-request-id"], seen(answer.text(), "x-request-id").unwrap());
+    assert!(client.start_time_unix_nano <= server.start_time_unix_nano);
+    assert!(client.end_time_unix_nano > client.start_time_unix_nano);
+}
+
+#[tokio::test]
+async fn what_is_not_sampled_is_not_sent_and_says_so_to_those_behind() {
+    let collector = Collector::start().await;
+    let endpoint = collector.address.to_string();
+    let pair = traced(&trace(TraceBackend::OpenTelemetry { endpoint: endpoint.clone() }, 0)).await;
+    // Alone it would take everything.
+    let all = trace(TraceBackend::OpenTelemetry { endpoint }, MILLION);
+    pair.backend.feed(types::TRACE, "self", &all);
+    pair.settled().await;
+    let answer = call(pair.outbound, "/headers").await;
+    assert!(seen(answer.text(), "traceparent").unwrap().ends_with("-00"), "{}", answer.text());
+    // Whoever asks for a trace gets one.
+    let mut asking = get("/headers");
+    asking.headers_mut().insert("x-client-trace-id", "1".parse().unwrap());
+    let answer = whole(http1(pair.outbound).await.send_request(asking).await.unwrap()).await;
+    assert!(seen(answer.text(), "traceparent").unwrap().ends_with("-01"));
+    until("two spans", async || {
+        flush(&pair).await;
+        (collector.spans().len() == 2).then_some(())
+    })
+    .await;
+    pair.web.remove(types::TRACE, "self");
+    pair.backend.remove(types::TRACE, "self");
+    pair.settled().await;
+    let answer = call(pair.outbound, "/headers").await;
+    assert_eq!(seen(answer.text(), "traceparent"), None);
+    assert_eq!(collector.spans().len(), 2);
+}
+
+#[derive(Clone, Default)]
+struct Posted(Arc<Mutex<Vec<(String, String, Bytes)>>>);
+
+/// A collector over HTTP: method and path, content type, and body of what it was sent. It refuses the first.
+async fn http_collector() -> (SocketAddr, Posted) {
+    let listener = TcpListener::bind(address()).await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let posted = Posted::default();
+    let kept = posted.clone();
+    tokio::spawn(async move {
+        let first = Arc::new(AtomicBool::new(true));
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (kept, first) = (kept.clone(), first.clone());
+            let handler = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let kept = kept.clone();
+                let status = if first.swap(false, Ordering::Relaxed) { 503 } else { 202 };
+                async move {
+                    let (head, body) = request.into_parts();
+                    let body = body.collect().await.unwrap().to_bytes();
+                    if status == 202 {
+                        let content = head.headers["content-type"].to_str().unwrap().to_owned();
+                        let line = format!("{} {}", head.method, head.uri);
+                        kept.0.lock().unwrap().push((line, content, body));
+                    }
+                    let mut response = http::Response::new(Full::new(Bytes::new()));
+                    *response.status_mut() = http::StatusCode::from_u16(status).unwrap();
+                    Ok::<_, Infallible>(response)
+                }
+            });
+            let served =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), handler);
+            tokio::spawn(async move { drop(served.await) });
+        }
+    });
+    (at, posted)
+}
+
+/// What one request leaves at a collector, by both sidecars, and what the application saw.
+async fn posted(
+    backend: impl Fn(SocketAddr) -> TraceBackend,
+    count: usize,
+) -> (Vec<(String, String, Bytes)>, String) {
+    let (at, posted) = http_collector().await;
+    let pair = traced(&trace(backend(at), MILLION)).await;
+    let answer = soon("an answer", call(pair.outbound, "/headers")).await;
+    let all = until("the posts", async || {
+        flush(&pair).await;
+        let all = posted.0.lock().unwrap().clone();
+        (all.len() >= count).then_some(all)
+    })
+    .await;
+    (all, answer.text().to_owned())
+}
+
+#[tokio::test]
+async fn zipkin_gets_one_span_of_two_sides() {
+    let backend = |at| TraceBackend::Zipkin {
+        url: format!("http://{at}/api/v2/spans"),
+        format: ZipkinFormat::Json,
+        wide_trace_ids: false,
+        shared_spans: true,
+    };
+    let (posts, answer) = posted(backend, 2).await;
+    let spans: Vec<Value> = posts
+        .iter()
+        .flat_map(|(line, content, body)| {
+            assert_eq!((line.as_str(), content.as_str()), ("POST /api/v2/spans", "application/json"));
+            serde_json::from_slice::<Vec<Value>>(body).unwrap()
+        })
+        .collect();
+    let of = |kind: &str| spans.iter().find(|span| span["kind"] == kind).unwrap();
+    let (client, server) = (of("CLIENT"), of("SERVER"));
+    assert_eq!((&client["traceId"], &client["id"]), (&server["traceId"], &server["id"]));
+    assert_eq!(client["traceId"].as_str().unwrap().len(), 16);
+    assert_eq!((&client["shared"], &server["shared"]), (&Value::Null, &json!(true)));
+    assert_eq!(client["localEndpoint"]["serviceName"], "web");
+    assert_eq!(client["remoteEndpoint"]["serviceName"], "backend");
+    assert_eq!(seen(&answer, "x-b3-traceid").as_deref(), client["traceId"].as_str());
+    assert_eq!(seen(&answer, "x-b3-spanid").as_deref(), client["id"].as_str());
+    assert_eq!(seen(&answer, "x-b3-sampled").as_deref(), Some("1"));
+}
+
+#[tokio::test]
+async fn zipkin_takes_protobuf_as_well() {
+    let backend = |at: SocketAddr| TraceBackend::Zipkin {
+        url: format!("{at}/spans"),
+        format: ZipkinFormat::Protobuf,
+        wide_trace_ids: true,
+        shared_spans: false,
+    };
+    let (posts, answer) = posted(backend, 2).await;
+    let trace = seen(&answer, "x-b3-traceid").unwrap();
+    assert_eq!(trace.len(), 32);
+    for (line, content, body) in posts {
+        assert_eq!((line.as_str(), content.as_str()), ("POST /spans", "application/x-protobuf"));
+        // A list with one span, whose first field is its trace id of 16 bytes.
+        let id: String = body
+            .iter()
+            .skip_while(|byte| **byte != 0x10)
+            .skip(1)
+            .take(16)
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        assert_eq!(id, trace);
+    }
+}
+
+#[tokio::test]
+async fn datadog_gets_spans_by_trace() {
+    let backend = |at| TraceBackend::Datadog { url: format!("http://{at}"), split_service: true };
+    let (posts, answer) = posted(backend, 2).await;
+    let mut services = Vec::new();
+    for (line, content, body) in posts {
+        assert_eq!((line.as_str(), content.as_str()), ("PUT /v0.4/traces", "application/msgpack"));
+        let traces: Vec<Vec<Value>> = rmp_serde::from_slice(&body).unwrap();
+        assert_eq!(traces.len(), 1);
+        let span = &traces[0][0];
+        assert_eq!(Some(span["trace_id"].to_string()), seen(&answer, "x-datadog-trace-id"));
+        assert_eq!((&span["error"], &span["meta"]["team"]), (&json!(0), &json!("core")));
+        services.push(span["service"].as_str().unwrap().to_owned());
+    }
+    services.sort();
+    assert_eq!(services, ["backend_INBOUND", "web_OUTBOUND"]);
+}
