@@ -56,8 +56,9 @@ pub(crate) struct Exchange {
     pub(crate) trailers: RefCell<Option<HeaderMap>>,
     pub(crate) want: RefCell<Option<Want>>,
     pub(crate) posts: RefCell<Vec<Call>>,
-    /// How many there were.
+    /// How many there were, and how many that it waited for.
     pub(crate) posted: Cell<usize>,
+    pub(crate) called: Cell<usize>,
     pub(crate) reply: RefCell<Option<Reply>>,
     closed: Cell<bool>,
 }
@@ -76,26 +77,25 @@ pub(crate) enum BodyState {
 }
 
 impl Exchange {
-    pub(crate) fn new(
-        phase: Phase,
-        head: Head,
-        has_body: bool,
-        facts: Rc<Facts>,
-        dynamic: Rc<Dynamic>,
-    ) -> Self {
+    pub(crate) fn new(phase: Phase, has_body: bool, facts: Rc<Facts>, dynamic: Rc<Dynamic>) -> Self {
         Self {
             phase,
             facts,
             dynamic,
-            head: RefCell::new(Some(head)),
+            head: RefCell::default(),
             body: RefCell::new(if has_body { BodyState::Unread } else { BodyState::Absent }),
             trailers: RefCell::default(),
             want: RefCell::default(),
             posts: RefCell::default(),
             posted: Cell::new(0),
+            called: Cell::new(0),
             reply: RefCell::default(),
             closed: Cell::new(false),
         }
+    }
+
+    pub(crate) fn begin(&self, head: Head) {
+        *self.head.borrow_mut() = Some(head);
     }
 
     /// # Errors

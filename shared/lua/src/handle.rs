@@ -5,7 +5,7 @@ use crate::{
     exchange::{BodyState, Exchange, Want},
     headers::Headers,
     info::{Connection, Metadata, StreamInfo},
-    limits::MAX_POSTS,
+    limits::{MAX_CALLS, MAX_POSTS},
     log::{Level, Logger},
     respond::{Call, CallOptions, Reply},
     vm::Phase,
@@ -33,6 +33,7 @@ pub(crate) fn asks(lua: &Lua) -> Result<Table> {
         "trailers",
         lua.create_function(|_, handle: AnyUserData| ask_piece(&handle, Want::Trailers))?,
     )?;
+    asks.raw_set("fields", lua.create_function(|lua, handle: AnyUserData| fields(lua, &of(&handle)?))?)?;
     asks.raw_set("call", lua.create_function(ask_call)?)?;
     asks.raw_set("respond", lua.create_function(respond)?)?;
     Ok(asks)
@@ -79,8 +80,16 @@ fn ask_piece(handle: &AnyUserData, want: Want) -> Result<bool> {
     if matches!(want, Want::Chunk) && matches!(*exchange.body.borrow(), BodyState::Read { .. }) {
         return Err(Error::runtime("body() has read the whole body"));
     }
+    if matches!(want, Want::Trailers) && exchange.trailers.borrow().is_some() {
+        return Ok(false);
+    }
     *exchange.want.borrow_mut() = Some(want);
     Ok(true)
+}
+
+/// The trailers, which have come.
+fn fields(lua: &Lua, exchange: &Rc<Exchange>) -> Result<AnyUserData> {
+    lua.create_any_userdata(Headers { exchange: exchange.clone(), trailers: true })
 }
 
 type CallArguments = (AnyUserData, LuaString, Table, Option<LuaString>, f64, Value);
@@ -90,6 +99,10 @@ fn ask_call(_: &Lua, (handle, cluster, headers, body, timeout, options): CallArg
     let options = CallOptions::read(&options)?;
     let call = Call::read(&cluster, &headers, body, timeout, &options)?;
     if !options.asynchronous {
+        if exchange.called.get() >= MAX_CALLS {
+            return Err(Error::runtime(format!("a script makes at most {MAX_CALLS} calls")));
+        }
+        exchange.called.set(exchange.called.get() + 1);
         *exchange.want.borrow_mut() = Some(Want::Call(call));
         return Ok(true);
     }

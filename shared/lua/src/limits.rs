@@ -30,6 +30,8 @@ pub const MAX_METADATA: usize = 16 << 10;
 pub const MAX_DEPTH: usize = 8;
 /// Calls of one invocation that nobody waits for (`httpCall` with `async`).
 pub const MAX_POSTS: usize = 8;
+/// Calls of one invocation that it waits for, one after the other: a request is not a loop.
+pub const MAX_CALLS: usize = 32;
 /// Bytes of one message in the log.
 pub const MAX_MESSAGE: usize = 1 << 10;
 /// Messages in the log of one state, at once and then each second: what a script logs must not fill a disk.

@@ -20,8 +20,10 @@ function handle.bodyChunks(self)
 end
 
 function handle.trailers(self)
-    asks.trailers(self)
-    return yield()
+    if asks.trailers(self) then
+        return yield()
+    end
+    return asks.fields(self)
 end
 
 function handle.httpCall(self, cluster, headers, body, timeout, options)

@@ -54,7 +54,10 @@ fn check(source: &str) -> Result<(), String> {
     }
     match Compiler::new().compile(source) {
         Ok(_) => Ok(()),
-        Err(mlua::Error::SyntaxError { message, .. }) => Err(crate::log::line(&message)),
+        // It begins with the line's number.
+        Err(mlua::Error::SyntaxError { message, .. }) => {
+            Err(crate::log::line(&format!("line {}", message.trim_start_matches(':'))))
+        }
         Err(error) => Err(crate::log::line(&error.to_string())),
     }
 }

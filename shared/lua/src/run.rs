@@ -171,6 +171,10 @@ impl Drop for Run {
 }
 
 impl Failure {
+    pub(crate) fn missing() -> Self {
+        Self { budget: None, message: "the script has no such function".to_owned() }
+    }
+
     pub(crate) fn memory() -> Self {
         Self { budget: Some(Budget::Memory), message: Budget::Memory.to_string() }
     }

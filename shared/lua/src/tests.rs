@@ -58,12 +58,12 @@ fn facts() -> Rc<Facts> {
 }
 
 fn run(vm: &Vm, phase: Phase, head: Head, has_body: bool) -> Run {
-    vm.run(phase, head, has_body, facts(), Rc::default()).unwrap().unwrap()
+    vm.run(phase, head, has_body, facts(), Rc::default()).map_err(|failed| failed.0).unwrap()
 }
 
 /// A request without a body through a script that waits for nothing.
 fn through(vm: &Vm, head: Head) -> Result<(Step, Option<Head>), Failure> {
-    let mut run = vm.run(Phase::Request, head, false, facts(), Rc::default())?.unwrap();
+    let mut run = vm.run(Phase::Request, head, false, facts(), Rc::default()).map_err(|failed| failed.0)?;
     let step = run.resume(Answer::Begin)?;
     let head = run.take_head();
     Ok((step, head))

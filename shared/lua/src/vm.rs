@@ -90,19 +90,17 @@ impl Vm {
         self.function(phase).is_some()
     }
 
-    /// Luau does not collect when memory is short, only as it goes.
-    fn make_room(&self) -> std::result::Result<(), Failure> {
-        if self.lua.used_memory() <= FULL {
-            return Ok(());
+    /// Collects what nobody needs, if memory is short: Luau does so only as it goes. `false`: what the script keeps leaves
+    /// too little, and another state has to take this one's place.
+    pub fn make_room(&self) -> bool {
+        if self.is_full() {
+            // Twice: what a dead coroutine holds is found by the second round.
+            drop(self.lua.gc_collect().and_then(|()| self.lua.gc_collect()));
         }
-        // Twice: what a dead coroutine holds is found by the second round.
-        let collected = self.lua.gc_collect().and_then(|()| self.lua.gc_collect());
-        collected.map_err(|error| Failure::of(&error, None))?;
-        if self.is_full() { Err(Failure::memory()) } else { Ok(()) }
+        !self.is_full()
     }
 
-    /// Whether what the script keeps leaves too little memory to go on: then another state has to take its place.
-    pub fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         self.lua.used_memory() > FULL
     }
 
@@ -113,10 +111,10 @@ impl Vm {
         }
     }
 
-    /// One call of the function for this phase; `None` if there is none.
+    /// One call of the function for this phase.
     ///
     /// # Errors
-    /// There is no memory for it.
+    /// There is no function, or no memory for it; the head comes back.
     pub fn run(
         &self,
         phase: Phase,
@@ -124,18 +122,25 @@ impl Vm {
         has_body: bool,
         facts: Rc<Facts>,
         dynamic: Rc<Dynamic>,
-    ) -> std::result::Result<Option<Run>, Failure> {
-        let Some(function) = self.function(phase) else { return Ok(None) };
-        self.make_room()?;
-        let exchange = Rc::new(Exchange::new(phase, head, has_body, facts, dynamic));
+    ) -> std::result::Result<Run, Box<(Failure, Head)>> {
+        let Some(function) = self.function(phase) else {
+            return Err(Box::new((Failure::missing(), head)));
+        };
+        if !self.make_room() {
+            return Err(Box::new((Failure::memory(), head)));
+        }
+        let exchange = Rc::new(Exchange::new(phase, has_body, facts, dynamic));
         let run = self.lua.create_thread(function.clone()).and_then(|thread| {
             let handle = self.lua.create_any_userdata(Handle(exchange.clone()))?;
             Ok(Run::new(self.lua.clone(), thread, handle, exchange.clone(), self.meter.clone()))
         });
-        run.map(Some).map_err(|error| {
-            exchange.close();
-            Failure::of(&error, None)
-        })
+        match run {
+            Ok(run) => {
+                exchange.begin(head);
+                Ok(run)
+            }
+            Err(error) => Err(Box::new((Failure::of(&error, None), head))),
+        }
     }
 }
 

@@ -29,7 +29,7 @@ pub use policies::{
     AtOnce, BackOff, CallerTimeouts, ConnectionTimeouts, DestinationPolicies, Effect, FailurePercentage,
     Fault, FaultRule, FilterAction, FilterPattern, HeaderMatch, HeaderValueMatch, HostSelection,
     InboundPolicies, OutlierDetection, Rate, RateLimitedBackOff, RateLimits, RequestFilter, RequestLimit,
-    RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet, StreamTimeouts, SuccessRate,
+    RequestPart, ResetFormat, ResetHeader, Retry, RetryOn, RuleSet, Script, StreamTimeouts, SuccessRate,
     policies_for_others,
 };
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};

@@ -11,6 +11,7 @@ mod filter;
 mod limits;
 mod matching;
 mod retry;
+mod scripts;
 mod timeouts;
 
 pub use circuit_breaker::{AtOnce, FailurePercentage, OutlierDetection, SuccessRate};
@@ -19,6 +20,7 @@ pub use filter::{FilterAction, FilterPattern, RequestFilter, RequestPart, RuleSe
 pub use limits::{Rate, RateLimits, RequestLimit};
 pub use matching::{HeaderMatch, HeaderValueMatch};
 pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
+pub use scripts::Script;
 pub use timeouts::{CallerTimeouts, ConnectionTimeouts, StreamTimeouts};
 
 /// For connections and requests to a destination. A resource beside the destination, since it depends on who calls: a
@@ -39,6 +41,9 @@ pub struct DestinationPolicies {
     pub at_once: AtOnce,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outliers: Option<OutlierDetection>,
+    /// The last before a request is sent.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scripts: Vec<Script>,
 }
 
 /// For connections and requests from peers to the application.
@@ -62,6 +67,9 @@ pub struct InboundPolicies {
     pub filter: Option<RequestFilter>,
     #[serde(skip_serializing_if = "unset")]
     pub at_once: AtOnce,
+    /// After all of the above.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scripts: Vec<Script>,
 }
 
 /// The name of what holds for destinations of a protocol that have no policies of their own. No destination has it.

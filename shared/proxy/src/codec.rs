@@ -5,8 +5,10 @@ mod filtered;
 mod forward;
 mod head;
 mod heads;
+mod kept;
 mod pace;
 mod replay;
+mod scripted;
 mod serve;
 mod upgrade;
 
@@ -15,9 +17,11 @@ pub use filtered::Guard;
 pub use forward::{ForwardError, How, copy, send, timed};
 pub use head::{
     Malformed, OVERLOADED, authority, denied, expects_continue, is_upgrade, overloaded, plain, prepare,
-    refused, strip_response, upgrades_out_of_http,
+    refused, strip_response, upgrades_out_of_http, version,
 };
+pub(crate) use kept::{Kept, Room};
 pub use replay::{Reader, Tape};
+pub(crate) use scripted::{Scripted, Wait};
 pub use serve::{Codec, LocalExecutor, client_h1, client_h2, detect, serve};
 pub(crate) use serve::{LastAnswer, idle_ending};
 pub use upgrade::upgrade;

@@ -7,6 +7,7 @@ pub mod at_once;
 pub mod faults;
 pub mod filter;
 pub mod limits;
+pub mod lua;
 pub mod matching;
 pub mod outliers;
 pub mod retry;

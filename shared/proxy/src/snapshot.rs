@@ -11,6 +11,7 @@ use crate::{
         at_once::Limits,
         filter::RequestFilter,
         limits::Rates,
+        lua::Chain,
         outliers::OutlierPolicy,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
@@ -75,6 +76,7 @@ pub struct Inbound {
     pub streams: StreamLimits,
     pub limits: Rates,
     pub filter: Option<Arc<RequestFilter>>,
+    pub scripts: Option<Chain>,
     /// Of each worker.
     pub at_once: Limits,
     /// For some callers, in place of `streams`; the first that matches decides.
@@ -125,6 +127,7 @@ pub struct Cluster {
     /// Of each worker.
     pub at_once: Limits,
     pub outliers: Option<OutlierPolicy>,
+    pub scripts: Option<Chain>,
     pub traffic: Arc<Traffic>,
     source: compile::Source,
 }

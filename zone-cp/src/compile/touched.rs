@@ -346,7 +346,7 @@ fn policy(picture: &Picture, key: &Key, out: &mut Touched) {
             out.units.insert(Unit::Dataplane(dataplane.clone()));
         }
     }
-    out.policies.extend(policy.is_outgoing().then(|| key.mesh.clone()));
+    out.policies.extend(policies::is_outgoing(policy).then(|| key.mesh.clone()));
 }
 
 /// Dataplanes of which the policy selects at least a part.

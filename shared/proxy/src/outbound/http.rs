@@ -3,12 +3,16 @@
 use super::{attempt, leads_to};
 use crate::{
     codec::{self as plumbing, Body, Counted, How, Malformed, detect},
+    denial::Reason,
     io::Socket,
     listener::Accepted,
     policy::{
         at_once::{Active, Limit},
+        lua::Chain,
         outliers::Event,
+        timeouts::Clock,
     },
+    scripts::{Passage, Stopped},
     snapshot::{Cluster, Outbound, Target},
     upstream::{self, Balance, DialError, cluster_check},
     worker::{ConnectionInfo, Direction, Worker},
@@ -16,21 +20,25 @@ use crate::{
 use http::{Request, Response, StatusCode, uri::Authority};
 use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
+use meridian_lua::Facts;
 use meridian_proxy_config::alpn;
-use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc, time::Instant};
+use std::{cell::RefCell, convert::Infallible, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 /// What the requests of one connection share.
 struct Context {
     worker: Rc<Worker>,
     name: String,
+    /// The application's end of the connection, and where it called.
+    peer: SocketAddr,
+    original: SocketAddr,
     cached: RefCell<(u64, Option<Arc<Cluster>>)>,
 }
 
 pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Accepted) {
     let Target::Cluster(cluster) = &outbound.target else { return };
-    let peer = accepted.peer.to_string();
     let socket = Socket::new(accepted.stream);
     let reset = socket.reset();
+    let peer = accepted.peer.to_string();
     let info = ConnectionInfo { direction: Direction::Outbound, name: outbound.name.clone(), peer };
     let tracked = worker.track(info, leads_to(outbound, cluster));
     let detected = tokio::select! {
@@ -41,6 +49,8 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Outbound, accepted: Acc
     let context = Rc::new(Context {
         worker: worker.clone(),
         name: outbound.name.clone(),
+        peer: accepted.peer,
+        original: accepted.original,
         cached: RefCell::new((worker.snapshot().generation, Some(cluster.clone()))),
     });
     let handler = service_fn(move |request| handle(context.clone(), request));
@@ -52,7 +62,7 @@ async fn handle(context: Rc<Context>, request: Request<Incoming>) -> Result<Resp
     let Some(cluster) = context.cluster() else {
         return Ok(plumbing::plain(StatusCode::SERVICE_UNAVAILABLE, "the destination is gone\n"));
     };
-    let response = forward(&context.worker, &cluster, request).await;
+    let response = forward(&context, &cluster, request).await;
     cluster.traffic.cell(context.worker.index).request(response.status().as_u16(), start.elapsed());
     Ok(response)
 }
@@ -75,7 +85,8 @@ impl Context {
     }
 }
 
-async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<Incoming>) -> Response<Body> {
+async fn forward(context: &Context, cluster: &Arc<Cluster>, request: Request<Incoming>) -> Response<Body> {
+    let worker = &context.worker;
     let authority = match plumbing::authority(&request) {
         Ok(Some(authority)) => authority,
         Ok(None) => Authority::try_from(cluster.service.as_str())
@@ -85,28 +96,105 @@ async fn forward(worker: &Rc<Worker>, cluster: &Arc<Cluster>, request: Request<I
         }
         Err(error) => return plumbing::plain(StatusCode::BAD_REQUEST, &format!("{error}\n")),
     };
-    let active = match worker.upstreams.of(cluster).load.request(&cluster.at_once) {
-        Ok(active) => active,
-        Err(limit) => return overloaded(worker, cluster, limit),
-    };
-    if plumbing::is_upgrade(&request) {
-        return Box::pin(upgrade(worker, cluster, &authority, request, active)).await;
+    let request = request.map(Body::incoming);
+    match &cluster.scripts {
+        None => errand(worker, cluster, request).answer(&authority).await,
+        Some(chain) => Box::pin(scripted(context, cluster, chain, authority, request)).await,
     }
-    let how = how(cluster, &request);
-    let http2 = matches!(how, How::Multiplexed { .. });
-    let index = worker.index;
-    let counted = |response| Counted { traffic: cluster.traffic.clone(), worker: index, response };
-    let retry = cluster.retry.as_ref().filter(|policy| {
-        !matches!(how, How::Continue { .. }) && policy.covers(request.method(), request.headers())
-    });
-    let tries = retry.is_some_and(|policy| policy.per_try.is_some());
+}
+
+/// A request of the proxy's own, like one of the application's but for scripts.
+pub(crate) async fn ask(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    authority: &Authority,
+    request: Request<Body>,
+) -> Response<Body> {
+    errand(worker, cluster, request).answer(authority).await
+}
+
+/// Through scripts to the destination, and back.
+async fn scripted(
+    context: &Context,
+    cluster: &Arc<Cluster>,
+    chain: &Chain,
+    authority: Authority,
+    request: Request<Body>,
+) -> Response<Body> {
+    let worker = &context.worker;
+    let facts = Facts {
+        protocol: plumbing::version(request.version()),
+        local: context.original.to_string(),
+        remote: context.peer.to_string(),
+        ..Facts::default()
+    };
+    let passage = Passage::new(worker, chain, facts, &cluster.traffic);
+    let Errand { request, clock, .. } = errand(worker, cluster, request);
+    let going = passage.request(request, authority);
+    let gone = match &clock {
+        Some(clock) => match clock.hold(going).await {
+            Ok(gone) => gone,
+            Err(_) => {
+                cluster.traffic.cell(worker.index).timeouts.inc();
+                return plumbing::plain(clock.status(), "the request was not there in time\n");
+            }
+        },
+        None => going.await,
+    };
+    match gone {
+        Ok((request, authority)) => {
+            let answer = Errand { worker, cluster, request, clock }.answer(&authority).await;
+            passage.response(answer).await
+        }
+        Err(Stopped::Answered(answer)) => *answer,
+        Err(Stopped::Failed(policy)) => {
+            let reason = Reason::SCRIPT_FAILED;
+            worker.refuse_own(&cluster.service, context.original.port(), &reason, &policy);
+            plumbing::refused(StatusCode::SERVICE_UNAVAILABLE, &reason)
+        }
+        Err(Stopped::Body(error)) => {
+            tracing::debug!(service = %cluster.service, %error, "the request ended early");
+            plumbing::plain(StatusCode::BAD_REQUEST, "the request ended early\n")
+        }
+    }
+}
+
+/// A request to a destination, and what holds it to its time.
+struct Errand<'a> {
+    worker: &'a Rc<Worker>,
+    cluster: &'a Arc<Cluster>,
+    request: Request<Body>,
+    clock: Option<Rc<Clock>>,
+}
+
+fn errand<'a>(worker: &'a Rc<Worker>, cluster: &'a Arc<Cluster>, request: Request<Body>) -> Errand<'a> {
+    let tries = cluster.retry.as_ref().is_some_and(|policy| policy.per_try.is_some());
     let clock = cluster.streams.begin(&worker.timer, request.body().is_end_stream(), tries);
+    let counted = Counted { traffic: cluster.traffic.clone(), worker: worker.index, response: false };
     let timed = clock.clone();
-    let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
-    plumbing::prepare(&mut request, &authority, http2, false);
-    let mut response = attempt::Errand { worker, cluster, how, clock }.answer(request, retry).await;
-    response.body_mut().active(active);
-    response
+    Errand { worker, cluster, request: request.map(|body| body.counted(counted).request(timed)), clock }
+}
+
+impl Errand<'_> {
+    async fn answer(self, authority: &Authority) -> Response<Body> {
+        let Self { worker, cluster, mut request, clock } = self;
+        let active = match worker.upstreams.of(cluster).load.request(&cluster.at_once) {
+            Ok(active) => active,
+            Err(limit) => return overloaded(worker, cluster, limit),
+        };
+        if plumbing::is_upgrade(&request) {
+            return Box::pin(upgrade(worker, cluster, authority, request, active)).await;
+        }
+        let how = how(cluster, &request);
+        let http2 = matches!(how, How::Multiplexed { .. });
+        let retry = cluster.retry.as_ref().filter(|policy| {
+            !matches!(how, How::Continue { .. }) && policy.covers(request.method(), request.headers())
+        });
+        plumbing::prepare(&mut request, authority, http2, false);
+        let mut response = attempt::Errand { worker, cluster, how, clock }.answer(request, retry).await;
+        response.body_mut().active(active);
+        response
+    }
 }
 
 pub(super) fn overloaded(worker: &Worker, cluster: &Cluster, limit: Limit) -> Response<Body> {
@@ -116,7 +204,7 @@ pub(super) fn overloaded(worker: &Worker, cluster: &Cluster, limit: Limit) -> Re
 
 /// Between sidecars everything is multiplexed, except a body that waits for the server's word: HTTP/1.1 can carry that
 /// word. Without mTLS the endpoint is spoken to as its application would be.
-fn how(cluster: &Cluster, request: &Request<Incoming>) -> How {
+fn how(cluster: &Cluster, request: &Request<Body>) -> How {
     let waits = plumbing::expects_continue(request);
     match (&cluster.tls, cluster.protocol.is_http2()) {
         (Some(_), _) if waits => How::Continue { alpn: alpn::HTTP1 },
@@ -139,7 +227,7 @@ async fn upgrade(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
     authority: &Authority,
-    mut request: Request<Incoming>,
+    mut request: Request<Body>,
     active: Option<Active>,
 ) -> Response<Body> {
     plumbing::prepare(&mut request, authority, false, true);

@@ -9,6 +9,7 @@ use crate::{
     policy::{
         at_once::Limits,
         limits::Rates,
+        lua::Chain,
         outliers::OutlierPolicy,
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
@@ -37,6 +38,7 @@ pub(super) struct Source {
     policies: Arc<DestinationPolicies>,
     /// Compiled from `policies`.
     retry: Option<Arc<RetryPolicy>>,
+    scripts: Option<Chain>,
 }
 
 impl PartialEq for Source {
@@ -105,6 +107,7 @@ impl Compiler<'_> {
                     streams: StreamLimits::inbound(&policies.stream_timeouts),
                     limits: Rates::compile(&policies.rate_limits, before.map(|old| &old.limits)),
                     filter: self.resources.filters.get(name).cloned(),
+                    scripts: self.resources.scripts.get(name).cloned(),
                     at_once: Limits::share(&policies.at_once, self.metrics.workers()),
                     streams_of_callers: policies.caller_timeouts.iter().map(of_callers).collect(),
                     traffic,
@@ -212,6 +215,7 @@ impl Compiler<'_> {
                     zone: self.zone().to_owned(),
                     policies: policies.config,
                     retry: policies.retry,
+                    scripts: policies.scripts,
                 };
                 Target::Cluster(self.cluster(key, "outbound", source))
             }
@@ -252,6 +256,7 @@ impl Compiler<'_> {
                 zone: self.next.proxy.as_ref().map(|proxy| proxy.zone.clone()).unwrap_or_default(),
                 policies: Arc::default(),
                 retry: None,
+                scripts: None,
             };
             let cluster = self.cluster(format!("route/{name}"), "through", source);
             table.insert(key, cluster);
@@ -290,6 +295,7 @@ impl Compiler<'_> {
             zone: self.zone().to_owned(),
             policies: Arc::default(),
             retry: None,
+            scripts: None,
         }
     }
 
@@ -324,6 +330,7 @@ fn build(name: String, traffic: Arc<Traffic>, source: Source, workers: usize) ->
         connections: ConnectionLimits::from(&policies.connection_timeouts),
         streams: StreamLimits::outbound(&policies.stream_timeouts, protocol == Protocol::Grpc),
         retry: source.retry.clone(),
+        scripts: source.scripts.clone(),
         at_once: Limits::share(&policies.at_once, workers),
         outliers: policies.outliers.as_ref().map(OutlierPolicy::compile),
         connect_attempts: policies.connect_attempts.and_then(|n| usize::try_from(n.get()).ok()),

@@ -7,7 +7,11 @@
 
 use crate::{
     egress::Originator,
-    policy::{filter::RequestFilter, retry::RetryPolicy},
+    policy::{
+        filter::RequestFilter,
+        lua::{Chain, Programs},
+        retry::RetryPolicy,
+    },
     tls::Tls,
 };
 use meridian_delta::{Encoded, Id, Version};
@@ -27,6 +31,8 @@ pub struct Resources {
     pub(super) inbounds: BTreeMap<String, Arc<config::Inbound>>,
     /// Of inbounds, compiled.
     pub(super) filters: BTreeMap<String, Arc<RequestFilter>>,
+    pub(super) scripts: BTreeMap<String, Chain>,
+    programs: Programs,
     pub(super) refused_inbounds: BTreeMap<String, Arc<config::Inbound>>,
     pub(super) outbounds: BTreeMap<String, Arc<config::Outbound>>,
     pub(super) destinations: BTreeMap<String, Arc<config::Destination>>,
@@ -44,6 +50,7 @@ pub struct Resources {
 pub(super) struct PolicyParts {
     pub(super) config: Arc<config::DestinationPolicies>,
     pub(super) retry: Option<Arc<RetryPolicy>>,
+    pub(super) scripts: Option<Chain>,
 }
 
 #[derive(Clone)]
@@ -122,6 +129,11 @@ impl Resources {
             types::INBOUND => {
                 let inbound: Arc<config::Inbound> = read(body)?;
                 let filter = inbound.policies.filter.as_ref().map(RequestFilter::compile).transpose()?;
+                let scripts = self.programs.chain(&inbound.policies.scripts)?;
+                match scripts {
+                    Some(scripts) => drop(self.scripts.insert(name.clone(), scripts)),
+                    None => drop(self.scripts.remove(&name)),
+                }
                 match filter {
                     Some(filter) => drop(self.filters.insert(name.clone(), Arc::new(filter))),
                     None => drop(self.filters.remove(&name)),
@@ -131,7 +143,10 @@ impl Resources {
             }
             types::OUTBOUND => drop(self.outbounds.insert(name, read(body)?)),
             types::DESTINATION => drop(self.destinations.insert(name, read(body)?)),
-            types::POLICIES => drop(self.policies.insert(name, policy_parts(read(body)?)?)),
+            types::POLICIES => {
+                let parts = policy_parts(read(body)?, &mut self.programs)?;
+                self.policies.insert(name, parts);
+            }
             types::ENDPOINTS => drop(self.endpoints.insert(name, read(body)?)),
             types::EXTERNAL => {
                 let external: Arc<config::External> = read(body)?;
@@ -178,6 +193,7 @@ impl Resources {
             types::INBOUND => {
                 self.inbounds.remove(name);
                 self.filters.remove(name);
+                self.scripts.remove(name);
             }
             types::OUTBOUND => drop(self.outbounds.remove(name)),
             types::DESTINATION => drop(self.destinations.remove(name)),
@@ -196,9 +212,13 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {
     serde_json::from_slice(body).map(Arc::new).map_err(|error| error.to_string())
 }
 
-fn policy_parts(config: Arc<config::DestinationPolicies>) -> Result<PolicyParts, String> {
+fn policy_parts(
+    config: Arc<config::DestinationPolicies>,
+    programs: &mut Programs,
+) -> Result<PolicyParts, String> {
     let retry = config.retry.as_ref().map(RetryPolicy::compile).transpose()?.map(Arc::new);
-    Ok(PolicyParts { config, retry })
+    let scripts = programs.chain(&config.scripts)?;
+    Ok(PolicyParts { config, retry, scripts })
 }
 
 fn entry_parts(config: Arc<config::Entry>) -> Result<EntryParts, String> {

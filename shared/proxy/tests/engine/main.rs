@@ -10,6 +10,7 @@ mod http;
 mod limits;
 mod retries;
 mod rules;
+mod scripts;
 mod tcp;
 mod timeouts;
 mod world;

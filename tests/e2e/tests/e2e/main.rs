@@ -16,5 +16,6 @@ mod permissions;
 mod policies;
 mod replicas;
 mod rotation;
+mod scripts;
 mod sync;
 mod traffic;

@@ -14,25 +14,28 @@ use meridian_core::duration::PolicyDuration;
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
 use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
+use meridian_core::kinds::mesh_proxy_patch::MeshProxyPatch;
 use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
 use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
 use meridian_core::kinds::mesh_retry::MeshRetry;
 use meridian_core::kinds::mesh_service::{MeshService, Port};
 use meridian_core::kinds::mesh_timeout::MeshTimeout;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
-use meridian_core::{Key, Kind, TargetKind};
+use meridian_core::{Key, Kind, TargetKind, labels};
 use meridian_policy::{
     Destinations, InboundRule, Merged, Parsed, Policy, ResourceRules, Routes, Section, inbound_confs,
     inbound_rules, sort, to_conf,
 };
 use meridian_proxy_config::{DestinationPolicies, InboundPolicies, Protocol, policies_for_others, types};
+use proxy_patch::{Patches, Place};
 use serde::de::DeserializeOwned;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 mod callers;
 mod circuit_breaker;
 mod fault_injection;
+mod proxy_patch;
 mod rate_limit;
 mod request_filter;
 mod retry;
@@ -106,7 +109,8 @@ const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grp
 
 /// Whether policies of a kind are turned into something here.
 pub(crate) fn is_executed(kind: Kind) -> bool {
-    OUTGOING.iter().map(|it| it.kind).chain(INCOMING.iter().map(|it| it.kind)).any(|it| it == kind)
+    let lists = OUTGOING.iter().map(|it| it.kind).chain(INCOMING.iter().map(|it| it.kind));
+    lists.chain([MeshProxyPatch::KIND]).any(|it| it == kind)
 }
 
 /// The policies on outgoing calls that select a sidecar.
@@ -118,14 +122,27 @@ pub(crate) fn selection(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>) -> Se
     Selection(Arc::new(selecting.map(|policy| policy.key().clone()).collect()))
 }
 
+/// Whether a policy says something of calls that go out.
+pub(crate) fn is_outgoing(policy: &Policy) -> bool {
+    let is_here = OUTGOING.iter().any(|it| it.kind == policy.key().kind);
+    (is_here && policy.is_outgoing()) || is_patch(policy)
+}
+
+/// A modification of a proxy is one of all that it does.
+fn is_patch(policy: &Policy) -> bool {
+    policy.key().kind == MeshProxyPatch::KIND
+}
+
 /// Whether a policy says something of the calls that a sidecar's application makes.
 pub(crate) fn selects_outgoing(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
-    let is_here = OUTGOING.iter().any(|it| it.kind == policy.key().kind);
-    is_here && policy.is_outgoing() && policy.selects(&Routes::default(), &subject(dataplane), Section::Whole)
+    is_outgoing(policy) && policy.selects(&Routes::default(), &subject(dataplane), Section::Whole)
 }
 
 /// Whether a policy says something of the calls to some inbound of a sidecar.
 pub(crate) fn selects_incoming(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
+    if is_patch(policy) {
+        return selects_outgoing(policy, dataplane);
+    }
     let is_here = INCOMING.iter().any(|it| it.kind == policy.key().kind);
     let inbounds = dataplane.spec.networking.iter().flat_map(|networking| &networking.inbound);
     is_here && policy.is_incoming() && inbounds.into_iter().any(|inbound| takes(policy, dataplane, inbound))
@@ -153,14 +170,48 @@ pub(crate) fn inbound(
             blame(rules.iter().map(|rule| &rule.origin.policy.key), &error, out);
         }
     }
+    patch_inbound(mesh, dataplane, inbound, &mut policies, out);
     policies
+}
+
+/// Modifications come after all other kinds.
+fn patch_inbound(
+    mesh: &MeshPicture,
+    dataplane: &Parsed<Dataplane>,
+    inbound: &Inbound,
+    policies: &mut InboundPolicies,
+    out: &mut Compiled,
+) {
+    let patches = mesh.policies.values().filter(|policy| is_patch(policy));
+    let selecting = sort(patches.filter(|policy| selects_outgoing(policy, dataplane)).cloned().collect());
+    if selecting.is_empty() {
+        return;
+    }
+    let address = dataplane.spec.networking.as_ref().map(|networking| networking.address.as_str());
+    let address =
+        Some(inbound.address.as_str()).filter(|own| !own.is_empty()).or(address).unwrap_or_default();
+    let port = if inbound.service_port == 0 { inbound.port } else { inbound.service_port };
+    let place = Place {
+        origin: "inbound",
+        protocol: protocol(inbound.declared_protocol()),
+        listener: Some(format!("inbound:{address}:{}", inbound.port)),
+        tags: Some(&inbound.tags),
+        cluster: Some(format!("localhost:{port}")),
+    };
+    match Patches::read(&selecting) {
+        Ok(patches) => patches.inbound(&place, policies),
+        Err(error) => {
+            proxy_patch::close(policies);
+            blame(selecting.iter().map(|policy| policy.key()), &error, out);
+        }
+    }
 }
 
 /// What holds for the calls of all sidecars with a selection.
 pub(crate) fn outgoing(inputs: Inputs<'_>, mesh_name: &str, selection: &Selection, out: &mut Compiled) {
     let Some(mesh) = inputs.picture.mesh(mesh_name).filter(|mesh| mesh.spec().is_some()) else { return };
     let Some(blamed) = selection.0.first() else { return };
-    let said = Said::new(mesh, mesh_name, selection);
+    let said = Said::new(mesh, mesh_name, selection, out);
     let others = PROTOCOLS.map(|protocol| (protocol, said.of_mesh(protocol, out)));
     for (protocol, policies) in &others {
         if *policies != DestinationPolicies::default() {
@@ -190,6 +241,9 @@ struct Named<'a> {
 struct Said<'a> {
     mesh: &'a str,
     kinds: Vec<SaidByKind>,
+    patches: Patches,
+    /// Values of `kuma.io/service` that these name.
+    patched: BTreeSet<String>,
 }
 
 struct SaidByKind {
@@ -202,7 +256,7 @@ struct SaidByKind {
 }
 
 impl<'a> Said<'a> {
-    fn new(mesh: &MeshPicture, name: &'a str, selection: &Selection) -> Self {
+    fn new(mesh: &MeshPicture, name: &'a str, selection: &Selection, out: &mut Compiled) -> Self {
         let selected: Vec<&Arc<Policy>> =
             selection.0.iter().filter_map(|key| mesh.policies.get(key)).collect();
         let destinations = destinations(mesh, &selected);
@@ -213,7 +267,15 @@ impl<'a> Said<'a> {
             let tags = policies.iter().flat_map(|policy| policy.named_tags().map(str::to_owned)).collect();
             SaidByKind { of, policies, by_resource, tags }
         });
-        Self { mesh: name, kinds: kinds.collect() }
+        let kinds = kinds.collect();
+        let patching = selected.iter().filter(|policy| is_patch(policy));
+        let patching = sort(patching.map(|policy| Arc::clone(policy)).collect());
+        let patches = Patches::read(&patching).unwrap_or_else(|error| {
+            blame(patching.iter().map(|policy| policy.key()), &error, out);
+            Patches::default()
+        });
+        let patched = patches.tags();
+        Self { mesh: name, kinds, patches, patched }
     }
 
     /// Ports of the services that are named, and of the `kuma.io/service`s that these are views of: there the zone's own
@@ -254,9 +316,12 @@ impl<'a> Said<'a> {
     /// Whether something is said of a service by its name.
     fn names(&self, service: &Parsed<MeshService>) -> bool {
         let tag = service_of(&service.spec);
-        self.kinds.iter().any(|kind| {
-            kind.by_resource.names(&service.resource.key) || tag.is_some_and(|tag| kind.tags.contains(tag))
-        })
+        let patched = tag.is_some_and(|tag| self.patched.contains(tag));
+        patched
+            || self.kinds.iter().any(|kind| {
+                kind.by_resource.names(&service.resource.key)
+                    || tag.is_some_and(|tag| kind.tags.contains(tag))
+            })
     }
 
     fn of_mesh(&self, protocol: Protocol, out: &mut Compiled) -> DestinationPolicies {
@@ -265,6 +330,7 @@ impl<'a> Said<'a> {
             let merged = kind.by_resource.of_mesh(self.mesh).map(|rule| &rule.merged);
             kind.apply(merged, protocol, &mut policies, out);
         }
+        self.patch(protocol, None, &mut policies);
         policies
     }
 
@@ -275,7 +341,16 @@ impl<'a> Said<'a> {
             let merged = by_tag.as_ref().or_else(|| kind.by_resource(named.service, named.port));
             kind.apply(merged, named.protocol, &mut policies, out);
         }
+        self.patch(named.protocol, service_of(&named.service.spec), &mut policies);
         policies
+    }
+
+    /// `service`: the value of `kuma.io/service`, if that is known.
+    fn patch(&self, protocol: Protocol, service: Option<&str>, policies: &mut DestinationPolicies) {
+        let tags = service.map(|tag| BTreeMap::from([(labels::SERVICE.to_owned(), tag.to_owned())]));
+        let cluster = service.map(str::to_owned);
+        let place = Place { origin: "outbound", protocol, listener: None, tags: tags.as_ref(), cluster };
+        self.patches.destination(&place, policies);
     }
 }
 
