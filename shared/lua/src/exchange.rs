@@ -43,7 +43,7 @@ pub(crate) enum Want {
     Body,
     Chunk,
     Trailers,
-    Call(Call),
+    Call(Box<Call>),
 }
 
 pub(crate) struct Exchange {

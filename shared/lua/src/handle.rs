@@ -103,7 +103,7 @@ fn ask_call(_: &Lua, (handle, cluster, headers, body, timeout, options): CallArg
             return Err(Error::runtime(format!("a script makes at most {MAX_CALLS} calls")));
         }
         exchange.called.set(exchange.called.get() + 1);
-        *exchange.want.borrow_mut() = Some(Want::Call(call));
+        *exchange.want.borrow_mut() = Some(Want::Call(Box::new(call)));
         return Ok(true);
     }
     if exchange.posted.get() >= MAX_POSTS {

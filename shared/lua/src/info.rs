@@ -1,6 +1,6 @@
 //! What surrounds a message: `streamInfo()`, `connection()`, `metadata()`.
 
-use crate::{exchange::Exchange, value::Data};
+use crate::{Facts, exchange::Exchange, value::Data};
 use mlua::{Lua, LuaString, Result, Table, UserDataMethods, UserDataRegistry, Value, Variadic};
 use std::rc::Rc;
 
@@ -11,8 +11,10 @@ pub(crate) struct DynamicMetadata(pub(crate) Rc<Exchange>);
 /// Of the route: there is none.
 pub(crate) struct Metadata;
 
+type ReadFact = fn(&Facts) -> &str;
+
 pub(crate) fn register_stream_info(registry: &mut UserDataRegistry<StreamInfo>) {
-    let facts: [(&str, fn(&crate::Facts) -> &str); 7] = [
+    let facts: [(&str, ReadFact); 7] = [
         ("protocol", |facts| facts.protocol),
         ("requestedServerName", |facts| &facts.server_name),
         ("downstreamLocalAddress", |facts| &facts.local),

@@ -97,7 +97,7 @@ impl Run {
             Some(Want::Trailers) => Ok(self.flow(Step::Trailers)),
             Some(Want::Call(call)) => {
                 self.duplicates = call.duplicates;
-                Ok(Step::Call(call))
+                Ok(Step::Call(*call))
             }
             None => Err(Failure { budget: None, message: "script performed an unexpected yield".to_owned() }),
         }

@@ -316,7 +316,7 @@ fn mistakes_are_told_with_their_line() {
         "script:4: attempt to perform arithmetic (add) on nil and number"
     );
     assert_eq!(changed("coroutine.yield()", &[]).unwrap_err(), "script performed an unexpected yield");
-    assert_eq!(changed("error({})", &[]).is_err(), true);
+    assert!(changed("error({})", &[]).is_err());
     assert!(Program::compile("function (").unwrap_err().contains("1:"));
     assert!(vm("error('at once')").is_err());
     assert!(vm("").is_ok_and(|(vm, _)| !vm.has(Phase::Request) && !vm.has(Phase::Response)));

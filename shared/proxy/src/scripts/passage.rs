@@ -160,7 +160,8 @@ impl Passage {
         head: Head,
         mut body: Body,
     ) -> Result<Passed, Stopped> {
-        let has_body = !body.is_end_stream() && !(phase == Phase::Response && self.bodiless.get());
+        let bodiless = phase == Phase::Response && self.bodiless.get();
+        let has_body = !body.is_end_stream() && !bodiless;
         let state = match self.worker.scripts.state(script) {
             Ok(state) if state.has(phase) => state,
             Ok(_) => return Ok(Passed { head, body, changed: false, failed: false }),
@@ -180,7 +181,7 @@ impl Passage {
         let ended = self.steps(&mut run, phase, &mut body).await?;
         let head = run.take_head().ok_or_else(|| Stopped::Failed(script.policy.clone()))?;
         let mut passed = Passed { head, body, changed: ended.read, failed: false };
-        if let Some(bytes) = run.take_body().filter(|_| !(phase == Phase::Response && self.bodiless.get())) {
+        if let Some(bytes) = run.take_body().filter(|_| !bodiless) {
             let mut room = self.room();
             if !room.grow(bytes.len()) {
                 return Err(self.no_room());
