@@ -10,6 +10,8 @@ for pair in "$@"; do
 done
 command -v cargo >/dev/null || { echo "missing: Rust 1.95 or newer (rustup.rs)" >&2; exit 69; }
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
+# Of Luau.
+command -v c++ >/dev/null || missing+=(g++)
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     echo "installing: ${missing[*]}"

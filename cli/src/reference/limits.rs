@@ -13,6 +13,7 @@ Nothing sets them. Where a number is Kuma's default it says so.
 /// What runs, and where its sources are.
 const PARTS: &[(&str, &[&str])] = &[
     ("Proxies", &["shared/proxy/src"]),
+    ("Scripts", &["shared/lua/src"]),
     ("Zone control plane", &["zone-cp/src"]),
     ("Global control plane", &["global-cp/src"]),
     (

@@ -35,7 +35,7 @@ pub use policies::{
     HashFunction, HashPolicy, HashSource, HeaderMatch, HeaderValueMatch, HealthChecks, HostSelection,
     InboundPolicies, Jitter, Locality, LogBackend, LogForm, LogLine, OutlierDetection, Panic, Question, Rate,
     RateLimitedBackOff, RateLimits, RequestFilter, RequestLimit, RequestPart, ResetFormat, ResetHeader,
-    Retry, RetryOn, RuleSet, StreamTimeouts, SuccessRate, Zones, policies_for_others,
+    Retry, RetryOn, RuleSet, Script, StreamTimeouts, SuccessRate, Zones, policies_for_others,
 };
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};

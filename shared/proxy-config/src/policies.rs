@@ -14,6 +14,7 @@ mod health;
 mod limits;
 mod matching;
 mod retry;
+mod scripts;
 mod timeouts;
 
 pub use access_log::{AccessLog, LogBackend, LogForm, LogLine};
@@ -27,6 +28,7 @@ pub use health::{HealthChecks, Jitter, Panic, Question};
 pub use limits::{Rate, RateLimits, RequestLimit};
 pub use matching::{HeaderMatch, HeaderValueMatch};
 pub use retry::{BackOff, HostSelection, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn};
+pub use scripts::Script;
 pub use timeouts::{CallerTimeouts, ConnectionTimeouts, StreamTimeouts};
 
 /// For connections and requests to a destination. A resource beside the destination, since it depends on who calls: a
@@ -55,6 +57,9 @@ pub struct DestinationPolicies {
     pub balancing: Balancing,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub access_logs: Vec<AccessLog>,
+    /// The last before a request is sent.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scripts: Vec<Script>,
 }
 
 /// For connections and requests from peers to the application.
@@ -81,6 +86,9 @@ pub struct InboundPolicies {
     /// Every one that matches a caller is told.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub access_logs: Vec<AccessLog>,
+    /// After all of the above.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scripts: Vec<Script>,
 }
 
 /// The name of what holds for destinations of a protocol that have no policies of their own. No destination has it.

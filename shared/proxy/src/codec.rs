@@ -6,9 +6,11 @@ mod forward;
 mod grpc;
 mod head;
 mod heads;
+mod kept;
 mod mirrored;
 mod pace;
 mod replay;
+mod scripted;
 mod serve;
 mod upgrade;
 
@@ -19,10 +21,12 @@ pub(crate) use grpc::Own;
 pub use grpc::{in_grpc, is_grpc};
 pub use head::{
     Malformed, OVERLOADED, authority, because, denied, expects_continue, is_upgrade, malformed, overloaded,
-    plain, prepare, refused, strip_response, upgrades_out_of_http,
+    plain, prepare, refused, strip_response, upgrades_out_of_http, version,
 };
+pub(crate) use kept::{Kept, Room};
 pub use mirrored::{CopyFate, CopyFrom, CopyTo, mirrored};
 pub use replay::{Reader, Tape};
+pub(crate) use scripted::{Scripted, Wait};
 pub use serve::{Codec, LocalExecutor, client_h1, client_h2, detect, serve};
 pub(crate) use serve::{LastAnswer, idle_ending};
 pub use upgrade::upgrade;

@@ -30,6 +30,7 @@ impl Reason {
     pub const ENTRY_ORIGINATES_TLS: Self = Self::of("entry-originates-tls");
     pub const REQUEST_FILTER: Self = Self::of("request-filter");
     pub const REQUEST_FILTER_OBSERVED: Self = Self::of("request-filter-observed");
+    pub const SCRIPT_FAILED: Self = Self::of("script-failed");
     pub const CONFIG_TOO_OLD: Self = Self::of("config-too-old");
 
     pub const fn of(text: &'static str) -> Self {

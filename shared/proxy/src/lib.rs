@@ -37,6 +37,7 @@ pub mod refuse;
 pub mod resolve;
 #[cfg(test)]
 mod rig;
+pub mod scripts;
 pub mod shared;
 pub mod snapshot;
 pub mod sni;

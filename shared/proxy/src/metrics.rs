@@ -87,6 +87,9 @@ pub struct TrafficCell {
     /// Requests that a filter blocked, and those in which it found something and let them pass.
     pub filter_blocked: Counter,
     pub filter_observed: Counter,
+    /// Scripts that failed or exceeded a limit, and requests that scripts answered.
+    pub scripts_failed: Counter,
+    pub scripts_answered: Counter,
     /// Requests and connections refused, as there was too much under way.
     pub overflows: Counter,
     /// Endpoints left out by outlier detection, each time.
@@ -179,7 +182,7 @@ pub struct Metrics {
 
 type Series = (&'static str, &'static str, fn(&Traffic) -> u64);
 
-const SERIES: [Series; 23] = [
+const SERIES: [Series; 25] = [
     ("connections_opened_total", "Connections opened.", |t| t.sum(|c| &c.connections_opened)),
     ("connections_closed_total", "Connections closed.", |t| t.sum(|c| &c.connections_closed)),
     ("connect_failures_total", "Connections to the other side that failed.", |t| {
@@ -202,6 +205,8 @@ const SERIES: [Series; 23] = [
     ("filter_observed_total", "Findings of filters in requests that passed.", |t| {
         t.sum(|c| &c.filter_observed)
     }),
+    ("scripts_failed_total", "Scripts that failed or exceeded a limit.", |t| t.sum(|c| &c.scripts_failed)),
+    ("scripts_answered_total", "Requests that a script answered.", |t| t.sum(|c| &c.scripts_answered)),
     ("overflows_total", "Requests and connections refused: too much was under way.", |t| {
         t.sum(|c| &c.overflows)
     }),

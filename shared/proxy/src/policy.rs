@@ -9,6 +9,7 @@ pub mod faults;
 pub mod filter;
 pub mod health;
 pub mod limits;
+pub mod lua;
 pub mod matching;
 pub mod outliers;
 pub mod panic;

@@ -14,6 +14,7 @@ use crate::{
         balance::{BalancingPolicy, TierPlan},
         filter::RequestFilter,
         limits::Rates,
+        lua::Chain,
         outliers::OutlierPolicy,
         panic::PanicRule,
         retry::RetryPolicy,
@@ -90,6 +91,7 @@ pub struct Inbound {
     pub streams: StreamLimits,
     pub limits: Rates,
     pub filter: Option<Arc<RequestFilter>>,
+    pub scripts: Option<Chain>,
     /// Of each worker.
     pub at_once: Limits,
     /// For some callers, in place of `streams`; the first that matches decides.
@@ -158,6 +160,7 @@ pub struct Cluster {
     pub health: Option<Arc<Board>>,
     pub panic: PanicRule,
     pub logs: AccessLogs,
+    pub scripts: Option<Chain>,
     pub traffic: Arc<Traffic>,
     source: compile::Source,
 }

@@ -5,6 +5,7 @@ use crate::{
     inbound::Beginners,
     metrics::WorkerMetrics,
     outbound::Mirrors,
+    scripts::Scripts,
     shared::Shared,
     snapshot::Snapshot,
     timer::Timer,
@@ -33,6 +34,7 @@ pub struct Worker {
     pub beginners: Rc<Beginners>,
     /// Copies of requests that are under way.
     pub mirrors: Mirrors,
+    pub scripts: Scripts,
     registry: Rc<Registry>,
     numbered: Cell<u64>,
     seen: Cell<u64>,
@@ -49,6 +51,7 @@ impl Worker {
             upstreams: Upstreams::default(),
             beginners: Rc::default(),
             mirrors: Mirrors::default(),
+            scripts: Scripts::default(),
             registry: Rc::default(),
             numbered: Cell::default(),
             seen: Cell::new(snapshot.generation),

@@ -390,19 +390,38 @@ impl Mesh {
 
     /// The same beside another control plane.
     pub async fn meridian_at(&self, control_plane: &ControlPlane, words: &[&str]) -> Result<String> {
+        self.meridian_by(control_plane, &[], words).await
+    }
+
+    async fn meridian_by(
+        &self,
+        control_plane: &ControlPlane,
+        before: &[&str],
+        words: &[&str],
+    ) -> Result<String> {
         let token = self.admin_token_file(control_plane).display().to_string();
         let program = self.programs.meridian.display().to_string();
-        let mut line = vec![program.as_str()];
-        line.extend(words);
-        line.extend(["--address", "http://127.0.0.1:5681", "--token-file", &token]);
-        control_plane.host.run(&line).await
+        let rest = ["--address", "http://127.0.0.1:5681", "--token-file", &token];
+        control_plane.host.run(&[before, &[program.as_str()], words, &rest].concat()).await
     }
 
     /// Applies YAML.
     pub async fn apply(&self, yaml: &str) -> Result<String> {
+        let file = self.to_apply(yaml)?;
+        self.meridian(&["apply", "-f", &file.display().to_string()]).await
+    }
+
+    /// Applies YAML; what was printed, warnings too.
+    pub async fn apply_aloud(&self, yaml: &str) -> Result<String> {
+        let file = self.to_apply(yaml)?;
+        let both = ["sh", "-c", "exec \"$@\" 2>&1", "sh"];
+        self.meridian_by(&self.global, &both, &["apply", "-f", &file.display().to_string()]).await
+    }
+
+    fn to_apply(&self, yaml: &str) -> Result<PathBuf> {
         let file = self.lab.directory().join(format!("apply-{}.yaml", serial()));
         std::fs::write(&file, yaml)?;
-        self.meridian(&["apply", "-f", &file.display().to_string()]).await
+        Ok(file)
     }
 
     /// GETs a path of the REST API of `control_plane` as administrator.

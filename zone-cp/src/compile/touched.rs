@@ -378,7 +378,7 @@ fn policy(picture: &Picture, key: &Key, out: &mut Touched) {
             out.units.insert(Unit::Dataplane(dataplane.clone()));
         }
     }
-    out.policies.extend(policy.is_outgoing().then(|| key.mesh.clone()));
+    out.policies.extend(policies::is_outgoing(policy).then(|| key.mesh.clone()));
     if key.kind == MeshTls::KIND {
         // How a service is spoken to may follow from what its inbounds take.
         for service in mesh.services.keys().filter(|service| picture.is_local(service)) {

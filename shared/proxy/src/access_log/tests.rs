@@ -22,6 +22,8 @@ fn scene(direction: Direction) -> Rc<Scene> {
         unlisted: Unlisted::Refuse,
         detect_timeout_millis: 300,
         max_config_age_seconds: None,
+        tags: Default::default(),
+        sessions: Default::default(),
         protected: vec![],
     };
     Rc::new(Scene {

@@ -2,9 +2,11 @@
 
 use super::{
     filtered::{Filtered, Guard},
+    kept::{Kept, Room},
     mirrored::{CopyFrom, CopyTo},
     pace::Paced,
     replay::{Reader, Tape},
+    scripted::Scripted,
     serve::Busy,
 };
 use crate::{
@@ -58,14 +60,18 @@ enum Timed {
     Response(Rc<Clock>, Option<Sleep>),
 }
 
-enum Kind {
+pub(super) enum Kind {
     Empty,
     Full(Bytes),
     Incoming(Incoming),
     /// Read through a tape, which can be read again.
     Taped(Reader),
     /// Goes no faster than it may.
-    Paced(Box<Paced<Incoming>>),
+    Paced(Box<Paced<Source>>),
+    /// Read by a script, which may have put another one in its place.
+    Kept(Box<Kept>),
+    /// A script sees it pass.
+    Scripted(Box<Scripted>),
     /// Examined on its way.
     Filtered(Box<Filtered>),
     /// A copy of another request's.
@@ -73,6 +79,9 @@ enum Kind {
     /// Not read before the gate opens (100-continue).
     Held(Box<Kind>, Arc<Gate>),
 }
+
+/// A body without what hangs on it: what others are made of.
+pub(crate) struct Source(Kind);
 
 /// Where a body's bytes are counted.
 pub struct Counted {
@@ -150,8 +159,8 @@ impl Body {
     /// back for the server's word.
     pub fn tape(&mut self) -> Option<Tape> {
         match std::mem::replace(&mut self.kind, Kind::Empty) {
-            Kind::Incoming(incoming) if !incoming.is_end_stream() => {
-                let tape = Tape::new(incoming);
+            kind @ (Kind::Incoming(_) | Kind::Kept(_) | Kind::Scripted(_)) if !kind.is_end_stream() => {
+                let tape = Tape::new(Source(kind));
                 self.kind = tape.read().map_or(Kind::Empty, Kind::Taped);
                 Some(tape)
             }
@@ -205,8 +214,8 @@ impl Body {
     /// From now on no more bytes a second go: of a body that comes from elsewhere.
     pub fn pace(&mut self, bytes_per_second: NonZeroU64) {
         self.kind = match std::mem::replace(&mut self.kind, Kind::Empty) {
-            Kind::Incoming(incoming) if !incoming.is_end_stream() => {
-                Kind::Paced(Box::new(Paced::new(incoming, bytes_per_second)))
+            kind @ (Kind::Incoming(_) | Kind::Kept(_) | Kind::Scripted(_)) if !kind.is_end_stream() => {
+                Kind::Paced(Box::new(Paced::new(Source(kind), bytes_per_second)))
             }
             other => other,
         };
@@ -246,11 +255,34 @@ impl Body {
         self
     }
 
+    /// From now on it is what was read of it, or what a script has put in its place: its bytes are counted already.
+    pub(crate) fn keep(&mut self, kept: Kept) {
+        self.kind = Kind::Kept(Box::new(kept));
+        self.counted = None;
+    }
+
+    /// Other bytes in place of its own; its trailers stay, if they were read.
+    pub(crate) fn replace(&mut self, bytes: Bytes, room: Room) {
+        let trailers = match &mut self.kind {
+            Kind::Kept(kept) => kept.take_trailers(),
+            _ => None,
+        };
+        self.keep(Kept::new(bytes, trailers, room));
+    }
+
+    /// From now on a script sees it pass.
+    pub(crate) fn scripted(&mut self, wrap: impl FnOnce(Source) -> Scripted) {
+        let kind = std::mem::replace(&mut self.kind, Kind::Empty);
+        self.kind = Kind::Scripted(Box::new(wrap(Source(kind))));
+    }
+
     /// Holds the body back until the gate opens.
     #[must_use]
     pub fn held(mut self, gate: Arc<Gate>) -> Self {
         self.kind = match std::mem::replace(&mut self.kind, Kind::Empty) {
-            kind @ (Kind::Incoming(_) | Kind::Filtered(_)) => Kind::Held(Box::new(kind), gate),
+            kind @ (Kind::Incoming(_) | Kind::Filtered(_) | Kind::Scripted(_)) => {
+                Kind::Held(Box::new(kind), gate)
+            }
             other => other,
         };
         self
@@ -316,26 +348,7 @@ impl HttpBody for Body {
                 other => other,
             };
         }
-        let mut fresh = true;
-        let polled = match &mut this.kind {
-            Kind::Empty | Kind::Held(..) => Poll::Ready(None),
-            Kind::Full(_) => match std::mem::replace(&mut this.kind, Kind::Empty) {
-                Kind::Full(bytes) if !bytes.is_empty() => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-                _ => Poll::Ready(None),
-            },
-            Kind::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
-            Kind::Paced(paced) => paced.poll(cx).map_err(BodyError::from),
-            Kind::Filtered(filtered) => filtered.poll(cx),
-            Kind::Copy(copy) => copy.poll(cx),
-            Kind::Taped(reader) => reader.poll(cx).map(|read| {
-                read.map(|result| {
-                    result.map(|(frame, first)| {
-                        fresh = first;
-                        frame
-                    })
-                })
-            }),
-        };
+        let (polled, fresh) = this.kind.poll(cx);
         if let Some(late) = this.tick(cx, &polled) {
             if let Some(counted) = &this.counted {
                 counted.traffic.cell(counted.worker).timeouts.inc();
@@ -371,12 +384,41 @@ impl HttpBody for Body {
 }
 
 impl Kind {
+    /// The next frame, and whether it is read for the first time.
+    fn poll(&mut self, cx: &mut Context<'_>) -> (Polled, bool) {
+        let mut fresh = true;
+        let polled = match self {
+            Self::Empty | Self::Held(..) => Poll::Ready(None),
+            Self::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            Self::Paced(paced) => paced.poll(cx),
+            Self::Kept(kept) => Poll::Ready(kept.next().map(Ok)),
+            Self::Scripted(scripted) => scripted.poll(cx),
+            Self::Filtered(filtered) => filtered.poll(cx),
+            Self::Copy(copy) => copy.poll(cx),
+            Self::Taped(reader) => reader.poll(cx).map(|read| {
+                read.map(|result| {
+                    result.map(|(frame, first)| {
+                        fresh = first;
+                        frame
+                    })
+                })
+            }),
+        };
+        (polled, fresh)
+    }
+
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_empty(),
             Self::Incoming(incoming) => incoming.is_end_stream(),
             Self::Paced(paced) => paced.is_end_stream(),
+            Self::Kept(kept) => kept.is_end_stream(),
+            Self::Scripted(scripted) => scripted.is_end_stream(),
             Self::Filtered(filtered) => filtered.is_end_stream(),
             Self::Copy(copy) => copy.is_end_stream(),
             Self::Taped(reader) => reader.is_end_stream(),
@@ -390,11 +432,30 @@ impl Kind {
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Incoming(incoming) => incoming.size_hint(),
             Self::Paced(paced) => paced.size_hint(),
+            Self::Kept(kept) => kept.size_hint(),
+            Self::Scripted(scripted) => scripted.size_hint(),
             Self::Filtered(filtered) => filtered.size_hint(),
             Self::Copy(_) => SizeHint::default(),
             Self::Taped(reader) => reader.size_hint(),
             Self::Held(kind, _) => kind.size_hint(),
         }
+    }
+}
+
+impl HttpBody for Source {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        self.0.poll(cx).0
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
     }
 }
 

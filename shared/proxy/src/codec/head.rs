@@ -82,6 +82,15 @@ fn is_plainly_framed(headers: &HeaderMap) -> bool {
     }
 }
 
+/// As people write it.
+pub fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_10 => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    }
+}
+
 /// Whether an HTTP/1.1 request asks for another protocol (WebSocket, say).
 pub fn is_upgrade<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11

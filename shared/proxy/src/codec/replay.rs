@@ -4,11 +4,10 @@
 //! reads the copy and then goes on with the source. Once the copy exceeds [`REPLAY`] it is given up, and the request with
 //! it: it can't be repeated any more.
 
-use super::BodyError;
+use super::{BodyError, body::Source};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::{
     cell::RefCell,
     collections::VecDeque,
@@ -32,7 +31,7 @@ pub struct Reader {
 }
 
 struct Inner {
-    source: Incoming,
+    source: Source,
     kept: Vec<Piece>,
     bytes: usize,
     /// Whether all of what passed is kept.
@@ -48,7 +47,7 @@ enum Piece {
 }
 
 impl Tape {
-    pub fn new(source: Incoming) -> Self {
+    pub(crate) fn new(source: Source) -> Self {
         let inner = Inner { source, kept: Vec::new(), bytes: 0, whole: true, ended: false, reader: 0 };
         Self(Rc::new(RefCell::new(inner)))
     }
@@ -123,7 +122,7 @@ impl Reader {
             Poll::Ready(Some(Err(error))) => {
                 // What the client did not finish is not sent again.
                 inner.stop();
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             Poll::Pending => Poll::Pending,
         }

@@ -12,7 +12,6 @@ use crate::{
     worker::{Tracked, Worker},
 };
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
@@ -24,7 +23,7 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 /// The upstream side did not answer.
 pub async fn upgrade(
     worker: &Rc<Worker>,
-    mut request: Request<Incoming>,
+    mut request: Request<Body>,
     opened: Opened,
     tracked: Tracked,
     traffic: Arc<Traffic>,
@@ -40,7 +39,7 @@ pub async fn upgrade(
             tracing::debug!(%error, "connection for an upgrade");
         }
     });
-    let mut response = sender.send_request(request.map(Body::incoming)).await?;
+    let mut response = sender.send_request(request).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let mut response = response.map(Body::incoming);
         response.body_mut().active(active);

@@ -12,7 +12,9 @@ use crate::{
     exchange::{Cause, Exchange, Scene, Subject, Upstream},
     io::Stream,
     policy::at_once::{Active, Limit},
-    policy::timeouts::StreamLimits,
+    policy::lua::Chain,
+    policy::timeouts::{Clock, StreamLimits},
+    scripts::{Passage, Stopped},
     snapshot::Inbound,
     trace::Tracer,
     upstream::{DialError, Far, dial_application},
@@ -21,6 +23,7 @@ use crate::{
 use http::{Request, Response, StatusCode, uri::Authority};
 use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
+use meridian_lua::{Facts, PeerFacts};
 use meridian_proxy_config::alpn;
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -142,6 +145,18 @@ fn refuse(context: &Context, rule: &str, start: Instant) -> Response<Body> {
 }
 
 impl Context {
+    /// What scripts are told of a request.
+    fn facts(&self, inbound: &Inbound, request: &Request<Body>) -> Facts {
+        let peer = self.caller.peer.as_ref();
+        Facts {
+            protocol: plumbing::version(request.version()),
+            local: inbound.config.listen.to_string(),
+            remote: self.ends.0.to_string(),
+            server_name: peer.and_then(|peer| peer.sni.clone()).unwrap_or_default(),
+            peer: peer.map(|peer| PeerFacts { uris: peer.identity.spiffe.clone() }),
+        }
+    }
+
     /// The decision for this connection; made anew when the configuration has changed.
     fn permitted(&self) -> Result<(), String> {
         let generation = self.worker.shared.snapshots.generation();
@@ -195,7 +210,6 @@ async fn forward(
             .unwrap_or_else(|_| Authority::from_static("unknown.mesh")),
         Err(error) => return plumbing::because(plumbing::malformed(error), &Cause::MALFORMED),
     };
-    let http2 = inbound.config.protocol.is_http2();
     let worker = &context.worker;
     let pool = worker.upstreams.application(inbound.config.application);
     let active = match pool.request(&inbound.at_once) {
@@ -205,42 +219,115 @@ async fn forward(
     if let Some(exchange) = exchange {
         exchange.asks(Upstream::Application(inbound.config.application));
     }
-    if plumbing::is_upgrade(&request) && !http2 && !examined.has_body(request.body()) {
-        return Box::pin(upgrade(context, inbound, &authority, request, active, exchange)).await;
-    }
-    let how = match (http2, plumbing::expects_continue(&request)) {
-        (true, _) => How::Multiplexed { alpn: &[] },
-        (false, true) => How::Continue { alpn: &[] },
-        (false, false) => How::Exclusive { alpn: &[] },
-    };
-    let counted = |response| Counted { traffic: inbound.traffic.clone(), worker: worker.index, response };
+    let counted = Counted { traffic: inbound.traffic.clone(), worker: worker.index, response: false };
     let clock = context.streams.get().begin(&worker.timer, request.body().is_end_stream(), false);
+    let has_body = examined.has_body(request.body());
     let timed = clock.clone();
-    let mut request =
-        request.map(|body| examined.body(Body::incoming(body)).counted(counted(false)).request(timed));
+    let mut request = request.map(|body| examined.body(Body::incoming(body)).counted(counted).request(timed));
     if let Some(exchange) = exchange {
         request.body_mut().watch(exchange.watch_request());
     }
-    plumbing::prepare(&mut request, &authority, http2, false);
-    let far = Far::Application(inbound.clone());
-    let sending = plumbing::send(worker, &pool, &far, how, request, counted(true));
-    let answer = plumbing::timed(clock, sending).await;
-    if let Some(refusal) = examined.refusal() {
-        return plumbing::because(refusal, &Cause::FILTERED);
+    let errand = Errand { context, inbound, examined, has_body, clock, active, exchange };
+    match &inbound.scripts {
+        None => errand.answer(&authority, request).await,
+        Some(chain) => Box::pin(errand.scripted(chain, authority, request)).await,
     }
+}
+
+/// A request that may be sent to the application.
+struct Errand<'a> {
+    context: &'a Context,
+    inbound: &'a Arc<Inbound>,
+    examined: Examined,
+    /// There is a body that is examined.
+    has_body: bool,
+    clock: Option<Rc<Clock>>,
+    active: Option<Active>,
+    exchange: Option<&'a Rc<Exchange>>,
+}
+
+impl Errand<'_> {
+    /// Through scripts to the application, and back.
+    async fn scripted(self, chain: &Chain, authority: Authority, request: Request<Body>) -> Response<Body> {
+        let facts = self.context.facts(self.inbound, &request);
+        let passage = Passage::new(&self.context.worker, chain, facts, &self.inbound.traffic);
+        let going = passage.request(request, authority);
+        let gone = match &self.clock {
+            Some(clock) => match clock.hold(going).await {
+                Ok(gone) => gone,
+                Err(_) => return self.late(clock.status()),
+            },
+            None => going.await,
+        };
+        match gone {
+            Ok((request, authority)) => {
+                let answer = self.answer(&authority, request).await;
+                passage.response(answer).await
+            }
+            Err(Stopped::Answered(answer)) => *answer,
+            Err(Stopped::Failed(policy)) => {
+                let reason = Reason::SCRIPT_FAILED;
+                self.context.caller.report(&self.context.worker, self.inbound, &reason, &policy);
+                plumbing::refused(StatusCode::SERVICE_UNAVAILABLE, &reason)
+            }
+            Err(Stopped::Body(error)) => self.examined.refusal().unwrap_or_else(|| {
+                tracing::debug!(inbound = %self.inbound.config.name, %error, "the request ended early");
+                plumbing::plain(StatusCode::BAD_REQUEST, "the request ended early\n")
+            }),
+        }
+    }
+
+    async fn answer(self, authority: &Authority, mut request: Request<Body>) -> Response<Body> {
+        let Self { context, inbound, examined, has_body, clock, active, exchange } = self;
+        let worker = &context.worker;
+        let http2 = inbound.config.protocol.is_http2();
+        let pool = worker.upstreams.application(inbound.config.application);
+        if plumbing::is_upgrade(&request) && !http2 && !has_body {
+            return Box::pin(upgrade(context, inbound, authority, request, active, exchange)).await;
+        }
+        let how = match (http2, plumbing::expects_continue(&request)) {
+            (true, _) => How::Multiplexed { alpn: &[] },
+            (false, true) => How::Continue { alpn: &[] },
+            (false, false) => How::Exclusive { alpn: &[] },
+        };
+        plumbing::prepare(&mut request, authority, http2, false);
+        let far = Far::Application(inbound.clone());
+        let counted = Counted { traffic: inbound.traffic.clone(), worker: worker.index, response: true };
+        let sending = plumbing::send(worker, &pool, &far, how, request, counted);
+        let answer = plumbing::timed(clock, sending).await;
+        if let Some(refusal) = examined.refusal() {
+            return plumbing::because(refusal, &Cause::FILTERED);
+        }
+        if let (Some(exchange), Ok(Ok(_))) = (exchange, &answer) {
+            exchange.upstream_answered();
+        }
+        conclude(context, inbound, answer, active)
+    }
+
+    fn late(&self, status: StatusCode) -> Response<Body> {
+        late(&self.context.worker, self.inbound, status)
+    }
+}
+
+fn late(worker: &Worker, inbound: &Inbound, status: StatusCode) -> Response<Body> {
+    inbound.traffic.cell(worker.index).timeouts.inc();
+    let answer = plumbing::plain(status, "the application did not answer in time\n");
+    plumbing::because(answer, &Cause::LATE)
+}
+
+fn conclude(
+    context: &Context,
+    inbound: &Inbound,
+    answer: Result<Result<Response<Body>, ForwardError>, StatusCode>,
+    active: Option<Active>,
+) -> Response<Body> {
+    let worker = &context.worker;
     match answer {
         Ok(Ok(mut response)) => {
-            if let Some(exchange) = exchange {
-                exchange.upstream_answered();
-            }
             response.body_mut().active(active);
             response
         }
-        Err(status) => {
-            inbound.traffic.cell(worker.index).timeouts.inc();
-            let answer = plumbing::plain(status, "the application did not answer in time\n");
-            plumbing::because(answer, &Cause::LATE)
-        }
+        Err(status) => late(worker, inbound, status),
         Ok(Err(ForwardError::Dial(DialError::Overloaded(limit), _))) => overloaded(worker, inbound, limit),
         Ok(Err(ForwardError::Dial(error, _))) => unreachable(context, inbound, &error),
         Ok(Err(ForwardError::Lost(error))) => {
@@ -271,7 +358,7 @@ async fn upgrade(
     context: &Context,
     inbound: &Arc<Inbound>,
     authority: &Authority,
-    mut request: Request<Incoming>,
+    mut request: Request<Body>,
     active: Option<Active>,
     exchange: Option<&Rc<Exchange>>,
 ) -> Response<Body> {

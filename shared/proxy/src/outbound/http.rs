@@ -3,15 +3,18 @@
 use super::{attempt, leads_to, route};
 use crate::{
     codec::{self as plumbing, Body, CopyTo, Counted, How, detect},
+    denial::Reason,
     exchange::{Cause, Exchange, Scene, Subject, Upstream},
     io::Socket,
     listener::Accepted,
     policy::{
         at_once::{Active, Limit},
+        lua::Chain,
         outliers::Event,
         retry::RetryPolicy,
-        timeouts::StreamLimits,
+        timeouts::{Clock, StreamLimits},
     },
+    scripts::{Passage, Stopped},
     snapshot::{Cluster, Outbound, Target},
     trace::Tracer,
     upstream::{self, Balance, DialError, cluster_check},
@@ -20,11 +23,12 @@ use crate::{
 use http::{Request, Response, StatusCode, header::SET_COOKIE, uri::Authority};
 use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
+use meridian_lua::Facts;
 use meridian_proxy_config::alpn;
 use std::{
     cell::{OnceCell, RefCell},
     convert::Infallible,
-    net::{IpAddr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     rc::Rc,
     sync::Arc,
     time::Instant,
@@ -45,27 +49,29 @@ struct Context {
 
 /// Where a request goes, and what it is held to on its way.
 pub(super) struct Way<'a> {
-    /// Who calls.
-    pub(super) from: IpAddr,
+    /// Who calls, and whom they called.
+    pub(super) ends: (SocketAddr, SocketAddr),
     pub(super) cluster: &'a Arc<Cluster>,
     pub(super) streams: StreamLimits,
     pub(super) retry: Option<&'a Arc<RetryPolicy>>,
     /// For logs and traces, if there are any.
     pub(super) exchange: Option<&'a Rc<Exchange>>,
+    pub(super) scripts: Option<&'a Chain>,
 }
 
 impl<'a> Way<'a> {
-    pub(super) fn to(cluster: &'a Arc<Cluster>, from: IpAddr) -> Self {
-        Self { from, cluster, streams: cluster.streams, retry: cluster.retry.as_ref(), exchange: None }
+    pub(super) fn to(cluster: &'a Arc<Cluster>, ends: (SocketAddr, SocketAddr)) -> Self {
+        let (streams, retry) = (cluster.streams, cluster.retry.as_ref());
+        Self { ends, cluster, streams, retry, exchange: None, scripts: None }
     }
 }
 
 pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted: Accepted) {
     let Target::Cluster(cluster) = &outbound.target else { return };
-    let peer = accepted.peer.to_string();
     let ends = (accepted.peer, accepted.original);
     let socket = Socket::new(accepted.stream);
     let reset = socket.reset();
+    let peer = accepted.peer.to_string();
     let info = ConnectionInfo { direction: Direction::Outbound, name: outbound.name.clone(), peer };
     let tracked = worker.track(info, leads_to(outbound, cluster));
     let detected = tokio::select! {
@@ -119,7 +125,8 @@ async fn answer(
         Ok(authority) => authority,
         Err(refusal) => return (cluster.clone(), refusal),
     };
-    let way = Way { exchange, ..Way::to(cluster, context.ends.0.ip()) };
+    let scripts = cluster.scripts.as_ref();
+    let way = Way { exchange, scripts, ..Way::to(cluster, context.ends) };
     if let Some(routing) = &outbound.routing {
         return Box::pin(route::answer(worker, &way, routing, &authority, request)).await;
     }
@@ -167,8 +174,7 @@ fn asked(cluster: &Cluster, request: &Request<Incoming>) -> Result<Authority, Re
     }
 }
 
-/// The answer to a request; `copies` get its body as it passes. Where endpoints are chosen by a hash, the client is given
-/// what it must bring next time.
+/// The answer to a request; `copies` get its body as it passes.
 pub(super) async fn forward(
     worker: &Rc<Worker>,
     way: &Way<'_>,
@@ -176,53 +182,124 @@ pub(super) async fn forward(
     request: Request<Incoming>,
     copies: Vec<CopyTo>,
 ) -> Response<Body> {
-    let Some(hashing) = &way.cluster.balancing.hashing else {
-        return send(worker, way, authority, request, copies, None).await;
-    };
-    let hashed = hashing.of_request(request.headers(), request.uri(), way.from, rand::random);
-    let mut response = send(worker, way, authority, request, copies, hashed.hash).await;
-    for cookie in hashed.cookies {
-        response.headers_mut().append(SET_COOKIE, cookie);
+    let mut errand = way.errand(worker, request.map(Body::incoming));
+    errand.request.body_mut().copied(copies);
+    if let Some(exchange) = way.exchange {
+        errand.request.body_mut().watch(exchange.watch_request());
     }
-    response
+    match way.scripts {
+        None => errand.answer(authority).await,
+        Some(chain) => Box::pin(errand.scripted(chain, authority.clone())).await,
+    }
 }
 
-async fn send(
+/// A request of the proxy's own, like one of the application's but for scripts.
+pub(crate) async fn ask(
     worker: &Rc<Worker>,
-    way: &Way<'_>,
+    cluster: &Arc<Cluster>,
     authority: &Authority,
-    request: Request<Incoming>,
-    copies: Vec<CopyTo>,
-    hash: Option<u64>,
+    request: Request<Body>,
 ) -> Response<Body> {
-    let cluster = way.cluster;
-    let active = match worker.upstreams.of(cluster).load.request(&cluster.at_once) {
-        Ok(active) => active,
-        Err(limit) => return overloaded(worker, cluster, limit),
-    };
-    if plumbing::is_upgrade(&request) {
-        return Box::pin(upgrade(worker, way, authority, request, active, hash)).await;
+    let own = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    Way::to(cluster, (own, own)).errand(worker, request).answer(authority).await
+}
+
+/// A request to a destination, and what holds it to its time.
+struct Errand<'a> {
+    worker: &'a Rc<Worker>,
+    way: &'a Way<'a>,
+    request: Request<Body>,
+    clock: Option<Rc<Clock>>,
+}
+
+impl<'a> Way<'a> {
+    fn errand(&'a self, worker: &'a Rc<Worker>, request: Request<Body>) -> Errand<'a> {
+        let tries = self.retry.is_some_and(|policy| policy.per_try.is_some());
+        let clock = self.streams.begin(&worker.timer, request.body().is_end_stream(), tries);
+        let traffic = self.cluster.traffic.clone();
+        let counted = Counted { traffic, worker: worker.index, response: false };
+        let timed = clock.clone();
+        let request = request.map(|body| body.counted(counted).request(timed));
+        Errand { worker, way: self, request, clock }
     }
-    let how = how(cluster, &request);
-    let http2 = matches!(how, How::Multiplexed { .. });
-    let index = worker.index;
-    let counted = |response| Counted { traffic: cluster.traffic.clone(), worker: index, response };
-    let retry = way.retry.filter(|policy| {
-        !matches!(how, How::Continue { .. }) && policy.covers(request.method(), request.headers())
-    });
-    let tries = retry.is_some_and(|policy| policy.per_try.is_some());
-    let clock = way.streams.begin(&worker.timer, request.body().is_end_stream(), tries);
-    let timed = clock.clone();
-    let mut request = request.map(|body| Body::incoming(body).counted(counted(false)).request(timed));
-    request.body_mut().copied(copies);
-    if let Some(exchange) = way.exchange {
-        request.body_mut().watch(exchange.watch_request());
+}
+
+impl Errand<'_> {
+    /// Through scripts to the destination, and back.
+    async fn scripted(self, chain: &Chain, authority: Authority) -> Response<Body> {
+        let Self { worker, way, request, clock } = self;
+        let (cluster, (peer, original)) = (way.cluster, way.ends);
+        let facts = Facts {
+            protocol: plumbing::version(request.version()),
+            local: original.to_string(),
+            remote: peer.to_string(),
+            ..Facts::default()
+        };
+        let passage = Passage::new(worker, chain, facts, &cluster.traffic);
+        let going = passage.request(request, authority);
+        let gone = match &clock {
+            Some(clock) => match clock.hold(going).await {
+                Ok(gone) => gone,
+                Err(_) => {
+                    cluster.traffic.cell(worker.index).timeouts.inc();
+                    return plumbing::plain(clock.status(), "the request was not there in time\n");
+                }
+            },
+            None => going.await,
+        };
+        match gone {
+            Ok((request, authority)) => {
+                let answer = Self { worker, way, request, clock }.answer(&authority).await;
+                passage.response(answer).await
+            }
+            Err(Stopped::Answered(answer)) => *answer,
+            Err(Stopped::Failed(policy)) => {
+                let reason = Reason::SCRIPT_FAILED;
+                worker.refuse_own(&cluster.service, original.port(), &reason, &policy);
+                plumbing::refused(StatusCode::SERVICE_UNAVAILABLE, &reason)
+            }
+            Err(Stopped::Body(error)) => {
+                tracing::debug!(service = %cluster.service, %error, "the request ended early");
+                plumbing::plain(StatusCode::BAD_REQUEST, "the request ended early\n")
+            }
+        }
     }
-    plumbing::prepare(&mut request, authority, http2, false);
-    let errand = attempt::Errand { worker, cluster, how, clock, hash, exchange: way.exchange };
-    let mut response = errand.answer(request, retry).await;
-    response.body_mut().active(active);
-    response
+
+    /// Where endpoints are chosen by a hash, the client is given what it must bring next time.
+    async fn answer(self, authority: &Authority) -> Response<Body> {
+        let Some(hashing) = &self.way.cluster.balancing.hashing else {
+            return self.send(authority, None).await;
+        };
+        let (headers, from) = (self.request.headers(), self.way.ends.0.ip());
+        let hashed = hashing.of_request(headers, self.request.uri(), from, rand::random);
+        let mut response = self.send(authority, hashed.hash).await;
+        for cookie in hashed.cookies {
+            response.headers_mut().append(SET_COOKIE, cookie);
+        }
+        response
+    }
+
+    async fn send(self, authority: &Authority, hash: Option<u64>) -> Response<Body> {
+        let Self { worker, way, mut request, clock } = self;
+        let cluster = way.cluster;
+        let active = match worker.upstreams.of(cluster).load.request(&cluster.at_once) {
+            Ok(active) => active,
+            Err(limit) => return overloaded(worker, cluster, limit),
+        };
+        if plumbing::is_upgrade(&request) {
+            return Box::pin(upgrade(worker, way, authority, request, active, hash)).await;
+        }
+        let how = how(cluster, &request);
+        let http2 = matches!(how, How::Multiplexed { .. });
+        let retry = way.retry.filter(|policy| {
+            !matches!(how, How::Continue { .. }) && policy.covers(request.method(), request.headers())
+        });
+        plumbing::prepare(&mut request, authority, http2, false);
+        let errand = attempt::Errand { worker, cluster, how, clock, hash, exchange: way.exchange };
+        let mut response = errand.answer(request, retry).await;
+        response.body_mut().active(active);
+        response
+    }
 }
 
 pub(super) fn overloaded(worker: &Worker, cluster: &Cluster, limit: Limit) -> Response<Body> {
@@ -257,7 +334,7 @@ async fn upgrade(
     worker: &Rc<Worker>,
     way: &Way<'_>,
     authority: &Authority,
-    mut request: Request<Incoming>,
+    mut request: Request<Body>,
     active: Option<Active>,
     hash: Option<u64>,
 ) -> Response<Body> {

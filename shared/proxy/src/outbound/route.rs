@@ -55,7 +55,11 @@ pub(super) async fn answer(
             Ok(cluster) if cluster.protocol.is_http() => {
                 let response = forward(
                     worker,
-                    &Way { exchange: itself.exchange, ..Way::to(cluster, itself.from) },
+                    &Way {
+                        exchange: itself.exchange,
+                        scripts: itself.scripts,
+                        ..Way::to(cluster, itself.ends)
+                    },
                     authority,
                     request,
                     Vec::new(),
@@ -92,8 +96,9 @@ impl Routed<'_> {
         let copies = mirror::begin(self.worker, &self.way.mirrors, authority, &request);
         let policies = self.rule.policies.as_ref();
         let way = Way {
-            from: self.itself.from,
+            ends: self.itself.ends,
             exchange: self.itself.exchange,
+            scripts: self.itself.scripts,
             cluster,
             streams: self.way.streams.unwrap_or(self.own.streams),
             retry: policies.map_or(self.own.retry.as_ref(), |policies| policies.retry.as_ref()),

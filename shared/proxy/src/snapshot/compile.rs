@@ -15,6 +15,7 @@ use crate::{
         balance::{BalancingPolicy, Hashing},
         health::HealthPlan,
         limits::Rates,
+        lua::Chain,
         outliers::OutlierPolicy,
         panic::PanicRule,
         retry::RetryPolicy,
@@ -50,6 +51,7 @@ pub(super) struct Source {
     pub(super) health: Option<Arc<HealthPlan>>,
     pub(super) hashing: Option<Arc<Hashing>>,
     pub(super) logs: AccessLogs,
+    pub(super) scripts: Option<Chain>,
 }
 
 impl PartialEq for Source {
@@ -132,6 +134,7 @@ impl Compiler<'_> {
                     streams: StreamLimits::inbound(&policies.stream_timeouts),
                     limits: Rates::compile(&policies.rate_limits, before.map(|old| &old.limits)),
                     filter: self.resources.filters.get(name).cloned(),
+                    scripts: self.resources.scripts.get(name).cloned(),
                     at_once: Limits::share(&policies.at_once, self.metrics.workers()),
                     streams_of_callers: policies.caller_timeouts.iter().map(of_callers).collect(),
                     logs: logs(config, before.map(AsRef::as_ref)),
@@ -253,6 +256,7 @@ impl Compiler<'_> {
             health: policies.health,
             hashing: policies.hashing,
             logs: policies.logs,
+            scripts: policies.scripts,
         };
         Some(self.cluster(key, "outbound", source))
     }
@@ -395,6 +399,7 @@ fn build(
         connections: ConnectionLimits::from(&policies.connection_timeouts),
         streams: StreamLimits::outbound(&policies.stream_timeouts, protocol == Protocol::Grpc),
         retry: source.retry.clone(),
+        scripts: source.scripts.clone(),
         at_once: Limits::share(&policies.at_once, workers),
         outliers: policies.outliers.as_ref().map(OutlierPolicy::compile),
         connect_attempts: policies.connect_attempts.and_then(|n| usize::try_from(n.get()).ok()),

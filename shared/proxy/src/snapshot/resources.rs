@@ -11,7 +11,12 @@ use crate::{
     egress::Originator,
     metrics::gather::Publication,
     policy::{
-        balance::Hashing, filter::RequestFilter, health::HealthPlan, retry::RetryPolicy, routes::Compiled,
+        balance::Hashing,
+        filter::RequestFilter,
+        health::HealthPlan,
+        lua::{Chain, Programs},
+        retry::RetryPolicy,
+        routes::Compiled,
     },
     tls::Tls,
     trace::Tracer,
@@ -34,6 +39,8 @@ pub struct Resources {
     pub(super) inbounds: BTreeMap<String, Arc<config::Inbound>>,
     /// Of inbounds, compiled.
     pub(super) filters: BTreeMap<String, Arc<RequestFilter>>,
+    pub(super) scripts: BTreeMap<String, Chain>,
+    programs: Programs,
     pub(super) refused_inbounds: BTreeMap<String, Arc<config::Inbound>>,
     pub(super) outbounds: BTreeMap<String, Arc<config::Outbound>>,
     pub(super) destinations: BTreeMap<String, Arc<config::Destination>>,
@@ -57,6 +64,7 @@ pub(super) struct PolicyParts {
     pub(super) health: Option<Arc<HealthPlan>>,
     pub(super) hashing: Option<Arc<Hashing>>,
     pub(super) logs: AccessLogs,
+    pub(super) scripts: Option<Chain>,
 }
 
 #[derive(Clone)]
@@ -140,6 +148,11 @@ impl Resources {
             types::INBOUND => {
                 let inbound: Arc<config::Inbound> = read(body)?;
                 let filter = inbound.policies.filter.as_ref().map(RequestFilter::compile).transpose()?;
+                let scripts = self.programs.chain(&inbound.policies.scripts)?;
+                match scripts {
+                    Some(scripts) => drop(self.scripts.insert(name.clone(), scripts)),
+                    None => drop(self.scripts.remove(&name)),
+                }
                 match filter {
                     Some(filter) => drop(self.filters.insert(name.clone(), Arc::new(filter))),
                     None => drop(self.filters.remove(&name)),
@@ -149,7 +162,10 @@ impl Resources {
             }
             types::OUTBOUND => drop(self.outbounds.insert(name, read(body)?)),
             types::DESTINATION => drop(self.destinations.insert(name, read(body)?)),
-            types::POLICIES => drop(self.policies.insert(name, policy_parts(read(body)?)?)),
+            types::POLICIES => {
+                let parts = policy_parts(read(body)?, &mut self.programs)?;
+                self.policies.insert(name, parts);
+            }
             types::ROUTES => {
                 let routes: Arc<config::Routes> = read(body)?;
                 let compiled = Compiled::compile(&routes)?;
@@ -207,6 +223,7 @@ impl Resources {
             types::INBOUND => {
                 self.inbounds.remove(name);
                 self.filters.remove(name);
+                self.scripts.remove(name);
             }
             types::OUTBOUND => drop(self.outbounds.remove(name)),
             types::DESTINATION => drop(self.destinations.remove(name)),
@@ -227,13 +244,17 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {
     serde_json::from_slice(body).map(Arc::new).map_err(|error| error.to_string())
 }
 
-fn policy_parts(config: Arc<config::DestinationPolicies>) -> Result<PolicyParts, String> {
+fn policy_parts(
+    config: Arc<config::DestinationPolicies>,
+    programs: &mut Programs,
+) -> Result<PolicyParts, String> {
     let retry = config.retry.as_ref().map(RetryPolicy::compile).transpose()?.map(Arc::new);
     let health = config.health.as_ref().map(HealthPlan::compile).transpose()?.map(Arc::new);
     let hash = Some(&config.balancing.hash).filter(|hash| !hash.is_empty());
     let hashing = hash.map(|hash| Hashing::compile(hash)).transpose()?.map(Arc::new);
     let logs = access_log::compile(&config.access_logs);
-    Ok(PolicyParts { config, retry, health, hashing, logs })
+    let scripts = programs.chain(&config.scripts)?;
+    Ok(PolicyParts { config, retry, health, hashing, logs, scripts })
 }
 
 fn entry_parts(config: Arc<config::Entry>) -> Result<EntryParts, String> {

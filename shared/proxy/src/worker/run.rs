@@ -92,6 +92,7 @@ async fn run(index: usize, shared: Arc<Shared>, mut commands: mpsc::Receiver<Com
         changes.mark_unchanged();
         let snapshot = worker.snapshot();
         worker.upstreams.refresh(&snapshot);
+        worker.scripts.refresh(&snapshot);
         worker.connections().recheck(&snapshot, &worker.shared.tls);
         checks.reconcile(&worker, &snapshot);
         let retry = listeners.reconcile(&worker, &snapshot, peers);

@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-fn retry(max: u32, on: &[RetryOn]) -> Retry {
+pub(crate) fn retry(max: u32, on: &[RetryOn]) -> Retry {
     Retry {
         max: max.try_into().unwrap(),
         per_try_millis: None,

@@ -23,7 +23,7 @@ async fn answers(from: &Proxy, calls: usize, words: &[&str]) -> Result<BTreeMap<
         let (body, code) = said.rsplit_once('\n').unwrap_or_default();
         ensure!(code == "200", "{said}");
         let answer: serde_json::Value = serde_json::from_str(body).with_context(|| said.clone())?;
-        *counts.entry(answer["name"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+        *counts.entry(answer["app"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
     }
     Ok(counts)
 }

@@ -53,7 +53,7 @@ async fn who_may_come_without_a_certificate_is_said_for_an_inbound() -> Result<(
     let tls = |default: &str| {
         format!("type: MeshTLS\nmesh: default\nname: tls\nspec:\n  rules:\n  - default: {{{default}}}\n")
     };
-    let warned = mesh.apply(&tls("mode: Permissive")).await?;
+    let warned = mesh.apply_aloud(&tls("mode: Permissive")).await?;
     ensure!(warned.contains("permissions do not cover callers without a certificate"), "{warned}");
     until("plaintext to be taken", DEADLINE, || async {
         ensure!(answered().await, "not yet");
@@ -88,7 +88,7 @@ async fn a_mesh_moves_to_a_root_of_its_users() -> Result<()> {
         mesh.apply(&format!("type: Secret\nmesh: default\nname: {name}\ndata: {data}\n")).await?;
     }
     let said = mesh
-        .apply(
+        .apply_aloud(
             "type: Mesh\nname: default\nmtls:\n  enabledBackend: corporate\n  backends:\n  - name: corporate\n    type: provided\n    \
              conf: {cert: {secret: ca-cert}, key: {secret: ca-key}}\nrouting: {zoneEgress: true}\nnetworking: {outbound: {passthrough: false}}\n",
         )

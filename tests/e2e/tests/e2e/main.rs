@@ -22,6 +22,7 @@ mod policies;
 mod replicas;
 mod rotation;
 mod routes;
+mod scripts;
 mod sync;
 mod traffic;
 mod why;

@@ -27,7 +27,7 @@ async fn what_is_said_of_a_call_is_what_comes_of_it() -> Result<()> {
         .await
     };
     explained("web", "backend.mesh:80", &["allowed", "web-to-backend", "zone west"]).await?;
-    explained("batch", "backend.mesh:80", &["denied", "MeshTrafficPermission"]).await?;
+    explained("batch", "backend.mesh:80", &["DENIED", "MeshTrafficPermission"]).await?;
     curl_until(&batch, &["http://backend.mesh/"], "403", |said| said.ends_with("403")).await?;
     explained("web", "http://evil.example.net/", &["not-listed"]).await?;
     explained("web", "http://api.example.com/", &["no-permission"]).await?;

@@ -19,6 +19,7 @@ use meridian_core::kinds::mesh_health_check::MeshHealthCheck;
 use meridian_core::kinds::mesh_http_route::MeshHttpRoute;
 use meridian_core::kinds::mesh_load_balancing_strategy::MeshLoadBalancingStrategy;
 use meridian_core::kinds::mesh_metric::MeshMetric;
+use meridian_core::kinds::mesh_proxy_patch::MeshProxyPatch;
 use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
 use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
 use meridian_core::kinds::mesh_retry::MeshRetry;
@@ -28,7 +29,7 @@ use meridian_core::kinds::mesh_timeout::MeshTimeout;
 use meridian_core::kinds::mesh_tls::MeshTls;
 use meridian_core::kinds::mesh_trace::MeshTrace;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
-use meridian_core::{Key, Kind, TargetKind};
+use meridian_core::{Key, Kind, TargetKind, labels};
 use meridian_policy::{
     Destinations, InboundRule, Merged, Parsed, Policy, ResourceRules, Routes, Section, inbound_confs,
     inbound_rules, proxy_conf, sort, to_conf,
@@ -37,8 +38,9 @@ use meridian_proxy_config::metrics::Metrics;
 use meridian_proxy_config::{
     DestinationPolicies, InboundPolicies, Protocol, Trace, policies_for_others, types,
 };
+use proxy_patch::{Patches, Place};
 use serde::de::DeserializeOwned;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 mod access_log;
@@ -51,6 +53,7 @@ mod health_check;
 mod http_route;
 mod load_balancing;
 mod metric;
+mod proxy_patch;
 mod rate_limit;
 mod request_filter;
 mod retry;
@@ -157,11 +160,11 @@ const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grp
 
 /// Whether policies of a kind are turned into something here.
 pub(crate) fn is_executed(kind: Kind) -> bool {
-    let by_call = is_outgoing(kind) || INCOMING.iter().any(|it| it.kind == kind);
-    by_call || WHOLE.contains(&kind) || kind == MeshTls::KIND
+    let by_call = is_outgoing_kind(kind) || INCOMING.iter().any(|it| it.kind == kind);
+    by_call || WHOLE.contains(&kind) || kind == MeshTls::KIND || kind == MeshProxyPatch::KIND
 }
 
-fn is_outgoing(kind: Kind) -> bool {
+fn is_outgoing_kind(kind: Kind) -> bool {
     OUTGOING.iter().map(|it| it.kind).chain(ROUTES).any(|it| it == kind)
 }
 
@@ -171,17 +174,25 @@ pub(crate) struct Selection(Arc<BTreeSet<Key>>);
 
 pub(crate) fn selection(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>) -> Selection {
     let subject = subject(dataplane);
-    let kinds = OUTGOING.iter().map(|of| of.kind).chain(ROUTES);
+    let kinds = OUTGOING.iter().map(|of| of.kind).chain(ROUTES).chain([MeshProxyPatch::KIND]);
     let candidates = kinds.flat_map(|kind| mesh.policies.candidates(kind, &subject));
     let selecting = candidates.filter(|policy| selects_outgoing(mesh, policy, dataplane));
     Selection(Arc::new(selecting.map(|policy| policy.key().clone()).collect()))
 }
 
+/// Whether a policy says something of calls that go out.
+pub(crate) fn is_outgoing(policy: &Policy) -> bool {
+    (is_outgoing_kind(policy.key().kind) && policy.is_outgoing()) || is_patch(policy)
+}
+
+/// A modification of a proxy is one of all that it does.
+fn is_patch(policy: &Policy) -> bool {
+    policy.key().kind == MeshProxyPatch::KIND
+}
+
 /// Whether a policy says something of the calls that a sidecar's application makes.
 pub(crate) fn selects_outgoing(mesh: &MeshPicture, policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
-    is_outgoing(policy.key().kind)
-        && policy.is_outgoing()
-        && policy.selects(&mesh.routes, &subject(dataplane), Section::Whole)
+    is_outgoing(policy) && policy.selects(&mesh.routes, &subject(dataplane), Section::Whole)
 }
 
 /// Whether a policy says where calls go.
@@ -200,6 +211,9 @@ pub(crate) fn held(picture: &Picture, mesh: &MeshPicture, selection: &Selection)
 
 /// Whether a policy says something of the calls to some inbound of a sidecar, or of its sessions.
 pub(crate) fn selects_incoming(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
+    if is_patch(policy) {
+        return policy.selects(&Routes::default(), &subject(dataplane), Section::Whole);
+    }
     let is_here = INCOMING.iter().any(|it| it.kind == policy.key().kind);
     let inbounds = dataplane.spec.networking.iter().flat_map(|networking| &networking.inbound);
     (is_here && policy.is_incoming() && inbounds.into_iter().any(|inbound| takes(policy, dataplane, inbound)))
@@ -273,14 +287,49 @@ pub(crate) fn inbound(
             blame(rules.iter().map(|rule| &rule.origin.policy.key), &error, out);
         }
     }
+    patch_inbound(mesh, dataplane, inbound, &mut policies, out);
     policies
+}
+
+/// Modifications come after all other kinds.
+fn patch_inbound(
+    mesh: &MeshPicture,
+    dataplane: &Parsed<Dataplane>,
+    inbound: &Inbound,
+    policies: &mut InboundPolicies,
+    out: &mut Compiled,
+) {
+    let patches = mesh.policies.candidates(MeshProxyPatch::KIND, &subject(dataplane));
+    let selecting = patches.filter(|policy| selects_outgoing(mesh, policy, dataplane));
+    let selecting = sort(selecting.cloned().collect());
+    if selecting.is_empty() {
+        return;
+    }
+    let address = dataplane.spec.networking.as_ref().map(|networking| networking.address.as_str());
+    let address =
+        Some(inbound.address.as_str()).filter(|own| !own.is_empty()).or(address).unwrap_or_default();
+    let port = if inbound.service_port == 0 { inbound.port } else { inbound.service_port };
+    let place = Place {
+        origin: "inbound",
+        protocol: protocol(inbound.declared_protocol()),
+        listener: Some(format!("inbound:{address}:{}", inbound.port)),
+        tags: Some(&inbound.tags),
+        cluster: Some(format!("localhost:{port}")),
+    };
+    match Patches::read(&selecting) {
+        Ok(patches) => patches.inbound(&place, policies),
+        Err(error) => {
+            proxy_patch::close(policies);
+            blame(selecting.iter().map(|policy| policy.key()), &error, out);
+        }
+    }
 }
 
 /// What holds for the calls of all sidecars with a selection.
 pub(crate) fn outgoing(inputs: Inputs<'_>, mesh_name: &str, selection: &Selection, out: &mut Compiled) {
     let Some(mesh) = inputs.picture.mesh(mesh_name).filter(|mesh| mesh.spec().is_some()) else { return };
     let Some(blamed) = selection.0.first() else { return };
-    let said = Said::new(mesh, mesh_name, selection);
+    let said = Said::new(mesh, mesh_name, selection, out);
     let others = PROTOCOLS.map(|protocol| (protocol, said.of_mesh(protocol, out)));
     for (protocol, policies) in &others {
         if *policies != DestinationPolicies::default() {
@@ -313,6 +362,9 @@ struct Said<'a> {
     kinds: Vec<(&'static Outgoing, SaidByKind)>,
     http: SaidByKind,
     tcp: SaidByKind,
+    patches: Patches,
+    /// Values of `kuma.io/service` that these name.
+    patched: BTreeSet<String>,
 }
 
 struct SaidByKind {
@@ -324,13 +376,21 @@ struct SaidByKind {
 }
 
 impl<'a> Said<'a> {
-    fn new(mesh: &MeshPicture, name: &'a str, selection: &Selection) -> Self {
+    fn new(mesh: &MeshPicture, name: &'a str, selection: &Selection, out: &mut Compiled) -> Self {
         let selected: Vec<&Arc<Policy>> =
             selection.0.iter().filter_map(|key| mesh.policies.get(key)).collect();
         let destinations = destinations(mesh, &selected);
         let of_kind = |kind| SaidByKind::new(kind, &selected, &destinations);
         let kinds = OUTGOING.iter().map(|of| (of, of_kind(of.kind))).collect();
-        Self { mesh: name, kinds, http: of_kind(MeshHttpRoute::KIND), tcp: of_kind(MeshTcpRoute::KIND) }
+        let patching = selected.iter().filter(|policy| is_patch(policy));
+        let patching = sort(patching.map(|policy| Arc::clone(policy)).collect());
+        let patches = Patches::read(&patching).unwrap_or_else(|error| {
+            blame(patching.iter().map(|policy| policy.key()), &error, out);
+            Patches::default()
+        });
+        let patched = patches.tags();
+        let (http, tcp) = (of_kind(MeshHttpRoute::KIND), of_kind(MeshTcpRoute::KIND));
+        Self { mesh: name, kinds, http, tcp, patches, patched }
     }
 
     /// Ports of the services that are named, and of the `kuma.io/service`s that these are views of: there the zone's own
@@ -375,7 +435,8 @@ impl<'a> Said<'a> {
 
     /// Whether something is said of a service by its name.
     fn names(&self, service: &Parsed<MeshService>) -> bool {
-        self.kinds.iter().any(|(_, kind)| kind.names_service(service))
+        let patched = service_of(&service.spec).is_some_and(|tag| self.patched.contains(tag));
+        patched || self.kinds.iter().any(|(_, kind)| kind.names_service(service))
     }
 
     fn of_mesh(&self, protocol: Protocol, out: &mut Compiled) -> DestinationPolicies {
@@ -384,6 +445,7 @@ impl<'a> Said<'a> {
             let merged = kind.by_resource.of_mesh(self.mesh).map(|rule| &rule.merged);
             of.apply_merged(merged, protocol, &mut policies, out);
         }
+        self.patch(protocol, None, &mut policies);
         policies
     }
 
@@ -392,7 +454,16 @@ impl<'a> Said<'a> {
         for (of, kind) in &self.kinds {
             of.apply_merged(kind.of_port(named).as_ref(), named.protocol, &mut policies, out);
         }
+        self.patch(named.protocol, service_of(&named.service.spec), &mut policies);
         policies
+    }
+
+    /// `service`: the value of `kuma.io/service`, if that is known.
+    fn patch(&self, protocol: Protocol, service: Option<&str>, policies: &mut DestinationPolicies) {
+        let tags = service.map(|tag| BTreeMap::from([(labels::SERVICE.to_owned(), tag.to_owned())]));
+        let cluster = service.map(str::to_owned);
+        let place = Place { origin: "outbound", protocol, listener: None, tags: tags.as_ref(), cluster };
+        self.patches.destination(&place, policies);
     }
 }
 

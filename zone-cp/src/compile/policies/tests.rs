@@ -216,3 +216,48 @@ fn a_trace_is_the_sidecars_own_and_goes_with_its_policy() {
     world.remove(&all.key);
     assert!(!world.shown(&sidecar("east", "web-1")).contains_key("Trace"), "without a backend there is none");
 }
+
+/// A script for all calls of a sidecar, one for the calls to one service, and one before its own application.
+#[test]
+fn scripts_go_where_they_match() {
+    let lua = |matched: Value, source: &str| {
+        let value = json!({"name": "envoy.filters.http.lua", "typedConfig": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua", "inlineCode": source,
+        }});
+        json!({"httpFilter": {"operation": "AddBefore", "match": matched, "value": value.to_string()}})
+    };
+    let router = |more: Value| {
+        let mut matched = more;
+        matched["name"] = json!("envoy.filters.http.router");
+        matched
+    };
+    let policy = |name: &str, target: Value, modification: Value| {
+        let default = json!({"appendModifications": [modification]});
+        global("MeshProxyPatch", "default", name, json!({"targetRef": target, "default": default}))
+    };
+    let mesh = json!({"kind": "Mesh"});
+    let to_backend = json!({"origin": "outbound", "listenerTags": {"kuma.io/service": "backend"}});
+    let (east, _) = world();
+    let mut world = World::new(east);
+    let all = policy("all", mesh.clone(), lua(router(json!({"origin": "outbound"})), "a = 1"));
+    let one = policy("one", mesh.clone(), lua(router(to_backend), "a = 2"));
+    let own = policy("own", mesh, lua(router(json!({"origin": "inbound"})), "a = 3"));
+    for policy in [&all, &one, &own] {
+        world.put(policy.clone());
+    }
+    let web = sidecar("east", "web-1");
+    let sources = |policies: &Value| -> Vec<String> {
+        let scripts = policies["scripts"].as_array().cloned().unwrap_or_default();
+        scripts.iter().map(|script| format!("{}: {}", script["policy"], script["source"])).collect()
+    };
+    assert_eq!(sources(&world.one(&web, "Policies", TO_ALL)), [r#""all": "a = 1""#]);
+    let mut both = sources(&world.one(&web, "Policies", TO_BACKEND));
+    both.sort();
+    assert_eq!(both, [r#""all": "a = 1""#, r#""one": "a = 2""#]);
+    assert_eq!(sources(&world.one(&web, "Inbound", "8080")["policies"]), [r#""own": "a = 3""#]);
+    for policy in [&all, &one, &own] {
+        world.remove(&policy.key);
+    }
+    assert!(!world.shown(&web).contains_key("Policies"));
+    assert_eq!(sources(&world.one(&web, "Inbound", "8080")["policies"]), [""; 0]);
+}

@@ -1,13 +1,15 @@
 //! What makes a MeshProxyPatch valid.
 
+use super::effect::{ORIGINS, PLACES, Settings};
 use super::{
-    FilterMatch, FilterOperation, JsonPatch, JsonPatchOperation, MeshProxyPatch, Modification, Patch,
-    ResourceOperation, VirtualHostMatch,
+    FilterMatch, FilterOperation, JsonPatch, JsonPatchOperation, MeshProxyPatch, Modification, NO_ENVOY,
+    Patch, ResourceOperation, VirtualHostMatch,
 };
 use crate::check::NOT_SUPPORTED;
 use crate::kinds::policy;
 use crate::validate::{self, MUST_BE_DEFINED, MUST_NOT_BE_DEFINED, MUST_NOT_BE_EMPTY, exactly_one, only_one};
 use crate::{Context, Kind, Spec, Violations, document};
+use meridian_lua::Program;
 
 /// Filters that decide who may pass, or may answer by themselves: a patch with one of them is no tuning.
 const DECIDING: [&str; 13] = [
@@ -47,6 +49,10 @@ impl Spec for MeshProxyPatch {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
+        for (i, modification) in self.default.append_modifications.iter().flatten().enumerate() {
+            let path = format!("spec.default.appendModifications[{i}]");
+            modification.warn(&path, out);
+        }
     }
 }
 
@@ -67,12 +73,18 @@ impl Modification {
         }
         if let Some(patch) = cluster {
             patch.check_resource(path, "cluster", |_| Some("match"), out);
+            if patch.operation == ResourceOperation::Patch {
+                patch.cluster_settings().check(&format!("{path}.cluster"), out);
+            }
         }
         if let Some(patch) = listener {
             patch.check_resource(path, "listener", |_| Some("match"), out);
         }
         if let Some(patch) = network_filter {
             patch.check_filter(path, "networkFilter", out);
+            if let Some(settings) = patch.network_settings() {
+                settings.check(&format!("{path}.networkFilter"), out);
+            }
         }
         if let Some(patch) = http_filter {
             patch.check_filter(path, "httpFilter", out);
@@ -144,7 +156,130 @@ impl Patch<FilterOperation, FilterMatch> {
             }
         }
         let patched = name.filter(|_| self.operation == FilterOperation::Patch);
-        self.refuse_decisions(path, patched, out);
+        match self.lua() {
+            Ok(Some(filter)) if what == "httpFilter" => self.check_script(path, &filter.source, out),
+            Err(reason) if what == "httpFilter" => {
+                out.push(format!("{path}.value"), format!("{NOT_SUPPORTED}: {reason}"));
+            }
+            _ => self.refuse_decisions(path, patched, out),
+        }
+    }
+
+    /// A script must be one; and one that may answer requests must be run, as its author means it.
+    fn check_script(&self, path: &str, source: &str, out: &mut Violations) {
+        let field = if self.value().is_some() { "value" } else { "jsonPatches" };
+        let field = format!("{path}.{field}");
+        let program = match Program::compile(source) {
+            Ok(program) => program,
+            Err(reason) => return out.push(field, format!("the script is none: {reason}")),
+        };
+        if !program.decides() {
+            return;
+        }
+        if let Some(name) = Program::unsupported(source).next() {
+            out.push(
+                &field,
+                format!("{NOT_SUPPORTED}: its script answers requests, and {name} is not there"),
+            );
+        }
+        if let Some(why) = self.nowhere() {
+            out.push(
+                field,
+                format!("{NOT_SUPPORTED}: its script answers requests, and would not be run: {why}"),
+            );
+        }
+    }
+
+    /// Why a filter would be in no chain of ours.
+    fn nowhere(&self) -> Option<String> {
+        let matched = self.match_.as_ref()?;
+        let origin = matched.origin.as_deref();
+        if let Some(origin) = origin.filter(|origin| !ORIGINS.contains(origin)) {
+            return Some(format!("origin {origin:?} is none of {}", ORIGINS.join(", ")));
+        }
+        if origin == Some("outbound") && matched.listener_name.is_some() {
+            return Some("listenerName selects inbounds only".to_owned());
+        }
+        let protocol = matched.listener_tags.as_ref().and_then(|tags| tags.get("kuma.io/protocol"));
+        match protocol.map(String::as_str) {
+            None | Some("http" | "http2" | "grpc") => None,
+            Some(other) => Some(format!("{other} has no requests")),
+        }
+    }
+}
+
+impl Settings {
+    fn check(&self, path: &str, out: &mut Violations) {
+        for pointer in &self.wrong {
+            out.push(path, format!("native Envoy resource is not valid: {pointer}"));
+        }
+    }
+
+    fn warn(&self, path: &str, out: &mut Vec<String>) {
+        out.extend(self.ignored.iter().map(|pointer| format!("{path}: {pointer} has no effect: {NO_ENVOY}")));
+    }
+}
+
+impl Modification {
+    /// Of what is left out of changes that are executed in part; the others' fields are warned of as a whole.
+    fn warn(&self, path: &str, out: &mut Vec<String>) {
+        if let Some(patch) = &self.cluster {
+            let path = format!("{path}.cluster");
+            let origin = patch.match_.as_ref().and_then(|matched| matched.origin.as_deref());
+            if patch.operation != ResourceOperation::Patch || origin.is_some_and(|it| !ORIGINS.contains(&it))
+            {
+                out.push(format!("{path} has no effect: {NO_ENVOY}"));
+            } else {
+                patch.cluster_settings().warn(&path, out);
+            }
+        }
+        if let Some(patch) = &self.network_filter {
+            let path = format!("{path}.networkFilter");
+            match patch.network_settings().filter(|_| patch.nowhere_of_connections().is_none()) {
+                Some(settings) => settings.warn(&path, out),
+                None => out.push(format!("{path} has no effect: {NO_ENVOY}")),
+            }
+        }
+        if let Some(patch) = &self.http_filter {
+            patch.warn_of_http(&format!("{path}.httpFilter"), out);
+        }
+    }
+}
+
+impl Patch<FilterOperation, FilterMatch> {
+    /// As [`Self::nowhere`], for what needs no requests.
+    fn nowhere_of_connections(&self) -> Option<String> {
+        self.nowhere().filter(|why| !why.ends_with("has no requests"))
+    }
+
+    fn warn_of_http(&self, path: &str, out: &mut Vec<String>) {
+        let name = self.match_.as_ref().and_then(|matched| matched.name.as_deref()).unwrap_or_default();
+        let ours = PLACES.contains(&name);
+        let executed = match self.operation {
+            FilterOperation::Remove => !ours,
+            FilterOperation::Patch => !ours && self.lua().is_ok_and(|lua| lua.is_some()),
+            _ => self.lua().is_ok_and(|lua| lua.is_some()),
+        };
+        if !executed {
+            return out.push(format!("{path} has no effect: {NO_ENVOY}"));
+        }
+        if let Some(why) = self.nowhere() {
+            out.push(format!("{path} has no effect: {why}"));
+        }
+        let beside = matches!(self.operation, FilterOperation::AddBefore | FilterOperation::AddAfter);
+        if beside && !ours {
+            let known = PLACES.join(", ");
+            out.push(format!("{path}.match.name: the filter is added only if another one of that name is added before; always there are {known}"));
+        }
+        if let Ok(Some(filter)) = self.lua() {
+            let missing: Vec<_> = Program::unsupported(&filter.source).collect();
+            if !missing.is_empty() {
+                out.push(format!(
+                    "{path}: the script fails where it calls {}: not supported yet",
+                    missing.join(", ")
+                ));
+            }
+        }
     }
 }
 

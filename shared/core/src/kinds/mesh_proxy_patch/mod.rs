@@ -1,7 +1,8 @@
-//! Changes of Envoy's configuration. There is no Envoy here, so a change is checked, stored, and means something only
-//! where the proxies have what it changes.
+//! Changes of Envoy's configuration. There is no Envoy here, so a change means something only where the proxies have what
+//! it changes: scripts, and some limits. Of the rest a document's author is told.
 
 mod checks;
+pub mod effect;
 
 use crate::enums::text_enum;
 use crate::registry::Standing::{Executed, Warned};
@@ -173,7 +174,15 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: false, to: false, rules: false }),
     doc: "Changes of Envoy's configuration.",
-    fields: &[("targetRef", Executed), ("default", Warned(NO_ENVOY))],
+    // Of those that are executed, the parts that are not have warnings of their own.
+    fields: &[
+        ("targetRef", Executed),
+        ("default.appendModifications[].httpFilter", Executed),
+        ("default.appendModifications[].networkFilter", Executed),
+        ("default.appendModifications[].cluster", Executed),
+        ("default.appendModifications[].listener", Warned(NO_ENVOY)),
+        ("default.appendModifications[].virtualHost", Warned(NO_ENVOY)),
+    ],
     ..KindInfo::new::<MeshProxyPatch>()
 };
 

@@ -13,9 +13,140 @@ fn changes_are_kept() {
         "{cluster: {operation: Patch, match: {origin: outbound}, jsonPatches: [{op: replace, path: /connectTimeout, value: 2s}, {op: copy, from: /a, path: /b}]}}, {networkFilter: {operation: AddFirst, value: 'name: envoy.filters.network.tcp_proxy'}}, {httpFilter: {operation: AddAfter, match: {name: envoy.filters.http.router, listenerTags: {a: b}}, value: '{\"name\": \"envoy.filters.http.gzip\"}'}}, {httpFilter: {operation: Remove}}, {virtualHost: {operation: Add, match: {routeConfigurationName: inbound, origin: inbound}, value: 'name: more'}}",
     );
     right(&all);
+    let none = "has no effect: the proxies are not Envoy: there is nothing that it would change";
     assert_eq!(
         warnings(&all),
-        ["spec.default has no effect: the proxies are not Envoy: there is nothing that it would change"]
+        [
+            format!("spec.default.appendModifications[0].cluster: /b (copy) {none}"),
+            format!("spec.default.appendModifications[1].networkFilter {none}"),
+            format!("spec.default.appendModifications[2].httpFilter {none}"),
+            format!("spec.default.appendModifications[4].virtualHost {none}"),
+        ]
+    );
+}
+
+fn lua(fields: &str) -> String {
+    let value = format!(
+        "{{name: my-lua, typedConfig: {{'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua, {fields}}}}}"
+    );
+    serde_json::to_string(&value).unwrap()
+}
+
+#[test]
+fn scripts_are_read_in_all_their_spellings() {
+    for fields in [
+        "inlineCode: 'a = 1'",
+        "inline_code: 'a = 1', statPrefix: x",
+        "defaultSourceCode: {inlineString: 'a = 1'}",
+        "default_source_code: {inline_string: 'a = 1'}",
+        "defaultSourceCode: {inlineBytes: YSA9IDE=}",
+    ] {
+        let all = of(&format!(
+            "{{httpFilter: {{operation: AddBefore, match: {{name: envoy.filters.http.router, origin: outbound, listenerTags: {{kuma.io/service: offers}}}}, value: {}}}}}",
+            lua(fields)
+        ));
+        right(&all);
+        assert_eq!(warnings(&all), [""; 0], "{fields}");
+    }
+}
+
+#[test]
+fn a_script_that_can_not_be_run_is_refused() {
+    let refused = |fields: &str, reason: &str| {
+        let change = format!("{{httpFilter: {{operation: AddFirst, value: {}}}}}", lua(fields));
+        wrong(&of(&change), &[&format!("spec.default.appendModifications[0].httpFilter.value: {reason}")]);
+    };
+    refused(
+        "inlineCode: 'function ('",
+        "the script is none: line 1: Expected identifier when parsing function name, got '('",
+    );
+    refused(
+        "sourceCodes: {a: {inlineString: 'a = 1'}}",
+        "not supported yet: scripts for single routes (sourceCodes) are not run",
+    );
+    refused(
+        "defaultSourceCode: {filename: /etc/passwd}",
+        "not supported yet: a script is given as text: inlineString or inlineBytes",
+    );
+    refused(
+        "statPrefix: x",
+        "not supported yet: it has no script: give inlineCode or defaultSourceCode.inlineString",
+    );
+    refused(
+        "inlineCode: 'a = 1', defaultSourceCode: {inlineString: 'a = 2'}",
+        "not supported yet: it has two scripts: give inlineCode or defaultSourceCode",
+    );
+    refused("mystery: 1, inlineCode: 'a = 1'", "not supported yet: mystery is not understood");
+    refused(
+        "inlineCode: 'function envoy_on_request(h) if not h:verifySignature() then h:respond({}) end end'",
+        "not supported yet: its script answers requests, and verifySignature is not there",
+    );
+}
+
+#[test]
+fn a_script_that_answers_is_run_or_refused() {
+    let of = |matched: &str, code: &str| {
+        let fields = format!("inlineCode: '{code}'");
+        of(&format!("{{httpFilter: {{operation: AddLast, match: {{{matched}}}, value: {}}}}}", lua(&fields)))
+    };
+    let answers = "function envoy_on_request(h) h:respond({}) end";
+    right(&of("origin: inbound", answers));
+    right(&of("", answers));
+    for (matched, why) in [
+        ("origin: ingress", r#"origin "ingress" is none of inbound, outbound"#),
+        ("origin: outbound, listenerName: 'outbound:240.0.0.1:80'", "listenerName selects inbounds only"),
+        ("listenerTags: {kuma.io/protocol: tcp}", "tcp has no requests"),
+    ] {
+        let reason = format!(
+            "spec.default.appendModifications[0].httpFilter.value: not supported yet: its script answers requests, and would not be run: {why}"
+        );
+        wrong(&of(matched, answers), &[&reason]);
+        let harmless = of(matched, "a = 1");
+        right(&harmless);
+        assert_eq!(
+            warnings(&harmless),
+            [format!("spec.default.appendModifications[0].httpFilter has no effect: {why}")]
+        );
+    }
+}
+
+#[test]
+fn settings_are_read_from_values_and_patches() {
+    use super::effect::{Amount, Setting};
+    use super::{ClusterMatch, Patch, ResourceOperation};
+    use std::time::Duration;
+    let settings = |text: &str| {
+        let patch: Patch<ResourceOperation, ClusterMatch> =
+            serde_json::from_value(crate::document::parse_text(text).unwrap()).unwrap();
+        patch.cluster_settings()
+    };
+    let value = settings(
+        "{operation: Patch, value: '{connect_timeout: 1.5s, circuitBreakers: {thresholds: [{priority: DEFAULT, max_requests: 7}]}, name: x}'}",
+    );
+    let time = |millis| Amount::Time(Some(Duration::from_millis(millis)));
+    assert_eq!(
+        value.set,
+        [(Setting::MaxRequests, Amount::Count(Some(7))), (Setting::ConnectTimeout, time(1_500))]
+    );
+    assert_eq!((value.ignored, value.wrong.len()), (vec!["/name".to_owned()], 0));
+    let patches = settings(
+        "{operation: Patch, jsonPatches: [{op: replace, path: /connectTimeout, value: 2s}, {op: remove, path: /circuitBreakers}, {op: add, path: /x, value: 1}]}",
+    );
+    assert_eq!(patches.set.len(), 5);
+    assert_eq!(patches.set[0], (Setting::ConnectTimeout, time(2_000)));
+    assert!(patches.set[1..].iter().all(|(_, amount)| *amount == Amount::Count(None)));
+    assert_eq!(patches.ignored, ["/x"]);
+    wrong(
+        &of("{cluster: {operation: Patch, value: 'connectTimeout: soon'}}"),
+        &["spec.default.appendModifications[0].cluster: native Envoy resource is not valid: /connectTimeout"],
+    );
+    wrong(
+        &of(
+            "{networkFilter: {operation: Patch, match: {name: envoy.filters.network.tcp_proxy}, value: 'typedConfig: {idleTimeout: -1s}'}}",
+        ),
+        &[
+            "spec.default.appendModifications[0].networkFilter: native Envoy resource is not valid: /idleTimeout",
+        ],
     );
 }
 
@@ -134,8 +265,8 @@ fn what_keeps_callers_out_is_refused() {
         "networkFilter: not supported yet: what its rbac filter forbids would be let through; use MeshTrafficPermission",
     );
     refused(
-        "httpFilter: {operation: AddLast, value: \"name: envoy.filters.http.lua\\ninlineCode: 'handle:respond({}, 1)'\"}",
-        "httpFilter: not supported yet: what its script answers itself would be let through",
+        "networkFilter: {operation: AddLast, value: \"name: envoy.filters.http.lua\\ninlineCode: 'handle:respond({}, 1)'\"}",
+        "networkFilter: not supported yet: what its script answers itself would be let through",
     );
     refused(
         r#"httpFilter: {operation: AddLast, value: 'name: "envoy.filters.http.r\x62ac"'}"#,
@@ -161,7 +292,8 @@ fn what_keeps_callers_out_is_refused() {
         "{httpFilter: {operation: AddBefore, match: {name: envoy.filters.http.rbac}, value: 'name: envoy.filters.http.gzip'}}",
     ));
     right(&of("{httpFilter: {operation: Remove, match: {name: envoy.filters.http.rbac}}}"));
-    right(&of(
-        "{httpFilter: {operation: AddLast, value: \"name: envoy.filters.http.lua\\ninlineCode: 'handle:headers()'\"}}",
-    ));
+    refused(
+        "httpFilter: {operation: AddLast, value: \"name: envoy.filters.http.lua\\ninlineCode: 'handle:headers()'\"}",
+        "httpFilter.value: not supported yet: its typedConfig is no envoy.extensions.filters.http.lua.v3.Lua",
+    );
 }

@@ -1,0 +1,106 @@
+//! Counts what an invocation uses, and ends it when that is too much.
+
+use crate::limits::{STEPS, TIME};
+use std::{
+    cell::Cell,
+    fmt,
+    time::{Duration, Instant},
+};
+
+/// The clock is looked at each so many steps: it costs as much as a step.
+const EVERY: u32 = 8;
+
+/// What a script had used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    Steps,
+    Time,
+    Memory,
+}
+
+/// What an invocation has left.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left {
+    steps: u32,
+    time: Duration,
+}
+
+impl Default for Left {
+    fn default() -> Self {
+        Self { steps: STEPS, time: TIME }
+    }
+}
+
+/// Of one state: for the invocation that it is running.
+#[derive(Default)]
+pub(crate) struct Meter {
+    steps: Cell<u32>,
+    deadline: Cell<Option<Instant>>,
+    /// Once it is set every step fails: a script that catches the error gets no further.
+    exceeded: Cell<Option<Budget>>,
+}
+
+impl Meter {
+    /// Runs a part of an invocation.
+    pub(crate) fn measure<T>(&self, left: &mut Left, run: impl FnOnce() -> T) -> (T, Option<Budget>) {
+        let start = Instant::now();
+        self.steps.set(left.steps);
+        self.deadline.set(Some(start + left.time));
+        self.exceeded.set(None);
+        let result = run();
+        left.steps = self.steps.get();
+        left.time = left.time.saturating_sub(start.elapsed());
+        self.deadline.set(None);
+        (result, self.exceeded.take())
+    }
+
+    pub(crate) fn step(&self) -> mlua::Result<mlua::VmState> {
+        // Outside of an invocation nothing runs but what we wrote.
+        let Some(deadline) = self.deadline.get() else { return Ok(mlua::VmState::Continue) };
+        if self.exceeded.get().is_none() {
+            match self.steps.get().checked_sub(1) {
+                None => self.exceeded.set(Some(Budget::Steps)),
+                Some(left) => {
+                    self.steps.set(left);
+                    if left % EVERY == 0 && Instant::now() >= deadline {
+                        self.exceeded.set(Some(Budget::Time));
+                    }
+                }
+            }
+        }
+        match self.exceeded.get() {
+            None => Ok(mlua::VmState::Continue),
+            Some(budget) => Err(mlua::Error::RuntimeError(budget.to_string())),
+        }
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Steps => write!(f, "it took more than {STEPS} steps"),
+            Self::Time => write!(f, "it took longer than {TIME:?}"),
+            Self::Memory => f.write_str("it needed more memory than it may have"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_used_up_stays_used_up() {
+        let meter = Meter::default();
+        assert!(meter.step().is_ok(), "nothing is counted outside of an invocation");
+        let mut left = Left { steps: 5, time: Duration::from_secs(60) };
+        let (passed, exceeded) = meter.measure(&mut left, || (0..3).filter(|_| meter.step().is_ok()).count());
+        assert_eq!((passed, exceeded, left.steps), (3, None, 2));
+        let (passed, exceeded) = meter.measure(&mut left, || (0..9).filter(|_| meter.step().is_ok()).count());
+        assert_eq!((passed, exceeded), (2, Some(Budget::Steps)));
+        let mut left = Left { steps: 100, time: Duration::ZERO };
+        let (passed, exceeded) =
+            meter.measure(&mut left, || (0..99).filter(|_| meter.step().is_ok()).count());
+        assert!(passed < EVERY as usize && exceeded == Some(Budget::Time));
+    }
+}
