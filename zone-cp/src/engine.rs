@@ -11,7 +11,7 @@ use crate::outgoing::Outgoing;
 use crate::picture::{Facts, Picture, is_compiled};
 use crate::reports::{Bundles, Reports};
 use crate::tokens;
-use crate::vip::{Row, VipTable};
+use crate::vip::{Addresses, Row, VipTable};
 use arc_swap::ArcSwap;
 use meridian_auth::Verifier;
 use meridian_core::kinds::dataplane::Dataplane;
@@ -56,6 +56,8 @@ pub(crate) enum Command {
 pub(crate) struct Seen {
     pub(crate) picture: Arc<ArcSwap<Picture>>,
     pub(crate) verifier: Arc<ArcSwap<Verifier>>,
+    /// Virtual addresses in use.
+    pub(crate) addresses: Addresses,
     /// Moves with each step.
     pub(crate) steps: watch::Sender<u64>,
     /// Moves when keys or revocations of tokens do.
@@ -129,9 +131,11 @@ impl Engine {
         let Parts { store, picture, views, outgoing, reports, seen } = parts;
         let rows = store.private_list(VIPS).await?;
         let rows = rows.into_iter().filter_map(|(_, row)| serde_json::from_slice::<Row>(&row).ok());
+        let vips = VipTable::load(rows);
+        seen.addresses.set(&vips);
         let mut engine = Self {
             zone: picture.zone.clone(),
-            vips: VipTable::load(rows),
+            vips,
             audiences: Audiences::new(views),
             picture,
             outgoing,
@@ -331,11 +335,9 @@ impl Engine {
 
     fn put(&mut self, resource: Resource, created: OffsetDateTime) {
         let key = resource.key.clone();
+        self.picture.set_created(&key, created);
         match self.picture.put(resource) {
-            Ok(()) => {
-                self.picture.set_created(&key, created);
-                self.unreadable.remove(&key);
-            }
+            Ok(()) => drop(self.unreadable.remove(&key)),
             Err(error) => {
                 tracing::error!(%error, "a stored resource can't be read; what it was before goes on");
                 self.unreadable.insert(key, format!("{error}: {}", error.source));
@@ -405,9 +407,9 @@ impl Engine {
     }
 
     async fn store_vips(&mut self) {
-        let changes: Vec<Change> = self
-            .vips
-            .drain()
+        let changed = self.vips.drain();
+        self.seen.addresses.follow(&changed);
+        let changes: Vec<Change> = changed
             .into_iter()
             .map(|(owner, row)| match row {
                 Some(row) => put_private(VIPS, &owner.to_string(), &row),

@@ -3,12 +3,14 @@
 use crate::config::Settings;
 use crate::link::Link;
 use crate::reports::Reports;
+use crate::status::Found;
 use anyhow::Context;
 use futures::future::BoxFuture;
 use meridian_api::access::{ADMIN, User};
 use meridian_api::report::{Link as LinkReport, Presence, Rejected, ZoneReport};
 use meridian_api::{Hooks, Problem};
 use meridian_auth::{SigningKey, UserClaims, Verifier};
+use meridian_core::Resource;
 use meridian_delta::PeerState;
 use meridian_store::Store;
 use serde_json::{Value, json};
@@ -31,6 +33,7 @@ pub(crate) struct ZoneHooks {
     users: Verifier,
     reports: Reports,
     link: Option<Link>,
+    found: Found,
     config: Value,
 }
 
@@ -41,13 +44,14 @@ impl ZoneHooks {
         instance: &str,
         reports: Reports,
         link: Option<Link>,
+        found: Found,
     ) -> anyhow::Result<Self> {
         let key = user_key(store).await?;
         let mut users = Verifier::default();
         users.add_key(&key.verification_key::<UserClaims>(None))?;
         admin_token(&key, &settings.data_dir)?;
         let (zone, instance) = (settings.zone.clone(), instance.to_owned());
-        Ok(Self { zone, instance, users, reports, link, config: shown(settings) })
+        Ok(Self { zone, instance, users, reports, link, found, config: shown(settings) })
     }
 }
 
@@ -68,6 +72,10 @@ impl Hooks for ZoneHooks {
                 rejects: self.reports.all_rejects(),
             }])
         })
+    }
+
+    fn status(&self, resource: &Resource) -> Option<Value> {
+        self.found.status(resource)
     }
 
     fn accept_global<'a>(&'a self, user: &'a User) -> BoxFuture<'a, Result<Value, Problem>> {

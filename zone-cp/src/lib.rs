@@ -28,6 +28,7 @@ mod proxies;
 mod reports;
 mod run;
 mod serving;
+mod status;
 mod tokens;
 mod vip;
 

@@ -12,6 +12,8 @@ use crate::picture::{Options, Picture};
 use crate::proxies::{self, Proxies};
 use crate::reports::Reports;
 use crate::serving::ServerCertificate;
+use crate::status::Found;
+use crate::vip::Addresses;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use meridian_api::server::{Bounds, serve};
@@ -126,7 +128,9 @@ async fn start(
     tasks.spawn(proxies.clone().run(shutdown.clone()));
 
     let certificate = ServerCertificate::new(&store, settings).await?;
-    let hooks = ZoneHooks::new(&store, settings, &node.instance, reports.clone(), link.clone()).await?;
+    let found = Found { picture: seen.picture.clone(), addresses: seen.addresses.clone() };
+    let hooks =
+        ZoneHooks::new(&store, settings, &node.instance, reports.clone(), link.clone(), found).await?;
     let api = Api {
         store,
         role: Role::Zone { name: settings.zone.clone() },
@@ -222,6 +226,7 @@ fn node(zone: &str) -> Node {
 fn seen() -> Seen {
     Seen {
         picture: Arc::default(),
+        addresses: Addresses::default(),
         verifier: Arc::default(),
         steps: watch::Sender::new(0),
         tokens: watch::Sender::new(0),

@@ -24,7 +24,7 @@ mod routes;
 mod subset;
 
 pub use destinations::{DestinationId, Destinations};
-pub use egress::{EgressRules, egress_rules};
+pub use egress::{EgressRules, egress_rules, entry_rules};
 pub use external::{external_service_permission, mesh_external_service_permission};
 pub use hash::matches_hash;
 pub use inbound::{InboundConf, InboundRule, from_conf, from_rules, inbound_confs, inbound_rules};

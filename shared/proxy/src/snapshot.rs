@@ -5,7 +5,7 @@
 
 use crate::{
     address::is_vip,
-    egress::Originator,
+    egress::{Originator, Outward},
     metrics::Traffic,
     policy::{
         at_once::Limits,
@@ -47,6 +47,8 @@ pub struct Snapshot {
     pub entries: BTreeMap<String, Arc<Entry>>,
     /// Egress: by `(mesh, dataplane)`.
     pub callers: HashMap<(String, String), Arc<config::Caller>>,
+    /// What policies say of calls that leave the mesh here, by the names that the control plane gave them.
+    pub outward: BTreeMap<String, Arc<Outward>>,
     pub routes: SniRoutes,
     /// Meshes that have a bundle. Their contents are in [`crate::tls::Tls`].
     pub meshes: Vec<String>,
@@ -166,6 +168,7 @@ pub struct External {
 pub struct Entry {
     pub config: Arc<config::Entry>,
     pub originator: Option<Arc<Originator>>,
+    pub limits: Rates,
     pub traffic: Arc<Traffic>,
 }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     denial::{Reason, Refusal},
+    egress::Ledger,
     inbound::Beginners,
     metrics::WorkerMetrics,
     shared::Shared,
@@ -30,6 +31,8 @@ pub struct Worker {
     pub timer: Timer,
     pub upstreams: Upstreams,
     pub beginners: Rc<Beginners>,
+    /// What callers have under way to the outside.
+    pub leaving: Ledger,
     registry: Rc<Registry>,
     seen: Cell<u64>,
     cached: RefCell<Arc<Snapshot>>,
@@ -44,6 +47,7 @@ impl Worker {
             timer: Timer::default(),
             upstreams: Upstreams::default(),
             beginners: Rc::default(),
+            leaving: Ledger::default(),
             registry: Rc::default(),
             seen: Cell::new(snapshot.generation),
             cached: RefCell::new(snapshot),

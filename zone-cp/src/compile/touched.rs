@@ -3,14 +3,16 @@
 //! Written by hand, so that a person can read what depends on what. It may name too much, never too little: a property
 //! test holds incremental compiling to compiling from nothing.
 
+mod names;
+
 use super::Unit;
 use super::members::{Group, is_external};
 use super::services::{selected, selected_inbounds, service_of, tls_ready};
-use super::{external, policies};
+use super::{external, multi_zone, policies};
 use crate::picture::{MeshPicture, Picture, subject};
 use meridian_core::kinds::dataplane::Dataplane;
-use meridian_core::kinds::hostname_generator::HostnameGenerator;
 use meridian_core::kinds::mesh::Mesh;
+use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_passthrough::MeshPassthrough;
 use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::mesh_traffic_permission::MeshTrafficPermission;
@@ -19,6 +21,7 @@ use meridian_core::kinds::trust_bundle::TrustBundle;
 use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, Resource, TargetRef};
+use meridian_policy::Policy;
 use std::collections::BTreeSet;
 
 /// What to compile again.
@@ -79,17 +82,19 @@ pub(crate) fn touched(before: &Picture, after: &Picture, key: &Key) -> Touched {
             TrustBundle::KIND => drop(out.units.insert(Unit::Bundle(key.mesh.clone()))),
             Dataplane::KIND => dataplane(picture, key, &mut out),
             MeshService::KIND => service(picture, key, &mut out),
+            MeshMultiZoneService::KIND => many_zones(picture, key, &mut out),
             kind if is_external(kind) => external_destination(picture, key, &mut out),
             Secret::KIND => secret(picture, key, &mut out),
             MeshTrafficPermission::KIND => permission(picture, key, &mut out),
             MeshPassthrough::KIND => passthrough(picture, key, &mut out),
             ZoneIngress::KIND => ingress(picture, key, &mut out),
             ZoneEgress::KIND => egress(picture, key, &mut out),
-            HostnameGenerator::KIND => generator(picture, &mut out),
             kind if policies::is_executed(kind) => policy(picture, key, &mut out),
             _ => {}
         }
     }
+    names::names(before, after, key, &mut out);
+    callers(before, after, key, &mut out);
     if addresses(before, key) != addresses(after, key) {
         for picture in [before, after] {
             out.units.extend(picture.egresses.keys().cloned().map(Unit::Gateway));
@@ -110,7 +115,10 @@ fn same_reach(before: &Picture, after: &Picture, key: &Key) -> bool {
     let both = |picture: &Picture| picture.mesh(&key.mesh).cloned();
     let (Some(before), Some(after)) = (both(before), both(after)) else { return false };
     match key.kind {
-        Dataplane::KIND => before.dataplane(key).is_some() && after.dataplane(key).is_some(),
+        Dataplane::KIND => match (before.dataplane(key), after.dataplane(key)) {
+            (Some(old), Some(new)) => policies::selection(&before, old) == policies::selection(&after, new),
+            _ => false,
+        },
         MeshService::KIND => match (before.service(key), after.service(key)) {
             (Some(old), Some(new)) => {
                 old.resource.labels == new.resource.labels
@@ -182,6 +190,7 @@ fn whole_mesh(picture: &Picture, name: &str, out: &mut Touched) {
     for key in mesh.services.keys() {
         service_units(picture, mesh, key, out);
     }
+    out.units.extend(mesh.multi_zone_services.keys().cloned().map(Unit::MultiZone));
     for key in mesh.external_services.keys().chain(mesh.mesh_external_services.keys()) {
         out.units.extend([
             Unit::External(key.clone()),
@@ -232,7 +241,7 @@ fn services_of_dataplane(mesh: &MeshPicture, key: &Key, out: &mut Touched) {
         if by_inbound || by_rest {
             out.units.extend([Unit::Endpoints(service_key.clone()), Unit::Service(service_key.clone())]);
             out.units.insert(Unit::IngressRoute(service_key.clone()));
-            out.units.extend(legacy_of(mesh, service_key));
+            out.units.extend(views_of(mesh, service_key));
             out.services.insert((key.mesh.clone(), service_key.name.clone()));
         }
     }
@@ -243,9 +252,16 @@ fn legacy_of(mesh: &MeshPicture, key: &Key) -> Option<Unit> {
     Some(Unit::Legacy { mesh: key.mesh.clone(), service })
 }
 
+/// Destinations that a service is one of several behind.
+fn views_of(mesh: &MeshPicture, key: &Key) -> Vec<Unit> {
+    let Some(service) = mesh.service(key) else { return Vec::new() };
+    let many = multi_zone::selecting(mesh, service).cloned().map(Unit::MultiZone);
+    many.chain(legacy_of(mesh, key)).collect()
+}
+
 fn service_units(picture: &Picture, mesh: &MeshPicture, key: &Key, out: &mut Touched) {
     out.units.extend([Unit::Service(key.clone()), Unit::Endpoints(key.clone())]);
-    out.units.extend(legacy_of(mesh, key));
+    out.units.extend(views_of(mesh, key));
     if picture.is_local(key) {
         out.units.insert(Unit::IngressRoute(key.clone()));
         out.services.insert((key.mesh.clone(), key.name.clone()));
@@ -268,6 +284,14 @@ fn service(picture: &Picture, key: &Key, out: &mut Touched) {
     }
     out.groups.meshes.insert(key.mesh.clone());
     out.groups.ingresses |= picture.is_local(key);
+    explicit_outbounds(mesh, out);
+}
+
+fn many_zones(picture: &Picture, key: &Key, out: &mut Touched) {
+    let Some(mesh) = picture.mesh(&key.mesh) else { return };
+    out.units.insert(Unit::MultiZone(key.clone()));
+    out.policies.insert(key.mesh.clone());
+    out.groups.meshes.insert(key.mesh.clone());
     explicit_outbounds(mesh, out);
 }
 
@@ -297,6 +321,7 @@ fn external_destination(picture: &Picture, key: &Key, out: &mut Touched) {
             out.units.extend([Unit::External(other.clone()), Unit::Entry(other.clone())]);
         }
     }
+    out.policies.insert(key.mesh.clone());
     out.groups.meshes.insert(key.mesh.clone());
     (out.groups.ingresses, out.groups.egresses) = (true, true);
     explicit_outbounds(mesh, out);
@@ -346,7 +371,30 @@ fn policy(picture: &Picture, key: &Key, out: &mut Touched) {
             out.units.insert(Unit::Dataplane(dataplane.clone()));
         }
     }
+    if policies::is_of_entries(policy) {
+        let entries = mesh.external_services.keys().chain(mesh.mesh_external_services.keys());
+        out.units.extend(entries.cloned().map(Unit::Entry));
+    }
     out.policies.extend(policy.is_outgoing().then(|| key.mesh.clone()));
+}
+
+/// Callers of which an egress is told that other policies select them now.
+fn callers(before: &Picture, after: &Picture, key: &Key, out: &mut Touched) {
+    if !policies::is_executed(key.kind) {
+        return;
+    }
+    let policy = |picture: &Picture| picture.mesh(&key.mesh).and_then(|mesh| mesh.policies.get(key).cloned());
+    let (old, new) = (policy(before), policy(after));
+    let Some(mesh) = after.mesh(&key.mesh) else { return };
+    for (dataplane, it) in mesh.dataplanes.iter() {
+        let selects = |policy: &Option<std::sync::Arc<Policy>>| {
+            policy.as_ref().is_some_and(|policy| policies::selects_outgoing(policy, it))
+        };
+        if selects(&old) != selects(&new) {
+            out.units.insert(Unit::Caller(dataplane.clone()));
+            out.groups.egresses = true;
+        }
+    }
 }
 
 /// Dataplanes of which the policy selects at least a part.
@@ -379,7 +427,7 @@ fn ingress(picture: &Picture, key: &Key, out: &mut Touched) {
         let far = mesh.services.keys().filter(|it| it.zone == key.zone);
         for service in far {
             out.units.extend([Unit::Endpoints(service.clone()), Unit::Service(service.clone())]);
-            out.units.extend(legacy_of(mesh, service));
+            out.units.extend(views_of(mesh, service));
         }
         let pinned =
             mesh.external_services.iter().filter(|(_, it)| it.spec.zone() == Some(key.zone.as_str()));
@@ -403,7 +451,7 @@ fn egress(picture: &Picture, key: &Key, out: &mut Touched) {
     for mesh in picture.meshes.values().filter(|mesh| mesh.egress_enforced()) {
         for service in mesh.services.keys().filter(|it| !picture.is_local(it)) {
             out.units.extend([Unit::Endpoints(service.clone()), Unit::Service(service.clone())]);
-            out.units.extend(legacy_of(mesh, service));
+            out.units.extend(views_of(mesh, service));
         }
         let destinations = mesh.external_services.keys().chain(mesh.mesh_external_services.keys());
         out.units.extend(destinations.cloned().map(Unit::External));
@@ -414,13 +462,4 @@ fn egress(picture: &Picture, key: &Key, out: &mut Touched) {
 
 fn passes_all(mesh: &MeshPicture) -> bool {
     mesh.spec().is_some_and(Mesh::passthrough)
-}
-
-fn generator(picture: &Picture, out: &mut Touched) {
-    for mesh in picture.meshes.values() {
-        out.units.extend(mesh.services.keys().cloned().map(Unit::Service));
-        for key in mesh.mesh_external_services.keys() {
-            out.units.extend([Unit::External(key.clone()), Unit::Entry(key.clone())]);
-        }
-    }
 }

@@ -237,6 +237,8 @@ impl Spec for MeshRetry {
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
         policy::warn_of_destinations(self.to.as_ref(), out);
+        let selects = |conf: &Conf| conf.http.as_ref().is_some_and(|http| http.host_selection.is_some());
+        policy::warn_of_outside(self.to.as_ref(), "http.hostSelection", selects, out);
     }
 }
 

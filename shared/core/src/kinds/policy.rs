@@ -226,14 +226,27 @@ impl<C> Rule<C> {
 pub(super) fn warn_of_destinations<T>(to: Option<&Vec<Targeted<T>>>, out: &mut Vec<String>) {
     for (i, item) in to.into_iter().flatten().enumerate() {
         let why = match item.target_ref.kind {
-            TargetKind::MeshExternalService => {
-                "it holds inside the mesh, and this destination is outside of it"
-            }
-            TargetKind::MeshMultiZoneService => "MeshMultiZoneServices have no name and no address yet",
             TargetKind::MeshHttpRoute => "routes are not executed yet",
             _ => continue,
         };
         out.push(format!("spec.to[{i}] has no effect: {why}"));
+    }
+}
+
+/// Fields of items whose destination is outside of the mesh, where the proxy that calls it makes no such choice.
+pub(super) fn warn_of_outside<T>(
+    to: Option<&Vec<Targeted<T>>>,
+    field: &str,
+    is_set: impl Fn(&T) -> bool,
+    out: &mut Vec<String>,
+) {
+    for (i, item) in to.into_iter().flatten().enumerate() {
+        if item.target_ref.kind == TargetKind::MeshExternalService && is_set(&item.default) {
+            out.push(format!(
+                "spec.to[{i}].default.{field} has no effect: endpoints of a destination outside of the mesh are tried in \
+                 the order that it gives them"
+            ));
+        }
     }
 }
 

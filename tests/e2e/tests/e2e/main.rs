@@ -11,6 +11,7 @@ mod capture;
 mod hello;
 mod identity;
 mod intruder;
+mod multizone;
 mod outages;
 mod permissions;
 mod policies;
