@@ -22,6 +22,8 @@ mod route;
 
 pub use mirror::Mirrors;
 
+pub(crate) use attempt::refused;
+
 /// Serves a connection of the application to a destination in the mesh. What is spoken was declared: nothing is read
 /// before the other side is dialled, so that servers may speak first.
 pub async fn serve(worker: Rc<Worker>, outbound: Arc<Outbound>, accepted: Accepted) {

@@ -5,7 +5,7 @@
 
 use crate::{
     address::is_vip,
-    egress::Originator,
+    egress::{Originator, Outward},
     health::Board,
     metrics::{Traffic, gather::Publication},
     policy::{
@@ -53,6 +53,8 @@ pub struct Snapshot {
     pub entries: BTreeMap<String, Arc<Entry>>,
     /// Egress: by `(mesh, dataplane)`.
     pub callers: HashMap<(String, String), Arc<config::Caller>>,
+    /// What policies say of calls that leave the mesh here, by the names that the control plane gave them.
+    pub outward: BTreeMap<String, Arc<Outward>>,
     pub routes: SniRoutes,
     /// Who takes this proxy's metrics; `None`: nobody.
     pub metrics: Option<Arc<Publication>>,
@@ -192,6 +194,7 @@ pub struct External {
 pub struct Entry {
     pub config: Arc<config::Entry>,
     pub originator: Option<Arc<Originator>>,
+    pub limits: Rates,
     pub traffic: Arc<Traffic>,
 }
 

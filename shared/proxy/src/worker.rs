@@ -2,6 +2,7 @@
 
 use crate::{
     denial::{Reason, Refusal},
+    egress::Ledger,
     inbound::Beginners,
     metrics::WorkerMetrics,
     outbound::Mirrors,
@@ -33,6 +34,8 @@ pub struct Worker {
     pub beginners: Rc<Beginners>,
     /// Copies of requests that are under way.
     pub mirrors: Mirrors,
+    /// What callers have under way to the outside.
+    pub leaving: Ledger,
     registry: Rc<Registry>,
     seen: Cell<u64>,
     cached: RefCell<Arc<Snapshot>>,
@@ -48,6 +51,7 @@ impl Worker {
             upstreams: Upstreams::default(),
             beginners: Rc::default(),
             mirrors: Mirrors::default(),
+            leaving: Ledger::default(),
             registry: Rc::default(),
             seen: Cell::new(snapshot.generation),
             cached: RefCell::new(snapshot),

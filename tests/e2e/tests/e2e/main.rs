@@ -14,6 +14,7 @@ mod health;
 mod hello;
 mod identity;
 mod intruder;
+mod multizone;
 mod outages;
 mod permissions;
 mod policies;
