@@ -4,11 +4,11 @@
 use crate::{initial_policies, tokens, trust, vault};
 use anyhow::Context;
 use meridian_core::kinds::{
-    hostname_generator::HostnameGenerator,
+    hostname_generator,
     mesh::{self, Mesh},
     token_key::TokenPurpose,
 };
-use meridian_core::{Key, Resource, labels};
+use meridian_core::{Resource, labels};
 use meridian_pki::RootCa;
 use meridian_store::{Author, Change, Expect, Store, WriteError};
 use std::path::{Path, PathBuf};
@@ -17,25 +17,52 @@ use time::OffsetDateTime;
 /// The private value that says that it was done.
 const DEFAULTS: &str = "defaults";
 
+/// The same for the HostnameGenerators that stores of earlier versions did not begin with.
+const LATER_GENERATORS: &str = "later-hostname-generators";
+const LATER: [&str; 2] = ["local-universal-mesh-service-by-zone", "synced-mesh-multi-zone-service"];
+
 /// Writes the defaults if this store never had them. True: this replica did it.
 pub(crate) async fn run(store: &Store) -> anyhow::Result<bool> {
     if store.private_get(vault::ONCE, DEFAULTS).await?.is_some() {
-        return Ok(false);
+        return later_generators(store).await;
     }
-    let done = Change::SwapPrivate {
-        bucket: vault::ONCE.to_owned(),
-        key: DEFAULTS.to_owned(),
-        from: None,
-        to: b"1".to_vec(),
-    };
-    let mut changes = vec![done];
+    let mut changes = vec![once(DEFAULTS), once(LATER_GENERATORS)];
     changes.extend(tokens::new_key(TokenPurpose::User, None, "1")?);
     changes.extend(tokens::new_key(TokenPurpose::Zone, None, "1")?);
-    changes.extend(hostname_generators().into_iter().map(of_global));
+    changes.extend(hostname_generator::defaults().into_iter().map(of_global));
     changes.push(of_global(mesh::mesh_default()));
     changes.extend(of_mesh(&mesh::mesh_default())?);
     let root = RootCa::generate(&mesh::mesh_default().key.name, OffsetDateTime::now_utc())?;
     changes.extend(trust::first_root(&root));
+    write(store, changes).await
+}
+
+/// What an operator wrote under such a name meanwhile is left as it is.
+async fn later_generators(store: &Store) -> anyhow::Result<bool> {
+    if store.private_get(vault::ONCE, LATER_GENERATORS).await?.is_some() {
+        return Ok(false);
+    }
+    let mut changes = vec![once(LATER_GENERATORS)];
+    for resource in hostname_generator::defaults() {
+        let is_later = LATER.contains(&resource.key.name.as_str());
+        if is_later && store.get(&resource.key).await?.is_none() {
+            changes.push(of_global(resource));
+        }
+    }
+    write(store, changes).await
+}
+
+/// Fails the write if it was done before.
+fn once(what: &str) -> Change {
+    Change::SwapPrivate {
+        bucket: vault::ONCE.to_owned(),
+        key: what.to_owned(),
+        from: None,
+        to: b"1".to_vec(),
+    }
+}
+
+async fn write(store: &Store, changes: Vec<Change>) -> anyhow::Result<bool> {
     match store.write(&Author::system(), changes).await {
         Ok(_) => Ok(true),
         // Somebody else did it meanwhile.
@@ -50,49 +77,6 @@ pub(crate) fn of_mesh(mesh: &Resource) -> anyhow::Result<Vec<Change>> {
     let mut changes: Vec<Change> = tokens::new_key(TokenPurpose::Dataplane, Some(name), "1")?.into();
     changes.extend(initial_policies::of_mesh(name, &mesh.parse::<Mesh>()?));
     Ok(changes)
-}
-
-/// Kuma's templates, under Kuma's names (`pkg/defaults/hostname_generator.go`); those that Kuma makes in each zone are
-/// written here once.
-fn hostname_generators() -> Vec<Resource> {
-    let table = [
-        // name, template, field of the selector, labels
-        ("local-universal-mesh-service", "{{ .DisplayName }}.svc.mesh.local", "meshService", "zone", true),
-        (
-            "local-mesh-external-service",
-            "{{ .DisplayName }}.extsvc.mesh.local",
-            "meshExternalService",
-            "zone",
-            false,
-        ),
-        (
-            "synced-universal-mesh-service",
-            "{{ .DisplayName }}.svc.{{ .Zone }}.mesh.local",
-            "meshService",
-            "global",
-            true,
-        ),
-        (
-            "synced-mesh-external-service",
-            "{{ .DisplayName }}.extsvc.mesh.local",
-            "meshExternalService",
-            "global",
-            false,
-        ),
-    ];
-    let resource = |(name, template, field, origin, universal): (&str, &str, &str, &str, bool)| {
-        let mut matched = std::collections::BTreeMap::from([(labels::ORIGIN, origin)]);
-        if universal {
-            matched.insert(labels::ENV, "universal");
-        }
-        Resource {
-            key: Key::global(HostnameGenerator::KIND, "", name),
-            labels: std::collections::BTreeMap::new(),
-            spec: serde_json::json!({"selector": {field: {"matchLabels": matched}}, "template": template}),
-            status: None,
-        }
-    };
-    table.into_iter().map(resource).collect()
 }
 
 /// Whether the spec is of a mesh that needs a root now.
@@ -137,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_first_resources_are_valid() {
-        for resource in hostname_generators().into_iter().chain([mesh::mesh_default()]) {
+        for resource in hostname_generator::defaults().into_iter().chain([mesh::mesh_default()]) {
             let checked = meridian_core::document::check_resource(&resource);
             assert_eq!(checked.map(|checked| checked.spec), Ok(resource.spec.clone()), "{}", resource.key);
         }

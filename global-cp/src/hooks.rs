@@ -10,6 +10,8 @@ use meridian_api::access::User;
 use meridian_api::report::{Presence, ZoneReport};
 use meridian_api::{Effects, Hooks, Problem, ProxyConfigRequest, RotateCa, Source, TokenRequest, Write};
 use meridian_auth::{UserClaims, Verified};
+use meridian_core::kinds::mesh_multi_zone_service::{MatchedMeshService, MeshMultiZoneService, Status};
+use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::{dataplane::Dataplane, mesh::Mesh, token_revocation::TokenRevocation, zone::Zone};
 use meridian_core::{Key, Resource};
 use meridian_pki::RootCa;
@@ -73,6 +75,17 @@ impl Hooks for GlobalHooks {
 
     fn reports(&self) -> BoxFuture<'_, Result<Vec<ZoneReport>, Problem>> {
         Box::pin(async { status::reports(&self.0).await.map_err(|error| Problem::unavailable(&error)) })
+    }
+
+    /// Which MeshServices a MeshMultiZoneService means; its names and addresses are each zone's own.
+    fn status(&self, resource: &Resource) -> Option<Value> {
+        let service: MeshMultiZoneService =
+            (resource.key.kind == MeshMultiZoneService::KIND).then(|| resource.parse().ok()).flatten()?;
+        let world = self.0.world();
+        let same_mesh = world.of_kind(MeshService::KIND).filter(|it| it.key.mesh == resource.key.mesh);
+        let selected = same_mesh.filter(|it| service.selector.matches(&it.labels));
+        let status = Status::matching(selected.map(|it| MatchedMeshService::from(&**it)).collect());
+        serde_json::to_value(status).ok()
     }
 
     fn issue_token<'a>(&'a self, request: &'a TokenRequest) -> BoxFuture<'a, Result<String, Problem>> {

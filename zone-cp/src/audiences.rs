@@ -254,8 +254,8 @@ impl Audiences {
             } else {
                 self.problems.insert(unit.clone(), compiled.problems.clone());
             }
-            if let Unit::Policies { mesh, .. } = &unit {
-                self.policy_units.entry(mesh.clone()).or_default().insert(unit.clone());
+            if let Some(mesh) = mesh_of_policies(&unit) {
+                self.policy_units.entry(mesh.to_owned()).or_default().insert(unit.clone());
             }
             let before = self.units.insert(unit.clone(), compiled);
             old.insert(unit, before);
@@ -406,7 +406,7 @@ impl Audiences {
     }
 
     fn forget_policies(&mut self, unit: &Unit) {
-        let Unit::Policies { mesh, .. } = unit else { return };
+        let Some(mesh) = mesh_of_policies(unit) else { return };
         if let Some(units) = self.policy_units.get_mut(mesh) {
             units.remove(unit);
             if units.is_empty() {
@@ -425,6 +425,14 @@ impl Audiences {
                 self.forget_policies(&unit);
             }
         }
+    }
+}
+
+/// The mesh of which the unit says what policies say.
+fn mesh_of_policies(unit: &Unit) -> Option<&str> {
+    match unit {
+        Unit::Policies { mesh, .. } | Unit::EntryPolicies { mesh, .. } => Some(mesh),
+        _ => None,
     }
 }
 

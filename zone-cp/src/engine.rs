@@ -11,7 +11,7 @@ use crate::outgoing::Outgoing;
 use crate::picture::{Facts, Picture, is_compiled};
 use crate::reports::{Bundles, Reports};
 use crate::tokens;
-use crate::vip::{Row, VipTable};
+use crate::vip::{Addresses, Row, VipTable};
 use arc_swap::ArcSwap;
 use meridian_auth::Verifier;
 use meridian_core::kinds::dataplane::Dataplane;
@@ -56,6 +56,8 @@ pub(crate) enum Command {
 pub(crate) struct Seen {
     pub(crate) picture: Arc<ArcSwap<Picture>>,
     pub(crate) verifier: Arc<ArcSwap<Verifier>>,
+    /// Virtual addresses in use.
+    pub(crate) addresses: Addresses,
     /// Moves with each step.
     pub(crate) steps: watch::Sender<u64>,
     /// Moves when keys or revocations of tokens do.
@@ -128,6 +130,7 @@ impl Engine {
     pub(crate) async fn start(parts: Parts) -> Result<Self, ReadError> {
         let Parts { store, picture, views, outgoing, reports, seen } = parts;
         let vips = stored_vips(&store).await?;
+        seen.addresses.set(&vips);
         let mut engine = Self {
             zone: picture.zone.clone(),
             vips,
@@ -330,11 +333,9 @@ impl Engine {
 
     fn put(&mut self, resource: Resource, created: OffsetDateTime) {
         let key = resource.key.clone();
+        self.picture.set_created(&key, created);
         match self.picture.put(resource) {
-            Ok(()) => {
-                self.picture.set_created(&key, created);
-                self.unreadable.remove(&key);
-            }
+            Ok(()) => drop(self.unreadable.remove(&key)),
             Err(error) => {
                 tracing::error!(%error, "a stored resource can't be read; what it was before goes on");
                 self.unreadable.insert(key, format!("{error}: {}", error.source));
@@ -404,9 +405,9 @@ impl Engine {
     }
 
     async fn store_vips(&mut self) {
-        let changes: Vec<Change> = self
-            .vips
-            .drain()
+        let changed = self.vips.drain();
+        self.seen.addresses.follow(&changed);
+        let changes: Vec<Change> = changed
             .into_iter()
             .map(|(owner, row)| match row {
                 Some(row) => put_private(VIPS, &owner.to_string(), &row),

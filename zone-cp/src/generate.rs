@@ -6,13 +6,12 @@
 //! zones learn of a service by its MeshService and by nothing else.
 
 use crate::compile::services::{is_closed, selected, selected_inbounds, takes_traffic, tls_ready};
-use crate::hostnames;
 use crate::picture::{MeshPicture, Picture};
 use meridian_core::kinds::dataplane::Dataplane;
 use meridian_core::kinds::mesh::MtlsMode;
 use meridian_core::kinds::mesh_service::{
-    Address, DataplaneProxies, Identity, IdentityType, MeshService, Port, PortOrName, Selector, State,
-    Status, TlsStatus, Vip,
+    DataplaneProxies, Identity, IdentityType, MeshService, Port, PortOrName, Selector, State, Status,
+    TlsStatus, Vip,
 };
 use meridian_core::{Key, Resource, labels, names};
 use meridian_policy::Parsed;
@@ -207,7 +206,10 @@ fn with_findings(
     let all_certified = !behind.is_empty() && everyone_certified(picture, mesh, mesh_name);
     let ready = mode.is_some() && (was_ready || all_certified);
     let status = Status {
-        addresses: addresses(picture, base, &spec, vip),
+        // Nothing has a name that has no address.
+        addresses: vip.map(|_| mesh.names.addresses(&base.key)).unwrap_or_default(),
+        // Found out when somebody asks: other zones have no use for it.
+        hostname_generators: Vec::new(),
         dataplane_proxies: Some(proxies),
         tls: Some(TlsStatus { status: if ready { "Ready" } else { "NotReady" }.to_owned() }),
         vips: vip.map(|ip| Vip { ip: ip.to_string() }).into_iter().collect(),
@@ -221,21 +223,6 @@ fn with_findings(
 /// client without one could not follow the change to mTLS without failing requests.
 fn everyone_certified(picture: &Picture, mesh: &MeshPicture, name: &str) -> bool {
     mesh.dataplanes.keys().all(|key| picture.facts(key).is_some_and(|facts| facts.certified.contains(name)))
-}
-
-fn addresses(picture: &Picture, base: &Resource, spec: &MeshService, vip: Option<Ipv4Addr>) -> Vec<Address> {
-    if vip.is_none() {
-        return Vec::new();
-    }
-    let parsed = Parsed { resource: base.clone(), spec: spec.clone() };
-    let names = hostnames::of_service(picture, &parsed).into_iter();
-    names
-        .map(|hostname| Address {
-            hostname,
-            origin: "HostnameGenerator".to_owned(),
-            hostname_generator_ref: None,
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use crate::config::Settings;
 use crate::inspect::Inspector;
 use crate::link::Link;
 use crate::reports::Reports;
+use crate::status::Found;
 use anyhow::Context;
 use futures::future::BoxFuture;
 use meridian_api::access::{ADMIN, User};
@@ -34,6 +35,7 @@ pub(crate) struct ZoneHooks {
     reports: Reports,
     link: Option<Link>,
     inspector: Inspector,
+    found: Found,
     config: Value,
 }
 
@@ -45,13 +47,14 @@ impl ZoneHooks {
         reports: Reports,
         link: Option<Link>,
         inspector: Inspector,
+        found: Found,
     ) -> anyhow::Result<Self> {
         let key = user_key(store).await?;
         let mut users = Verifier::default();
         users.add_key(&key.verification_key::<UserClaims>(None))?;
         admin_token(&key, &settings.data_dir)?;
         let (zone, instance) = (settings.zone.clone(), instance.to_owned());
-        Ok(Self { zone, instance, users, reports, link, inspector, config: shown(settings) })
+        Ok(Self { zone, instance, users, reports, link, inspector, found, config: shown(settings) })
     }
 }
 
@@ -72,6 +75,10 @@ impl Hooks for ZoneHooks {
                 rejects: self.reports.all_rejects(),
             }])
         })
+    }
+
+    fn status(&self, resource: &Resource) -> Option<Value> {
+        self.found.status(resource)
     }
 
     fn accept_global<'a>(&'a self, user: &'a User) -> BoxFuture<'a, Result<Value, Problem>> {

@@ -30,6 +30,7 @@ mod questions;
 mod reports;
 mod run;
 mod serving;
+mod status;
 mod tokens;
 mod vip;
 

@@ -3,11 +3,13 @@
 //! Compiling reads nothing else, so that what a proxy gets is a function of (picture, virtual addresses).
 
 use crate::compile::policies::{self, AskedTags};
+use crate::hostnames::{self, Names};
 use meridian_core::kinds::dataplane::Dataplane;
 use meridian_core::kinds::external_service::ExternalService;
 use meridian_core::kinds::hostname_generator::HostnameGenerator;
 use meridian_core::kinds::mesh::Mesh;
 use meridian_core::kinds::mesh_external_service::MeshExternalService;
+use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_passthrough::MeshPassthrough;
 use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::mesh_traffic_permission::MeshTrafficPermission;
@@ -37,7 +39,8 @@ pub(crate) struct Picture {
     pub(crate) generators: Table<HostnameGenerator>,
     /// What the zone knows of its Dataplanes beside their resources.
     pub(crate) facts: Arc<BTreeMap<Key, Arc<Facts>>>,
-    /// When the zone's Dataplanes were created: of two that contradict each other, the older wins.
+    /// When the zone's Dataplanes, and HostnameGenerators, were created: of two that contradict each other, the older
+    /// wins.
     pub(crate) created: Arc<BTreeMap<Key, OffsetDateTime>>,
     /// By mesh: the root (hash of its key) that the zone's present intermediate chains to.
     pub(crate) issuers: Arc<BTreeMap<String, String>>,
@@ -62,6 +65,7 @@ pub(crate) struct MeshPicture {
     pub(crate) dataplanes: Table<Dataplane>,
     /// Of all zones.
     pub(crate) services: Table<MeshService>,
+    pub(crate) multi_zone_services: Table<MeshMultiZoneService>,
     pub(crate) external_services: Table<ExternalService>,
     pub(crate) mesh_external_services: Table<MeshExternalService>,
     /// Slices, because policies are always read all at once.
@@ -76,6 +80,8 @@ pub(crate) struct MeshPicture {
     pub(crate) secrets: Table<Secret>,
     /// Dataplanes by the `kuma.io/service` of their inbounds.
     pub(crate) by_service: Arc<BTreeMap<String, BTreeSet<Key>>>,
+    /// What services are called: follows from the services and the generators.
+    pub(crate) names: Arc<Names>,
 }
 
 /// What a proxy's reports have told, stored so that a restart forgets nothing.
@@ -130,6 +136,13 @@ impl Picture {
     /// Takes a resource in. An error leaves the picture as it was: the last good value goes on.
     pub(crate) fn put(&mut self, resource: Resource) -> Result<(), ParseError> {
         let key = resource.key.clone();
+        self.insert(resource)?;
+        self.rename(&key);
+        Ok(())
+    }
+
+    fn insert(&mut self, resource: Resource) -> Result<(), ParseError> {
+        let key = resource.key.clone();
         match key.kind {
             ZoneIngress::KIND => insert(&mut self.ingresses, resource),
             ZoneEgress::KIND if key.zone != self.zone => Ok(()),
@@ -146,6 +159,20 @@ impl Picture {
         }
     }
 
+    /// Brings names up to date after a change of this resource.
+    fn rename(&mut self, key: &Key) {
+        match key.kind {
+            HostnameGenerator::KIND => {
+                let meshes: Vec<String> = self.meshes.keys().cloned().collect();
+                meshes.iter().for_each(|mesh| hostnames::follow_all(self, mesh));
+            }
+            Mesh::KIND => hostnames::follow_all(self, &key.name),
+            ExternalService::KIND => hostnames::follow(self, key),
+            kind if hostnames::is_named(kind) => hostnames::follow(self, key),
+            _ => {}
+        }
+    }
+
     pub(crate) fn remove(&mut self, key: &Key) {
         if self.created.contains_key(key) {
             Arc::make_mut(&mut self.created).remove(key);
@@ -158,15 +185,15 @@ impl Picture {
                 if let Some(mesh) = self.meshes.get_mut(&key.name) {
                     Arc::make_mut(mesh).mesh = None;
                 }
-                self.prune(&key.name);
             }
             _ => {
                 if let Some(mesh) = self.meshes.get_mut(&key.mesh) {
                     Arc::make_mut(mesh).remove(key);
-                    self.prune(&key.mesh);
                 }
             }
         }
+        self.rename(key);
+        self.prune(if key.kind == Mesh::KIND { &key.name } else { &key.mesh });
     }
 
     pub(crate) fn set_facts(&mut self, key: &Key, facts: Option<Facts>) {
@@ -185,14 +212,17 @@ impl Picture {
         }
     }
 
-    /// Remembers when a Dataplane was created, unless that is known.
+    /// Remembers when a Dataplane or HostnameGenerator was created, unless that is known. To be said before what was
+    /// created is put.
     pub(crate) fn set_created(&mut self, key: &Key, at: OffsetDateTime) {
-        if key.kind == Dataplane::KIND && self.is_local(key) && !self.created.contains_key(key) {
+        let counts =
+            key.kind == HostnameGenerator::KIND || (key.kind == Dataplane::KIND && self.is_local(key));
+        if counts && !self.created.contains_key(key) {
             Arc::make_mut(&mut self.created).insert(key.clone(), at);
         }
     }
 
-    fn mesh_mut(&mut self, name: &str) -> &mut MeshPicture {
+    pub(crate) fn mesh_mut(&mut self, name: &str) -> &mut MeshPicture {
         Arc::make_mut(self.meshes.entry(name.to_owned()).or_default())
     }
 
@@ -244,6 +274,7 @@ impl MeshPicture {
                 Ok(())
             }
             MeshService::KIND => insert(&mut self.services, resource),
+            MeshMultiZoneService::KIND => insert(&mut self.multi_zone_services, resource),
             ExternalService::KIND => insert(&mut self.external_services, resource),
             MeshExternalService::KIND => insert(&mut self.mesh_external_services, resource),
             Secret::KIND => insert(&mut self.secrets, resource),
@@ -262,6 +293,7 @@ impl MeshPicture {
                 remove(&mut self.dataplanes, key);
             }
             MeshService::KIND => remove(&mut self.services, key),
+            MeshMultiZoneService::KIND => remove(&mut self.multi_zone_services, key),
             ExternalService::KIND => remove(&mut self.external_services, key),
             MeshExternalService::KIND => remove(&mut self.mesh_external_services, key),
             Secret::KIND => remove(&mut self.secrets, key),
@@ -321,6 +353,7 @@ impl MeshPicture {
             && self.bundle.is_none()
             && self.dataplanes.is_empty()
             && self.services.is_empty()
+            && self.multi_zone_services.is_empty()
             && self.external_services.is_empty()
             && self.mesh_external_services.is_empty()
             && self.passthroughs.is_empty()
@@ -381,6 +414,7 @@ pub(crate) fn is_compiled(kind: Kind) -> bool {
         TrustBundle::KIND,
         Dataplane::KIND,
         MeshService::KIND,
+        MeshMultiZoneService::KIND,
         ExternalService::KIND,
         MeshExternalService::KIND,
         Secret::KIND,

@@ -14,6 +14,8 @@ use crate::proxies::{self, Proxies};
 use crate::questions;
 use crate::reports::Reports;
 use crate::serving::ServerCertificate;
+use crate::status::Found;
+use crate::vip::Addresses;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use meridian_api::server::{Bounds, serve};
@@ -132,8 +134,10 @@ async fn start(
     if let Some(link) = &link {
         tasks.spawn(questions::run(link.clone(), inspector.clone(), shutdown.clone()));
     }
+    let found = Found { picture: seen.picture.clone(), addresses: seen.addresses.clone() };
     let hooks =
-        ZoneHooks::new(&store, settings, &node.instance, reports.clone(), link.clone(), inspector).await?;
+        ZoneHooks::new(&store, settings, &node.instance, reports.clone(), link.clone(), inspector, found)
+            .await?;
     let api = Api {
         store,
         role: Role::Zone { name: settings.zone.clone() },
@@ -229,6 +233,7 @@ fn node(zone: &str) -> Node {
 fn seen() -> Seen {
     Seen {
         picture: Arc::default(),
+        addresses: Addresses::default(),
         verifier: Arc::default(),
         steps: watch::Sender::new(0),
         tokens: watch::Sender::new(0),

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 /// A released address is not given again for so long.
@@ -59,6 +60,33 @@ pub(crate) struct Row {
     /// Seconds since 1970; unset while in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) released: Option<u64>,
+}
+
+/// Addresses in use, for who shows them; brought up to date by the table's owner. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Addresses(Arc<RwLock<HashMap<Owner, Ipv4Addr>>>);
+
+impl Addresses {
+    pub(crate) fn get(&self, owner: &Owner) -> Option<Ipv4Addr> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(owner).copied()
+    }
+
+    pub(crate) fn set(&self, table: &VipTable) {
+        let in_use = table.by_owner.iter().filter(|(_, slot)| slot.released.is_none());
+        let all = in_use.map(|(owner, slot)| (owner.clone(), slot.address)).collect();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+
+    /// What [`VipTable::drain`] gave.
+    pub(crate) fn follow(&self, changed: &[(Owner, Option<Row>)]) {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for (owner, row) in changed {
+            match row.as_ref().filter(|row| row.released.is_none()) {
+                Some(row) => drop(all.insert(owner.clone(), row.address)),
+                None => drop(all.remove(owner)),
+            }
+        }
+    }
 }
 
 /// Every address of a range is in use or in quarantine.
@@ -248,6 +276,7 @@ mod tests {
             let mut live: HashMap<usize, Ipv4Addr> = HashMap::new();
             let mut freed: HashMap<Ipv4Addr, (usize, u64)> = HashMap::new();
             let mut now = 1;
+            let shown = Addresses::default();
             for step in steps {
                 match step {
                     Step::Ensure(n) => {
@@ -268,11 +297,16 @@ mod tests {
                     Step::Wait(seconds) => now += seconds,
                     Step::Restart => table = VipTable::load(stored.values().cloned()),
                 }
-                for (owner, row) in table.drain() {
+                let drained = table.drain();
+                shown.follow(&drained);
+                for (owner, row) in drained {
                     match row {
                         Some(row) => { stored.insert(owner, row); }
                         None => { stored.remove(&owner); }
                     }
+                }
+                for (n, address) in &live {
+                    prop_assert_eq!(shown.get(&owner(*n)), Some(*address));
                 }
                 let distinct: HashSet<_> = live.values().collect();
                 prop_assert_eq!(distinct.len(), live.len());

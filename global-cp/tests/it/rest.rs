@@ -17,7 +17,7 @@ async fn a_new_store_begins_with_a_strict_mesh_and_an_admin_token() {
     assert_eq!(mesh["routing"]["zoneEgress"], true);
     assert_eq!(mesh["networking"]["outbound"]["passthrough"], false);
     assert_eq!(global.get("/meshes/default/_overview").await.json()["egressEnforcement"], "egress");
-    assert_eq!(global.get("/hostnamegenerators").await.json()["total"], 4);
+    assert_eq!(global.get("/hostnamegenerators").await.json()["total"], 6);
     let me = global.get("/who-am-i").await.json();
     assert_eq!(me["name"], "mesh-system:admin");
     let raw = std::fs::read(global.path("global.db")).unwrap();

@@ -25,6 +25,7 @@ use meridian_core::kinds::external_service::ExternalService;
 use meridian_core::kinds::hostname_generator::HostnameGenerator;
 use meridian_core::kinds::mesh::Mesh;
 use meridian_core::kinds::mesh_external_service::MeshExternalService;
+use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_passthrough::MeshPassthrough;
 use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::mesh_traffic_permission::MeshTrafficPermission;
@@ -47,6 +48,7 @@ struct Facts {
     mesh: Parsed<Mesh>,
     dataplanes: Vec<Parsed<Dataplane>>,
     services: Vec<Parsed<MeshService>>,
+    multi_zone_services: Vec<Parsed<MeshMultiZoneService>>,
     external_services: Vec<Parsed<ExternalService>>,
     mesh_external_services: Vec<Parsed<MeshExternalService>>,
     passthroughs: Vec<Parsed<MeshPassthrough>>,
@@ -161,6 +163,7 @@ impl Facts {
             mesh,
             dataplanes: all_parsed(api, name).await?,
             services: all_parsed(api, name).await?,
+            multi_zone_services: all_parsed(api, name).await?,
             external_services: all_parsed(api, name).await?,
             mesh_external_services: all_parsed(api, name).await?,
             passthroughs: all_parsed_with(api, name, shadows).await?,

@@ -113,6 +113,12 @@ pub trait Hooks: Send + Sync + 'static {
     /// State and refusals: of all zones at global, of itself at a zone.
     fn reports(&self) -> BoxFuture<'_, Result<Vec<ZoneReport>, Problem>>;
 
+    /// The status of a resource whose status is found out when somebody asks (a zone's addresses for what global wrote):
+    /// in place of what is stored. None: what is stored is all.
+    fn status(&self, _resource: &Resource) -> Option<Value> {
+        None
+    }
+
     /// Makes a token.
     fn issue_token<'a>(&'a self, _request: &'a TokenRequest) -> BoxFuture<'a, Result<String, Problem>> {
         not_here("Tokens are issued by the global control plane")

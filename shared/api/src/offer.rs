@@ -26,6 +26,14 @@ pub(crate) fn is_derived(kind: Kind) -> bool {
     kind == ZoneIngress::KIND
 }
 
+/// Gives a resource the status that is found out now. False: what is stored is all that is known.
+pub(crate) fn status(api: &Api, stored: &mut Stored) -> bool {
+    let found = api.hooks.status(&stored.resource);
+    let is_found_out = found.is_some();
+    stored.resource.status = found.or(stored.resource.status.take());
+    is_found_out
+}
+
 /// Fills in what the zones of these ingresses offer. An ingress of another zone than this one's, which only global could
 /// know, says nothing.
 pub(crate) async fn fill(api: &Api, stored: &mut [Stored]) -> Result<(), Problem> {

@@ -54,8 +54,15 @@ impl At {
             offer::fill(&api, std::slice::from_mut(&mut stored)).await?;
             return Ok(Json(form.render(&stored)).into_response());
         }
+        let is_found_out = offer::status(&api, &mut stored);
         let tag = etag(stored.revision);
-        if asked.headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
+        // The tag is for writes then: a revision does not name what is found out.
+        if !is_found_out
+            && asked
+                .headers
+                .get(header::IF_NONE_MATCH)
+                .is_some_and(|known| known.as_bytes() == tag.as_bytes())
+        {
             return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
         }
         Ok(([(header::ETAG, tag)], Json(form.render(&stored))).into_response())
@@ -68,6 +75,9 @@ impl At {
         let selection = Selection::of(&asked)?;
         let (total, mut items) = self.select(&api, &asked, &selection).await?;
         offer::fill(&api, &mut items).await?;
+        for stored in &mut items {
+            offer::status(&api, stored);
+        }
         let items = items.iter().map(|stored| form.render(stored)).collect();
         Ok(Json(selection.page(&asked, total, items)).into_response())
     }

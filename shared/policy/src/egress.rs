@@ -7,6 +7,7 @@ use crate::merge::Part;
 use crate::meta::Meta;
 use crate::policy::{Item, Policy, sort};
 use crate::subset::{SubsetRule, Tagged, combinations, tags_of};
+use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
 use meridian_core::{TargetKind, TargetRef};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,6 +33,24 @@ pub fn egress_rules(policies: &[Arc<Policy>], tags: &BTreeMap<String, String>) -
     }
     let items: Vec<Tagged<'_>> = policies.iter().flat_map(|policy| reversed(policy, tags)).collect();
     EgressRules { from: combinations(&items), rules: None }
+}
+
+/// What the `rules` of policies of one kind (in any order) say of the entry whose server name is `sni`, whatever the
+/// policies select: a server name is only met where it is served. Those that name none are about what they select.
+pub fn entry_rules(policies: &[Arc<Policy>], sni: &str) -> Vec<InboundRule> {
+    let in_force = policies.iter().filter(|policy| !Meta::from(&*policy.resource).is_shadow());
+    let mut rules = inbound_rules(&sort(in_force.cloned().collect()));
+    let named = |rule: &InboundRule| {
+        let named = rule.matched.as_ref().and_then(|matched| matched.sni.as_ref());
+        named.is_some_and(|named| named.value == sni)
+    };
+    rules.retain(named);
+    for rule in &mut rules {
+        // The entry is known: who calls is what is left to ask.
+        let caller = rule.matched.take().and_then(|matched| matched.spiffe_id);
+        rule.matched = caller.map(|spiffe_id| RuleMatch { spiffe_id: Some(spiffe_id), sni: None });
+    }
+    rules
 }
 
 /// The items that name the destination, as if they were `from` items for those whom the policy selects.

@@ -1,13 +1,14 @@
-//! The names of services: Kuma's built-in templates, and the HostnameGenerators that say something else.
+//! The names that HostnameGenerators make for services: which generator speaks of a service, and what its template says.
 //!
-//! Templates are Go's in form, but only substitutions exist (`{{ .DisplayName }}`, `{{ label "k" }}`): the rest of that
-//! language is refused where a HostnameGenerator is written.
+//! Who has a name that several want is decided by the zone, which knows when each generator was written.
 
+use crate::Parsed;
 use crate::meta::Meta;
-use meridian_core::kinds::hostname_generator::HostnameGenerator;
+use meridian_core::kinds::hostname_generator::{HostnameGenerator, Named, Template, TemplateError};
 use meridian_core::kinds::mesh_external_service::MeshExternalService;
+use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_service::MeshService;
-use meridian_core::{Resource, labels, names};
+use meridian_core::{Resource, labels};
 use std::collections::BTreeSet;
 
 /// `<service>.mesh`, for a `kuma.io/service` in all zones.
@@ -15,104 +16,103 @@ pub fn legacy_hostname(service: &str) -> String {
     format!("{}.mesh", service.to_ascii_lowercase())
 }
 
-/// The names that a MeshService or MeshExternalService has in a zone, sorted: a MeshService of that zone
-/// `<name>.svc.mesh.local`, each with its zone in it. None of other kinds.
+/// What a generator calls a service in a zone; `None` if it does not speak of it.
+///
+/// # Errors
+/// Why its template gives no name.
+pub fn generated_hostname(
+    zone: &str,
+    generator: &HostnameGenerator,
+    resource: &Resource,
+) -> Option<Result<String, TemplateError>> {
+    let selector = match resource.key.kind {
+        MeshService::KIND => generator.selector.mesh_service.as_ref(),
+        MeshExternalService::KIND => generator.selector.mesh_external_service.as_ref(),
+        MeshMultiZoneService::KIND => generator.selector.mesh_multi_zone_service.as_ref(),
+        _ => None,
+    };
+    let selects = selector.is_some_and(|selector| selector.matches(&resource.labels));
+    selects.then(|| render(zone, &generator.template, resource))
+}
+
+fn render(zone: &str, template: &str, resource: &Resource) -> Result<String, TemplateError> {
+    let (key, meta) = (&resource.key, Meta::from(resource));
+    let named = Named {
+        name: &key.name,
+        display_name: meta.display(),
+        namespace: meta.namespace(),
+        mesh: &key.mesh,
+        // What global wrote is of no zone: each zone names it by its own.
+        zone: if key.zone.is_empty() { zone } else { &key.zone },
+        labels: &resource.labels,
+    };
+    Template::parse(template)?.render(&named)
+}
+
+/// The names that a MeshService, MeshExternalService or MeshMultiZoneService is given in a zone, sorted; asked there or at
+/// global. One that another service has before it is among them: only the zone knows.
 pub fn hostnames<'a>(
     zone: &str,
-    generators: impl IntoIterator<Item = &'a HostnameGenerator>,
+    generators: impl IntoIterator<Item = &'a Parsed<HostnameGenerator>>,
     resource: &Resource,
 ) -> Vec<String> {
-    let meta = Meta::from(resource);
-    let name = meta.display().to_ascii_lowercase();
-    let own = &resource.key.zone;
-    let mut out = BTreeSet::new();
-    match resource.key.kind {
-        MeshService::KIND => {
-            if own.is_empty() || own == zone {
-                out.insert(format!("{name}.svc.mesh.local"));
-            }
-            out.insert(format!("{name}.svc.{}.mesh.local", if own.is_empty() { zone } else { own }));
-        }
-        MeshExternalService::KIND => drop(out.insert(format!("{name}.extsvc.mesh.local"))),
-        _ => return Vec::new(),
-    }
-    let selecting = generators.into_iter().filter(|generator| {
-        let selector = match resource.key.kind {
-            MeshService::KIND => generator.selector.mesh_service.as_ref(),
-            _ => generator.selector.mesh_external_service.as_ref(),
-        };
-        selector.is_some_and(|selector| selector.matches(&resource.labels))
+    // As the zone sees it: what is not its own comes from global.
+    let origin = if resource.key.zone == zone { labels::ORIGIN_ZONE } else { labels::ORIGIN_GLOBAL };
+    let mut seen = resource.clone();
+    seen.labels.insert(labels::ORIGIN.to_owned(), origin.to_owned());
+    let there = generators.into_iter().filter(|generator| {
+        let of = &generator.resource.key.zone;
+        of.is_empty() || of == zone
     });
-    out.extend(selecting.filter_map(|generator| render(&generator.template, zone, meta)));
-    out.into_iter().collect()
-}
-
-/// None if the template is not ours to understand, or the result is no name in a mesh's own domain: a template must
-/// not take over a real host.
-fn render(template: &str, zone: &str, resource: Meta<'_>) -> Option<String> {
-    let mut out = String::new();
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once("{{") {
-        let (action, tail) = after.split_once("}}")?;
-        out.push_str(before);
-        out.push_str(&substitute(action.trim(), zone, resource)?);
-        rest = tail;
-    }
-    out.push_str(rest);
-    let name = out.to_ascii_lowercase();
-    (names::is_subdomain(&name) && (name.ends_with(".mesh.local") || name.ends_with(".mesh"))).then_some(name)
-}
-
-fn substitute(action: &str, zone: &str, resource: Meta<'_>) -> Option<String> {
-    let label = |key: &str| resource.labels.get(key).cloned();
-    if let Some(key) = action.strip_prefix("label ") {
-        return label(key.trim().trim_matches('"'));
-    }
-    match action {
-        ".DisplayName" => Some(resource.display().to_owned()),
-        ".Name" => Some(resource.key.name.clone()),
-        ".Namespace" => label(labels::NAMESPACE),
-        ".Mesh" => Some(resource.key.mesh.clone()),
-        ".Zone" if resource.key.zone.is_empty() => Some(zone.to_owned()),
-        ".Zone" => Some(resource.key.zone.clone()),
-        _ => None,
-    }
+    let names = there.filter_map(|it| generated_hostname(zone, &it.spec, &seen)?.ok());
+    names.collect::<BTreeSet<String>>().into_iter().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use meridian_core::Key;
-    use meridian_core::kinds::hostname_generator::Selector;
-    use meridian_core::kinds::mesh_service::LabelSelector;
+    use meridian_core::kinds::hostname_generator::defaults;
+    use meridian_core::{Key, Kind};
     use std::collections::BTreeMap;
 
-    fn service(zone: &str, name: &str) -> Resource {
-        let key = Key::new(MeshService::KIND, "default", zone, name);
-        let labels = BTreeMap::from([("team".to_owned(), "a".to_owned())]);
-        Resource::of(key, labels, &MeshService::default())
+    fn service(kind: Kind, zone: &str, name: &str) -> Resource {
+        let key = Key::new(kind, "default", zone, name);
+        let mut labels = labels::computed(&key, zone, &BTreeMap::new());
+        labels.insert("team".to_owned(), "a".to_owned());
+        labels.insert(labels::ENV.to_owned(), "universal".to_owned());
+        Resource { key, labels, spec: serde_json::json!({}), status: None }
+    }
+
+    fn generator(zone: &str, template: &str) -> Parsed<HostnameGenerator> {
+        let key = Key::new(HostnameGenerator::KIND, "", zone, "own");
+        let spec = serde_json::json!({"selector": {"meshService": {}}, "template": template});
+        Parsed::new(Resource { key, labels: BTreeMap::new(), spec, status: None }).unwrap()
     }
 
     #[test]
-    fn built_in_names() {
-        let local = hostnames("east", [], &service("east", "web"));
-        assert_eq!(local, ["web.svc.east.mesh.local", "web.svc.mesh.local"]);
-        assert_eq!(hostnames("east", [], &service("west", "web")), ["web.svc.west.mesh.local"]);
+    fn the_names_that_a_mesh_begins_with() {
+        let all: Vec<Parsed<HostnameGenerator>> =
+            defaults().into_iter().map(|resource| Parsed::new(resource).unwrap()).collect();
+        for (kind, zone, expected) in [
+            (MeshService::KIND, "east", &["web.svc.east.mesh.local", "web.svc.mesh.local"][..]),
+            (MeshService::KIND, "west", &["web.svc.west.mesh.local"]),
+            (MeshExternalService::KIND, "", &["web.extsvc.mesh.local"]),
+            (MeshMultiZoneService::KIND, "", &["web.mzsvc.mesh.local"]),
+        ] {
+            assert_eq!(hostnames("east", &all, &service(kind, zone, "web")), expected, "{kind} {zone}");
+        }
     }
 
     #[test]
-    fn a_generator_adds_names_of_the_mesh_only() {
-        let generator = |template: &str| HostnameGenerator {
-            template: template.into(),
-            selector: Selector { mesh_service: Some(LabelSelector::default()), ..Selector::default() },
-            extension: None,
-        };
-        let generators = [
-            generator(r#"{{ .DisplayName }}.{{ label "team" }}.mesh.local"#),
-            generator("{{ .DisplayName }}.example.com"),
-            generator("{{ if .Zone }}x{{ end }}.mesh.local"),
+    fn a_generator_makes_names_of_the_mesh_only_and_in_its_own_zone() {
+        let all = [
+            generator("", r#"{{ .DisplayName }}.{{ label "team" }}.mesh.local"#),
+            generator("", "{{ .DisplayName }}.example.com"),
+            generator("", "{{ if .Zone }}x{{ end }}.mesh.local"),
+            generator("west", "{{ .Name }}.west.mesh.local"),
         ];
-        let names = hostnames("east", &generators, &service("west", "web"));
-        assert_eq!(names, ["web.a.mesh.local", "web.svc.west.mesh.local"]);
+        let names = |zone: &str| hostnames(zone, &all, &service(MeshService::KIND, "west", "web"));
+        assert_eq!(names("east"), ["web.a.mesh.local"]);
+        assert_eq!(names("west"), ["web.a.mesh.local", "web.west.mesh.local"]);
     }
 }

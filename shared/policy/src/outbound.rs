@@ -63,7 +63,8 @@ impl<'a> ToItem<'a> {
 
     fn order(&self) -> (Strength, u8, bool, &'a Reverse<(String, Key)>) {
         let target = &self.item.target;
-        let precise = target.kind == TargetKind::MeshService && target.section_name().is_some();
+        let has_ports = matches!(target.kind, TargetKind::MeshService | TargetKind::MeshMultiZoneService);
+        let precise = has_ports && target.section_name().is_some();
         let precedence = &self.policy.precedence;
         (precedence.strength, rank(&target.kind), precise, &precedence.name)
     }

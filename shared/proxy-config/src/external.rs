@@ -1,4 +1,5 @@
-use crate::{Permission, Protocol};
+use crate::policies::unset;
+use crate::{FaultRule, Permission, Protocol, RateLimits};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -63,6 +64,20 @@ pub struct Entry {
     pub addresses: AddressPolicy,
     /// Who may use it (ExternalService, MeshExternalService). MeshPassthrough entries are allowed by [`Caller`].
     pub permission: Permission,
+    /// What policies that name its server name say of calls to it, whoever calls; executed by egresses.
+    #[serde(default, skip_serializing_if = "unset")]
+    pub policies: EntryPolicies,
+}
+
+/// For connections and requests to an entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct EntryPolicies {
+    /// Before the rate limits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultRule>,
+    #[serde(skip_serializing_if = "unset")]
+    pub rate_limits: RateLimits,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -189,6 +204,9 @@ pub struct Caller {
     pub mode: CallerMode,
     /// Keys of MeshPassthrough [`Entry`]s. Only read under `Matched`.
     pub entries: Vec<String>,
+    /// Which [`crate::DestinationPolicies`] hold for its calls: see [`crate::policies_of_callers`]. Empty: none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub policies: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

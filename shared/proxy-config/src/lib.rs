@@ -24,8 +24,8 @@ mod trust;
 
 pub use destination::{Destination, DestinationTls, Endpoint, EndpointSet, Host, Outbound, Target};
 pub use external::{
-    AddressPolicy, CaSource, Caller, CallerMode, Entry, EntryKind, External, ExternalEndpoint, HostMatch,
-    Origination, SanMatch, TlsVersion, Verification, Via, canonical_net,
+    AddressPolicy, CaSource, Caller, CallerMode, Entry, EntryKind, EntryPolicies, External, ExternalEndpoint,
+    HostMatch, Origination, SanMatch, TlsVersion, Verification, Via, canonical_net,
 };
 pub use inbound::{Inbound, InboundTls, Probe, Protocol};
 pub use permission::{Action, CallerIdentity, CallerMatch, Permission, PermissionRule, Verdict};
@@ -36,6 +36,7 @@ pub use policies::{
     InboundPolicies, Jitter, Locality, LogBackend, LogForm, LogLine, OutlierDetection, Panic, Question, Rate,
     RateLimitedBackOff, RateLimits, RequestFilter, RequestLimit, RequestPart, ResetFormat, ResetHeader,
     Retry, RetryOn, RuleSet, Script, StreamTimeouts, SuccessRate, Zones, policies_for_others,
+    policies_of_callers,
 };
 pub use proxy::{Capture, DnsSettings, Proxy, Role, Unlisted};
 pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxyStatus};
@@ -56,8 +57,9 @@ pub mod types {
     pub const INBOUND: &str = "Inbound";
     /// [`crate::Outbound`].
     pub const OUTBOUND: &str = "Outbound";
-    /// [`crate::DestinationPolicies`], by the name of the [`crate::Destination`] that they are for, or by
-    /// [`crate::policies_for_others`] for those that have none of their own.
+    /// [`crate::DestinationPolicies`], by the name of the [`crate::Destination`] (or key of the [`crate::Entry`]) that they
+    /// are for, or by [`crate::policies_for_others`] for those that have none of their own. To egresses for the callers
+    /// that they hold for ([`crate::policies_of_callers`]).
     pub const POLICIES: &str = "Policies";
     /// [`crate::Routes`], by the name of the [`crate::Destination`] that they are for.
     pub const ROUTES: &str = "Routes";

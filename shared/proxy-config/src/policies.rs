@@ -102,6 +102,13 @@ pub fn policies_for_others(protocol: Protocol) -> &'static str {
     }
 }
 
+/// The name, at an egress, of what policies say of an entry (by its key), or of others of its protocol
+/// ([`policies_for_others`]), for callers whose [`crate::Caller::policies`] is `set`. A sidecar that leaves the mesh itself
+/// knows what holds for itself by `name` alone.
+pub fn policies_of_callers(set: &str, name: &str) -> String {
+    if set.is_empty() { name.to_owned() } else { format!("{set}|{name}") }
+}
+
 /// Whether nothing is said: it then need not be sent, and a body without it stays the body that it was.
 pub(crate) fn unset<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()

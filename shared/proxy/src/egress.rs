@@ -18,6 +18,7 @@ mod dial;
 mod guard;
 mod http;
 mod originate;
+mod outward;
 mod serve;
 
 pub(crate) use authorise::terms;
@@ -25,6 +26,8 @@ pub use authorise::{Denied, Granted, authorise};
 pub(crate) use carry::{Errand, Terms, carry};
 pub use guard::{Breach, Guard, Hold};
 pub use originate::{Application, OriginateError, Originator};
+pub(crate) use outward::Caller;
+pub use outward::{Ledger, Outward};
 pub(crate) use serve::serve;
 
 use crate::denial::Reason;

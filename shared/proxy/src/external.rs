@@ -18,7 +18,7 @@ use crate::{
     address::{Scope, judge},
     copy,
     denial::{Reason, Refusal},
-    egress::{Denied, Errand, Terms, carry},
+    egress::{Caller, Denied, Errand, Terms, carry},
     exchange::{Exchange, Flags, Meter, Metered, Scene, Subject, Upstream},
     host::{Asked, HostName},
     io::{Reset, Rewind, Socket, reset_on_close},
@@ -163,6 +163,7 @@ async fn by_itself(worker: &Rc<Worker>, external: &Arc<External>, client: Client
         port: wish.port,
         mesh: proxy.as_ref().map(|proxy| proxy.mesh.clone()).unwrap_or_default(),
         caller: proxy.as_ref().map(|proxy| proxy.service.clone()).unwrap_or_default(),
+        by: Caller::Own,
     };
     let terms = own_terms(external, &errand);
     if errand.entry.is_none() {
@@ -218,6 +219,7 @@ async fn unlisted(
                 port: original.port(),
                 mesh: proxy.mesh.clone(),
                 caller: proxy.service.clone(),
+                by: Caller::Own,
             };
             let Client { socket, reset, read, exchange: _exchange, .. } = client;
             let terms: Terms = Box::new(move |snapshot| still_unlisted(snapshot, original).map(|()| None));

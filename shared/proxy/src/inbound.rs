@@ -27,6 +27,7 @@ mod permissive;
 mod terms;
 
 pub use beginners::Beginners;
+pub(crate) use terms::Terms;
 
 /// A connection that an inbound takes, before it is known what is spoken on it.
 struct Arrival {

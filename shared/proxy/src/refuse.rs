@@ -86,7 +86,7 @@ pub async fn alert<S: Stream>(mut stream: S, alert: Alert) {
 pub async fn forbid<S: Stream>(stream: S, reason: &Reason) {
     let reason = reason.clone();
     let service = service_fn(move |_: Request<Incoming>| {
-        let response = forbidden(&reason);
+        let response: Response<Full<Bytes>> = forbidden(&reason);
         async move { Ok::<_, Infallible>(response) }
     });
     let mut builder = hyper_util::server::conn::auto::Builder::new(LocalExecutor);
@@ -100,14 +100,14 @@ pub async fn forbid<S: Stream>(stream: S, reason: &Reason) {
 }
 
 /// The response that refuses a request.
-pub fn forbidden(reason: &Reason) -> Response<Full<Bytes>> {
+pub fn forbidden<B: From<String>>(reason: &Reason) -> Response<B> {
     let text = format!("refused by the mesh: {reason}\n");
     answer(StatusCode::FORBIDDEN, Some(reason), text)
 }
 
 /// A response of our own. `reason` only where it is a refusal, not a failure.
-pub fn answer(status: StatusCode, reason: Option<&Reason>, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text.clone())));
+pub fn answer<B: From<String>>(status: StatusCode, reason: Option<&Reason>, text: String) -> Response<B> {
+    let mut response = Response::new(B::from(text.clone()));
     response.extensions_mut().insert(Own(text));
     *response.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");

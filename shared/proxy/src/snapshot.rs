@@ -6,7 +6,7 @@
 use crate::{
     access_log::AccessLogs,
     address::is_vip,
-    egress::Originator,
+    egress::{Originator, Outward},
     health::Board,
     metrics::{Traffic, gather::Publication},
     policy::{
@@ -56,6 +56,8 @@ pub struct Snapshot {
     pub entries: BTreeMap<String, Arc<Entry>>,
     /// Egress: by `(mesh, dataplane)`.
     pub callers: HashMap<(String, String), Arc<config::Caller>>,
+    /// What policies say of calls that leave the mesh here, by the names that the control plane gave them.
+    pub outward: BTreeMap<String, Arc<Outward>>,
     pub routes: SniRoutes,
     /// Who takes this proxy's metrics; `None`: nobody.
     pub metrics: Option<Arc<Publication>>,
@@ -202,6 +204,7 @@ pub struct External {
 pub struct Entry {
     pub config: Arc<config::Entry>,
     pub originator: Option<Arc<Originator>>,
+    pub limits: Rates,
     pub traffic: Arc<Traffic>,
 }
 

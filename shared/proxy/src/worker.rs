@@ -2,6 +2,7 @@
 
 use crate::{
     denial::{Reason, Refusal},
+    egress::Ledger,
     inbound::Beginners,
     metrics::WorkerMetrics,
     outbound::Mirrors,
@@ -35,6 +36,8 @@ pub struct Worker {
     /// Copies of requests that are under way.
     pub mirrors: Mirrors,
     pub scripts: Scripts,
+    /// What callers have under way to the outside.
+    pub leaving: Ledger,
     registry: Rc<Registry>,
     numbered: Cell<u64>,
     seen: Cell<u64>,
@@ -52,6 +55,7 @@ impl Worker {
             beginners: Rc::default(),
             mirrors: Mirrors::default(),
             scripts: Scripts::default(),
+            leaving: Ledger::default(),
             registry: Rc::default(),
             numbered: Cell::default(),
             seen: Cell::new(snapshot.generation),

@@ -48,7 +48,7 @@ enum Op {
 }
 
 fn a_dataplane() -> impl Strategy<Value = Resource> {
-    (0..4u32, 0..3usize, 0..4usize, prop::bool::ANY).prop_map(|(n, service, shape, http)| {
+    (0..4u32, 0..3usize, 0..5usize, prop::bool::ANY).prop_map(|(n, service, shape, http)| {
         let service = ["web", "backend", "Bad_Name"][service];
         let protocol = if http { "http" } else { "tcp" };
         let mut resource =
@@ -63,6 +63,14 @@ fn a_dataplane() -> impl Strategy<Value = Resource> {
                 {"port": 20003, "tags": {"kuma.io/service": "outside"}},
             ]))),
             3 => networking["transparentProxying"]["reachableServices"] = json!(["outside"]),
+            4 => {
+                networking["transparentProxying"]["reachableBackends"] =
+                    json!({"refs": [{"kind": "MeshMultiZoneService", "name": "all"}]});
+                networking.insert("outbound".into(), json!([
+                    {"port": 20004, "backendRef": {"kind": "MeshMultiZoneService", "name": "all", "port": 9000}},
+                    {"port": 20005, "backendRef": {"kind": "MeshMultiZoneService", "labels": {"of": "0"}, "port": 1}},
+                ]));
+            }
             _ => {}
         }
         resource
@@ -127,7 +135,7 @@ fn a_policy() -> impl Strategy<Value = Resource> {
 }
 
 fn a_timeout() -> impl Strategy<Value = Resource> {
-    (0..3u32, 0..4usize, 0..5usize, 1..3u32, prop::bool::ANY).prop_map(|(n, target, to, seconds, inbound)| {
+    (0..3u32, 0..4usize, 0..7usize, 1..3u32, prop::bool::ANY).prop_map(|(n, target, to, seconds, inbound)| {
         let target = [
             json!({"kind": "Mesh"}),
             json!({"kind": "MeshSubset", "tags": {"kuma.io/service": "web"}}),
@@ -142,6 +150,8 @@ fn a_timeout() -> impl Strategy<Value = Resource> {
             json!({"kind": "MeshService", "labels": {"kuma.io/display-name": "backend"}}),
             json!({"kind": "MeshService", "labels": {"kuma.io/zone": "west"}, "sectionName": "9000"}),
             json!({"kind": "MeshExternalService", "name": "mes-0"}),
+            json!({"kind": "MeshMultiZoneService", "name": "all"}),
+            json!({"kind": "MeshMultiZoneService", "labels": {"of": "0"}, "sectionName": "9000"}),
         ][to]
             .clone();
         let mut spec = json!({"targetRef": target, "to": [{"targetRef": to, "default": conf.clone()}]});
@@ -228,6 +238,19 @@ fn metrics_for() -> impl Strategy<Value = Resource> {
     })
 }
 
+fn a_rate_limit() -> impl Strategy<Value = Resource> {
+    (0..2u32, 1..3u32).prop_map(|(n, rate)| {
+        let sni = crate::compile::external::sni_of("default", "east", "mes-0", 80);
+        let conf = json!({"local": {"http": {"requestRate": {"num": rate, "interval": "1s"}}}});
+        let matches = if n == 0 { json!([{"sni": {"type": "Exact", "value": sni}}]) } else { json!([]) };
+        let spec = json!({
+            "targetRef": {"kind": "Dataplane", "labels": {"kuma.io/zone": "east"}},
+            "rules": [{"matches": matches, "default": conf}],
+        });
+        global("MeshRateLimit", "default", &format!("mrl-{n}"), spec)
+    })
+}
+
 fn a_passthrough() -> impl Strategy<Value = Resource> {
     (0..2u32, prop::bool::ANY, 0..3usize).prop_map(|(n, all, mode)| {
         let target = if all {
@@ -255,7 +278,7 @@ fn a_passthrough() -> impl Strategy<Value = Resource> {
 }
 
 fn from_west() -> impl Strategy<Value = Resource> {
-    (0..3u32, 0..3usize, prop::bool::ANY).prop_map(|(healthy, service, http)| {
+    (0..3u32, 0..3usize, prop::bool::ANY, prop::bool::ANY).prop_map(|(healthy, service, http, gold)| {
         let service = ["backend", "web", "far"][service];
         let spec = json!({
             "selector": {"dataplaneTags": {"kuma.io/service": service}},
@@ -264,8 +287,50 @@ fn from_west() -> impl Strategy<Value = Resource> {
             "state": if healthy > 0 { "Available" } else { "Unavailable" },
         });
         let mut resource = local("west", "MeshService", "default", service, spec);
+        if gold {
+            resource.labels.insert("tier".to_owned(), "gold".to_owned());
+        }
         resource.status = Some(json!({"dataplaneProxies": {"connected": 3, "healthy": healthy, "total": 3}}));
         abroad("west", resource)
+    })
+}
+
+fn many_zones() -> impl Strategy<Value = Resource> {
+    (0..2u32, 0..4usize, prop::bool::ANY).prop_map(|(n, selector, http)| {
+        let selector = [
+            json!({"kuma.io/display-name": "backend"}),
+            json!({"kuma.io/zone": "west"}),
+            json!({"tier": "gold"}),
+            json!({"kuma.io/env": "universal"}),
+        ][selector]
+            .clone();
+        let spec = json!({
+            "selector": {"meshService": {"matchLabels": selector}},
+            "ports": [{"port": 9000, "appProtocol": if http { "http" } else { "tcp" }}, {"port": 8000 + n}],
+        });
+        let mut resource =
+            global("MeshMultiZoneService", "default", if n == 0 { "all" } else { "mes-0" }, spec);
+        resource.labels.insert("of".to_owned(), n.to_string());
+        resource
+    })
+}
+
+/// Some of whose templates make the same of several.
+fn a_generator() -> impl Strategy<Value = Resource> {
+    (0..3u32, 0..3usize, 0..3usize, prop::bool::ANY).prop_map(|(n, selector, template, own)| {
+        let selector = ["meshService", "meshExternalService", "meshMultiZoneService"][selector];
+        let template = [
+            "{{ .DisplayName }}.same.mesh.local",
+            "one.same.mesh.local",
+            "{{ label \"tier\" }}.{{ .Zone }}.mesh",
+        ][template];
+        let spec = json!({"selector": {selector: {}}, "template": template});
+        let name = format!("hg-{n}");
+        if own {
+            local("east", "HostnameGenerator", "", &name, spec)
+        } else {
+            global("HostnameGenerator", "", &name, spec)
+        }
     })
 }
 
@@ -323,6 +388,9 @@ fn op() -> impl Strategy<Value = Op> {
             2 => an_asking(),
             1 => metrics_for(),
             3 => from_west(),
+            2 => many_zones(),
+            1 => a_rate_limit(),
+            2 => a_generator(),
             4 => another(),
         ]
     };
@@ -420,6 +488,30 @@ fn one_endpoint_is_compiled_once_for_all_who_subscribe() {
     assert_eq!((cost.views, cost.memberships), (52, 0));
 }
 
+/// A MeshMultiZoneService names its members' endpoint sets: it is as it was when they change.
+#[test]
+fn an_endpoint_behind_several_names_changes_one_set() {
+    let mut world = crowd();
+    let spec = json!({
+        "selector": {"meshService": {"matchLabels": {"kuma.io/display-name": "web"}}},
+        "ports": [{"port": 8080}],
+    });
+    let selecting =
+        cost(&mut world, |world| world.put(global("MeshMultiZoneService", "default", "all", spec)));
+    assert_eq!((selecting.units, selecting.views), (3, 51), "itself, and what policies may say of it");
+    let key = sidecar("east", "web-1");
+    let facts = Facts { ready: BTreeSet::new(), certified: BTreeSet::from(["default".to_owned()]) };
+    let version = |world: &World| {
+        let view = world.views.open(&sidecar("east", "client-0"));
+        view.get("Destination", "default/*/all/8080").unwrap().version
+    };
+    let before = version(&world);
+    let flap = cost(&mut world, |world| set_facts(world, &key, Some(facts)));
+    assert!(flap.units <= 5, "{flap:?}");
+    assert_eq!((flap.views, flap.memberships), (52, 0));
+    assert_eq!(version(&world), before);
+}
+
 #[test]
 fn a_permission_is_compiled_for_those_it_selects() {
     let mut world = crowd();
@@ -459,9 +551,10 @@ fn a_policy_for_the_whole_mesh_is_compiled_once_and_is_small() {
         timeout("all", json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": default}]}))
     };
     let first = cost(&mut world, |world| world.put(to("3s")));
-    assert_eq!((first.units, first.views), (2, 51), "one for all sidecars, and the one that they give up");
+    // For all sidecars one, and one for the egress; those that they give up; and for each caller, which it is now.
+    assert_eq!((first.units, first.views), (2 + 2 + 51, 51 + 1));
     let second = cost(&mut world, |world| world.put(to("4s")));
-    assert_eq!((second.units, second.views), (1, 51));
+    assert_eq!((second.units, second.views), (2, 51 + 1));
     let shown = world.shown(&sidecar("east", "client-0"));
     let names: Vec<&str> = shown["Policies"].keys().map(String::as_str).collect();
     assert_eq!(names, ["*/grpc", "*/http", "*/http2", "*/tcp"], "said once, not for each service");
@@ -477,7 +570,7 @@ fn a_policy_for_some_sidecars_costs_the_others_nothing() {
     let cost = cost(&mut world, |world| world.put(timeout("web", spec)));
     assert_eq!(
         (cost.units, cost.views, cost.memberships),
-        (2, 1, 1),
-        "web-1 alone: its new unit, and the one that it gives up"
+        (5, 2, 2),
+        "web-1 alone: its new unit and the one that it gives up, there and at the egress, and which of them is its"
     );
 }

@@ -5,21 +5,21 @@
 
 use super::routes::EGRESSES;
 use super::services::{has_legacy_names, host_owner};
-use super::{Compiled, Inputs, host, normal_name, port, protocol};
+use super::{Compiled, Inputs, host, normal_name, policies, port, protocol};
 use crate::hostnames;
 use crate::picture::{MeshPicture, Picture, display_name};
 use crate::vip::{Owner, Range};
 use ipnet::IpNet;
-use meridian_core::Key;
 use meridian_core::kinds::data_source::DataSource;
 use meridian_core::kinds::external_service::{ExternalService, Tls as ServiceTls};
 use meridian_core::kinds::mesh_external_service as extsvc;
 use meridian_core::kinds::mesh_external_service::MeshExternalService;
+use meridian_core::{Key, Resource};
 use meridian_policy::{Parsed, external_service_permission, mesh_external_service_permission};
 use meridian_proxy_config::sni::{Sni, SniKind};
 use meridian_proxy_config::{
-    AddressPolicy, CaSource, Entry, EntryKind, External, ExternalEndpoint, Host, HostMatch, Origination,
-    Outbound, SanMatch, Target, TlsVersion, Verification, Via, types,
+    AddressPolicy, CaSource, Entry, EntryKind, EntryPolicies, External, ExternalEndpoint, Host, HostMatch,
+    Origination, Outbound, SanMatch, Target, TlsVersion, Verification, Via, types,
 };
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -100,7 +100,7 @@ pub(crate) fn owners(picture: &Picture, key: &Key) -> BTreeSet<Owner> {
     names.collect()
 }
 
-fn extsvc_owner(key: &Key) -> Owner {
+pub(crate) fn extsvc_owner(key: &Key) -> Owner {
     Owner { range: Range::MeshExternalService, name: format!("{}/{}/{}", key.mesh, key.zone, key.name) }
 }
 
@@ -151,9 +151,24 @@ pub(crate) fn entry(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
         (None, None) => return,
     };
     match built {
-        Ok(entry) => out.push(key, types::ENTRY, &entry.key.clone(), &entry),
+        Ok(mut entry) => {
+            if let Some(sni) = own_sni(inputs.picture, mesh, key) {
+                entry.policies = policies::entry(mesh, &sni, out);
+            }
+            out.push(key, types::ENTRY, &entry.key.clone(), &entry);
+        }
         Err(reason) => out.problem(key, reason),
     }
+}
+
+/// The server name by which this zone's egress knows it.
+fn own_sni(picture: &Picture, mesh: &MeshPicture, key: &Key) -> Option<String> {
+    let of = |resource: &Resource, number| sni_of(&key.mesh, &picture.zone, display_name(resource), number);
+    if let Some(service) = mesh.external_services.get(key) {
+        return Some(of(&service.resource, service.spec.host_and_port()?.1));
+    }
+    let service = mesh.mesh_external_services.get(key)?;
+    Some(of(&service.resource, port(service.spec.match_.port)))
 }
 
 fn external_service(
@@ -254,13 +269,13 @@ fn mesh_external_service(
         }
         Ok(_) => Via::Refused(NO_EGRESS.to_owned()),
     };
-    let hostnames = hostnames::of_external(inputs.picture, service);
+    let hostnames = mesh.names.of(key);
     let name = entry_key(key);
     let external = External {
         entry: name.clone(),
         kind: EntryKind::MeshExternalService,
         protocol: extsvc_protocol(&service.spec.match_.protocol),
-        hosts: hostnames.iter().cloned().map(HostMatch::Exact).collect(),
+        hosts: asked_names(mesh, key).into_iter().map(HostMatch::Exact).collect(),
         ports: vec![number],
         originates_tls: service.spec.tls.as_ref().is_some_and(|tls| tls.enabled),
         via,
@@ -269,7 +284,14 @@ fn mesh_external_service(
     names(out, key, &name, inputs.vips.address(&extsvc_owner(key)), number, hostnames, &name);
 }
 
-fn extsvc_protocol(declared: &extsvc::Protocol) -> meridian_proxy_config::Protocol {
+/// What sidecars call it towards the egress. Where no generator names it, a name that nobody can have (RFC 2606): explicit
+/// outbounds still lead to it.
+fn asked_names(mesh: &MeshPicture, key: &Key) -> Vec<String> {
+    let names = mesh.names.of(key);
+    if names.is_empty() { vec![format!("{}.extsvc.invalid", key.name)] } else { names }
+}
+
+pub(crate) fn extsvc_protocol(declared: &extsvc::Protocol) -> meridian_proxy_config::Protocol {
     match declared {
         extsvc::Protocol::Tcp | extsvc::Protocol::Other(_) => meridian_proxy_config::Protocol::Tcp,
         extsvc::Protocol::Grpc => meridian_proxy_config::Protocol::Grpc,
@@ -331,6 +353,7 @@ fn service_entry(
         tls: tls.map(|tls| service_origination(mesh, tls)).transpose()?,
         addresses: addresses([address], &networking.allowed_addresses),
         permission: external_service_permission(&service.spec, &sni, &mesh.permissions),
+        policies: EntryPolicies::default(),
     })
 }
 
@@ -358,7 +381,7 @@ fn extsvc_entry(
     let number = port(spec.match_.port);
     let sni = sni_of(&key.mesh, &picture.zone, display_name(&service.resource), number);
     let mesh_spec = mesh.spec().ok_or("its mesh is not there")?;
-    let asked = hostnames::of_external(picture, service).into_iter().map(HostMatch::Exact);
+    let asked = asked_names(mesh, key).into_iter().map(HostMatch::Exact);
     let hosts: BTreeSet<HostMatch> =
         asked.chain(spec.endpoints.iter().map(|it| host_match(&it.address))).collect();
     let endpoint = |it: &extsvc::Endpoint| ExternalEndpoint {
@@ -388,6 +411,7 @@ fn extsvc_entry(
             &sni,
             &mesh.permissions,
         ),
+        policies: EntryPolicies::default(),
     })
 }
 

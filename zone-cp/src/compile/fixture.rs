@@ -6,6 +6,7 @@ use crate::generate::{Action, generate};
 use crate::picture::{Facts, Options, Picture};
 use crate::vip::VipTable;
 use meridian_api::wire;
+use meridian_core::kinds::hostname_generator::defaults;
 use meridian_core::{Key, Kind, Resource, labels};
 use meridian_delta::{Revision, StoreId};
 use serde_json::{Value, json};
@@ -76,7 +77,8 @@ pub(crate) fn healthy(resource: &Resource) -> Facts {
 
 /// What is the same in both zones.
 pub(crate) fn policies() -> Vec<Resource> {
-    vec![
+    let mut all = defaults();
+    all.extend([
         mesh(strict()),
         global("TrustBundle", "default", "default", json!({"roots": ["root"], "revoked": []})),
         global(
@@ -132,7 +134,8 @@ pub(crate) fn policies() -> Vec<Resource> {
                 ]},
             }),
         ),
-    ]
+    ]);
+    all
 }
 
 /// The zone's own gateways.

@@ -4,13 +4,14 @@
 //! worked out once; beside them each has few of its own.
 
 use super::Unit;
-use super::proxy::{referenced_service, refers};
+use super::proxy::{referenced_multi_zone, referenced_service, refers};
 use super::services::{legacy_services, service_of};
-use super::{external, policies};
+use super::{external, multi_zone, policies};
 use crate::picture::{MeshPicture, Picture};
 use meridian_core::kinds::dataplane::{Dataplane, ReachableBackendRef, TransparentProxying};
 use meridian_core::kinds::external_service::ExternalService;
 use meridian_core::kinds::mesh_external_service::MeshExternalService;
+use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, Kind, Resource, labels};
@@ -103,6 +104,10 @@ pub(crate) fn own_members(picture: &Picture, proxy: &Key) -> BTreeSet<Unit> {
         units.extend(policies::held(picture, mesh, &selection).into_iter().flat_map(|held| match held {
             policies::Held::Service(key) => BTreeSet::from(service_units(&key)),
             policies::Held::Legacy(tag) => legacy_units(&proxy.mesh, mesh, &tag),
+            policies::Held::MultiZone(key) => {
+                let service = mesh.multi_zone_services.get(&key);
+                service.into_iter().flat_map(|it| multi_zone::units(mesh, it)).collect()
+            }
         }));
     }
     units.insert(Unit::Policies { mesh: proxy.mesh.clone(), selection });
@@ -117,6 +122,9 @@ pub(crate) fn own_members(picture: &Picture, proxy: &Key) -> BTreeSet<Unit> {
         if let Some(service) = referenced_service(picture, mesh, reference) {
             units.extend(service_units(&service.resource.key));
         }
+        if let Some(service) = referenced_multi_zone(mesh, reference) {
+            units.extend(multi_zone::units(mesh, service));
+        }
         let external = super::proxy::referenced_external(mesh, reference);
         units.extend(external.map(|key| Unit::External(key.clone())));
     }
@@ -130,6 +138,9 @@ fn sidecars(picture: &Picture, name: &str, mesh: &MeshPicture, reach: &Reach) ->
     }
     let services = mesh.services.values().filter(|it| reach.has(MeshService::KIND, &it.resource));
     units.extend(services.flat_map(|it| service_units(&it.resource.key)));
+    let many =
+        mesh.multi_zone_services.values().filter(|it| reach.has(MeshMultiZoneService::KIND, &it.resource));
+    units.extend(many.flat_map(|it| multi_zone::units(mesh, it)));
     let external =
         mesh.mesh_external_services.values().filter(|it| reach.has(MeshExternalService::KIND, &it.resource));
     units.extend(external.map(|it| Unit::External(it.resource.key.clone())));
@@ -192,6 +203,11 @@ fn egresses(picture: &Picture) -> BTreeSet<Unit> {
         units.extend(leaving.map(|key| Unit::Entry(key.clone())));
         units.extend(mesh.dataplanes.keys().map(|key| Unit::Caller(key.clone())));
         units.insert(Unit::PassthroughEntries(name.clone()));
+        let selections: BTreeSet<_> =
+            mesh.dataplanes.values().map(|it| policies::selection(mesh, it)).collect();
+        units.extend(
+            selections.into_iter().map(|selection| Unit::EntryPolicies { mesh: name.clone(), selection }),
+        );
     }
     units
 }

@@ -7,6 +7,7 @@
 
 pub(crate) mod external;
 pub(crate) mod members;
+pub(crate) mod multi_zone;
 pub(crate) mod policies;
 pub(crate) mod proxy;
 pub(crate) mod routes;
@@ -36,10 +37,14 @@ pub(crate) enum Unit {
     Service(Key),
     /// A MeshService's endpoint sets.
     Endpoints(Key),
+    /// A MeshMultiZoneService's names and destinations.
+    MultiZone(Key),
     /// Destinations of a `kuma.io/service` over all zones; the names too, where the mesh has them.
     Legacy { mesh: String, service: String },
     /// What policies say of the calls of all sidecars that the same ones select.
     Policies { mesh: String, selection: policies::Selection },
+    /// The same of their calls to destinations outside of the mesh, for egresses.
+    EntryPolicies { mesh: String, selection: policies::Selection },
     /// An ExternalService or MeshExternalService, for sidecars.
     External(Key),
     /// The same, for the egress that it leaves by.
@@ -104,6 +109,7 @@ impl Compiled {
 pub(crate) fn owners(unit: &Unit, picture: &Picture) -> BTreeSet<Owner> {
     match unit {
         Unit::Service(key) => services::owner(picture, key).into_iter().collect(),
+        Unit::MultiZone(key) => multi_zone::owner(picture, key).into_iter().collect(),
         Unit::Legacy { mesh, service } => {
             services::legacy_owner(picture, mesh, service).into_iter().collect()
         }
@@ -120,8 +126,10 @@ pub(crate) fn compile(unit: &Unit, inputs: Inputs<'_>) -> Compiled {
         Unit::Bundle(mesh) => routes::bundle(inputs, mesh, &mut out),
         Unit::Service(key) => services::service(inputs, key, &mut out),
         Unit::Endpoints(key) => services::endpoints(inputs, key, &mut out),
+        Unit::MultiZone(key) => multi_zone::multi_zone(inputs, key, &mut out),
         Unit::Legacy { mesh, service } => services::legacy(inputs, mesh, service, &mut out),
         Unit::Policies { mesh, selection } => policies::outgoing(inputs, mesh, selection, &mut out),
+        Unit::EntryPolicies { mesh, selection } => policies::leaving(inputs, mesh, selection, &mut out),
         Unit::External(key) => external::external(inputs, key, &mut out),
         Unit::Entry(key) => external::entry(inputs, key, &mut out),
         Unit::Dataplane(key) => proxy::dataplane(inputs, key, &mut out),

@@ -3,21 +3,23 @@
 use super::external::{NO_EGRESS, passthrough_sni, through_egress};
 use super::routes::EGRESSES;
 use super::services::{destination_name, host_owner, legacy_name, legacy_services, tag};
-use super::{Compiled, Inputs, normal_name, policies, port, protocol};
+use super::{Compiled, Inputs, multi_zone, normal_name, policies, port, protocol};
 use crate::picture::{MeshPicture, Picture, subject};
 use crate::vip::Owner;
 use ipnet::IpNet;
 use meridian_core::duration::ProtoDuration;
 use meridian_core::kinds::dataplane::{self, Dataplane, InboundState, IpFamilyMode};
 use meridian_core::kinds::mesh_external_service::MeshExternalService;
+use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_passthrough::{MatchType, Protocol as PassthroughProtocol};
 use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, labels};
 use meridian_policy::{Parsed, Passthrough, PassthroughEntry, inbound_permission, passthrough};
 use meridian_proxy_config::{
-    AddressPolicy, Caller, CallerMode, Capture, DnsSettings, Entry, EntryKind, External, HostMatch, Inbound,
-    Outbound, Permission, Probe, Protocol, Proxy, Role, Target, Unlisted, Via, canonical_net, types,
+    AddressPolicy, Caller, CallerMode, Capture, DnsSettings, Entry, EntryKind, EntryPolicies, External,
+    HostMatch, Inbound, Outbound, Permission, Probe, Protocol, Proxy, Role, Target, Unlisted, Via,
+    canonical_net, types,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -254,6 +256,12 @@ fn referenced_target(
             let name = has_port.then(|| destination_name(service, reference.port));
             name.map(Target::Destination).ok_or_else(missing)
         }
+        Some(kind) if kind == MeshMultiZoneService::KIND => {
+            let service = referenced_multi_zone(mesh, reference).ok_or_else(missing)?;
+            let has_port = service.spec.ports.iter().any(|port| port.port == reference.port);
+            let name = has_port.then(|| multi_zone::destination_name(service, reference.port));
+            name.map(Target::Destination).ok_or_else(missing)
+        }
         Some(kind) if kind == MeshExternalService::KIND => {
             let found = referenced_external(mesh, reference).ok_or_else(missing)?;
             Ok(Target::External(super::external::entry_key(found)))
@@ -268,11 +276,20 @@ pub(crate) fn referenced_service<'a>(
     mesh: &'a MeshPicture,
     reference: &dataplane::BackendRef,
 ) -> Option<&'a Parsed<MeshService>> {
-    let matching =
-        mesh.services.values().filter(|it| refers(&it.resource, &reference.name, &reference.labels));
-    matching
+    let is_it = |it: &&std::sync::Arc<Parsed<MeshService>>| means(reference, &it.resource);
+    mesh.services
+        .values()
+        .filter(is_it)
         .min_by_key(|it| (!picture.is_local(&it.resource.key), it.resource.key.clone()))
         .map(AsRef::as_ref)
+}
+
+pub(crate) fn referenced_multi_zone<'a>(
+    mesh: &'a MeshPicture,
+    reference: &dataplane::BackendRef,
+) -> Option<&'a Parsed<MeshMultiZoneService>> {
+    let mut all = mesh.multi_zone_services.values().map(AsRef::as_ref);
+    all.find(|it: &&Parsed<MeshMultiZoneService>| means(reference, &it.resource))
 }
 
 pub(crate) fn referenced_external<'a>(
@@ -280,7 +297,11 @@ pub(crate) fn referenced_external<'a>(
     reference: &dataplane::BackendRef,
 ) -> Option<&'a Key> {
     let mut all = mesh.mesh_external_services.iter();
-    all.find(|(_, it)| refers(&it.resource, &reference.name, &reference.labels)).map(|(key, _)| key)
+    all.find(|(_, it)| means(reference, &it.resource)).map(|(key, _)| key)
+}
+
+fn means(reference: &dataplane::BackendRef, resource: &meridian_core::Resource) -> bool {
+    reference.kind == resource.key.kind.as_str() && refers(resource, &reference.name, &reference.labels)
 }
 
 pub(crate) use meridian_policy::refers;
@@ -371,6 +392,7 @@ fn passthrough_entry(mesh: &str, matched: &PassthroughEntry) -> Option<Entry> {
         addresses: AddressPolicy { allowed },
         // The caller's own list is the permission.
         permission: Permission::default(),
+        policies: EntryPolicies::default(),
     })
 }
 
@@ -380,7 +402,8 @@ pub(crate) fn caller(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     if !picture.mesh(&key.mesh).is_some_and(MeshPicture::egress_enforced) {
         return;
     }
-    let Some((_, passthrough)) = passthrough_of(picture, key) else { return };
+    let Some((dataplane, passthrough)) = passthrough_of(picture, key) else { return };
+    let Some(mesh) = picture.mesh(&key.mesh) else { return };
     let entries =
         passthrough.entries.iter().filter_map(|it| passthrough_entry(&key.mesh, it)).map(|entry| entry.key);
     let caller = Caller {
@@ -388,6 +411,7 @@ pub(crate) fn caller(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
         dataplane: key.name.clone(),
         mode: passthrough.mode,
         entries: entries.collect(),
+        policies: policies::selection(mesh, dataplane).name(),
     };
     out.push(key, types::CALLER, &format!("{}/{}", key.mesh, key.name), &caller);
 }

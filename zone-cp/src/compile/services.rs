@@ -91,13 +91,13 @@ pub(crate) fn service(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     let Some(mesh) = picture.mesh(&key.mesh) else { return };
     let (Some(service), Some(_)) = (mesh.service(key), mesh.spec()) else { return };
     let vip = owner(picture, key).and_then(|owner| inputs.vips.address(&owner)).map(IpAddr::V4);
-    let hostnames = hostnames::of_service(picture, service);
+    let hostnames = mesh.names.of(key);
     for declared in &service.spec.ports {
         let name = destination_name(service, declared.port);
         let destination = Destination {
             service: display_name(&service.resource).to_owned(),
             protocol: protocol(declared.protocol()),
-            tls: tls(picture, mesh, &[service]),
+            tls: destination_tls(picture, mesh, &key.mesh, &[service]),
             tiers: vec![set_names(picture, mesh, service, declared)],
             spans_zones: false,
         };
@@ -127,7 +127,7 @@ pub(crate) fn legacy(inputs: Inputs<'_>, mesh_name: &str, service: &str, out: &m
         services.iter().copied().partition(|it| picture.is_local(&it.resource.key));
     let ports: BTreeMap<u32, &Port> =
         services.iter().rev().flat_map(|it| &it.spec.ports).map(|port| (port.port, port)).collect();
-    let tls = tls(picture, mesh, &services);
+    let tls = destination_tls(picture, mesh, mesh_name, &services);
     for (number, declared) in &ports {
         let sets = |of: &[&Parsed<MeshService>]| -> Vec<String> {
             let with_port = of.iter().flat_map(|it| it.spec.ports.iter().map(move |port| (it, port)));
@@ -180,7 +180,12 @@ pub(crate) fn legacy_services<'a>(
 
 /// How to speak to a service that is there in these forms. Under STRICT always mutual; under PERMISSIVE once all
 /// proxies of the local ones have had certificates, or where a MeshTLS takes nothing else; to other zones always mutual.
-fn tls(picture: &Picture, mesh: &MeshPicture, services: &[&Parsed<MeshService>]) -> DestinationTls {
+pub(crate) fn destination_tls(
+    picture: &Picture,
+    mesh: &MeshPicture,
+    name: &str,
+    services: &[&Parsed<MeshService>],
+) -> DestinationTls {
     let Some(backend) = mesh.spec().and_then(|spec| spec.mtls_backend()) else { return DestinationTls::Off };
     let is_plain = |it: &Parsed<MeshService>| {
         picture.is_local(&it.resource.key) && !tls_ready(it) && !is_closed(mesh, &it.spec)
@@ -188,7 +193,6 @@ fn tls(picture: &Picture, mesh: &MeshPicture, services: &[&Parsed<MeshService>])
     if backend.mode == MtlsMode::Permissive && services.iter().any(|it| is_plain(it)) {
         return DestinationTls::Off;
     }
-    let name = services.first().map_or("", |it| it.resource.key.mesh.as_str());
     let identities: BTreeSet<String> = services.iter().flat_map(|it| spiffe_ids(name, &it.spec)).collect();
     DestinationTls::Mutual { mesh: name.to_owned(), identities: identities.into_iter().collect() }
 }
@@ -227,7 +231,7 @@ pub(crate) fn endpoints(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     }
 }
 
-fn set_names(
+pub(crate) fn set_names(
     picture: &Picture,
     mesh: &MeshPicture,
     service: &Parsed<MeshService>,

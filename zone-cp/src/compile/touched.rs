@@ -3,14 +3,16 @@
 //! Written by hand, so that a person can read what depends on what. It may name too much, never too little: a property
 //! test holds incremental compiling to compiling from nothing.
 
+mod names;
+
 use super::Unit;
 use super::members::{Group, is_external, reaches_less};
 use super::services::{selected, selected_inbounds, service_of, tls_ready};
-use super::{external, policies};
+use super::{external, multi_zone, policies};
 use crate::picture::{MeshPicture, Picture, subject};
 use meridian_core::kinds::dataplane::Dataplane;
-use meridian_core::kinds::hostname_generator::HostnameGenerator;
 use meridian_core::kinds::mesh::Mesh;
+use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_passthrough::MeshPassthrough;
 use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::mesh_tls::MeshTls;
@@ -20,7 +22,7 @@ use meridian_core::kinds::trust_bundle::TrustBundle;
 use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, Resource, TargetKind, TargetRef};
-use meridian_policy::Routes;
+use meridian_policy::{Policy, Routes};
 use std::collections::BTreeSet;
 
 /// What to compile again.
@@ -81,17 +83,19 @@ pub(crate) fn touched(before: &Picture, after: &Picture, key: &Key) -> Touched {
             TrustBundle::KIND => drop(out.units.insert(Unit::Bundle(key.mesh.clone()))),
             Dataplane::KIND => dataplane(picture, key, &mut out),
             MeshService::KIND => service(picture, key, &mut out),
+            MeshMultiZoneService::KIND => many_zones(picture, key, &mut out),
             kind if is_external(kind) => external_destination(picture, key, &mut out),
             Secret::KIND => secret(picture, key, &mut out),
             MeshTrafficPermission::KIND => permission(picture, key, &mut out),
             MeshPassthrough::KIND => passthrough(picture, key, &mut out),
             ZoneIngress::KIND => ingress(picture, key, &mut out),
             ZoneEgress::KIND => egress(picture, key, &mut out),
-            HostnameGenerator::KIND => generator(picture, &mut out),
             kind if policies::is_executed(kind) => policy(picture, key, &mut out),
             _ => {}
         }
     }
+    names::names(before, after, key, &mut out);
+    callers(before, after, key, &mut out);
     if addresses(before, key) != addresses(after, key) {
         for picture in [before, after] {
             out.units.extend(picture.egresses.keys().cloned().map(Unit::Gateway));
@@ -127,7 +131,10 @@ fn same_reach(before: &Picture, after: &Picture, key: &Key) -> bool {
     let both = |picture: &Picture| picture.mesh(&key.mesh).cloned();
     let (Some(before), Some(after)) = (both(before), both(after)) else { return false };
     match key.kind {
-        Dataplane::KIND => before.dataplane(key).is_some() && after.dataplane(key).is_some(),
+        Dataplane::KIND => match (before.dataplane(key), after.dataplane(key)) {
+            (Some(old), Some(new)) => policies::selection(&before, old) == policies::selection(&after, new),
+            _ => false,
+        },
         MeshService::KIND => match (before.service(key), after.service(key)) {
             (Some(old), Some(new)) => {
                 old.resource.labels == new.resource.labels
@@ -199,6 +206,7 @@ fn whole_mesh(picture: &Picture, name: &str, out: &mut Touched) {
     for key in mesh.services.keys() {
         service_units(picture, mesh, key, out);
     }
+    out.units.extend(mesh.multi_zone_services.keys().cloned().map(Unit::MultiZone));
     for key in mesh.external_services.keys().chain(mesh.mesh_external_services.keys()) {
         out.units.extend([
             Unit::External(key.clone()),
@@ -249,7 +257,7 @@ fn services_of_dataplane(mesh: &MeshPicture, key: &Key, out: &mut Touched) {
         if by_inbound || by_rest {
             out.units.extend([Unit::Endpoints(service_key.clone()), Unit::Service(service_key.clone())]);
             out.units.insert(Unit::IngressRoute(service_key.clone()));
-            out.units.extend(legacy_of(mesh, service_key));
+            out.units.extend(views_of(mesh, service_key));
             out.services.insert((key.mesh.clone(), service_key.name.clone()));
         }
     }
@@ -260,9 +268,16 @@ fn legacy_of(mesh: &MeshPicture, key: &Key) -> Option<Unit> {
     Some(Unit::Legacy { mesh: key.mesh.clone(), service })
 }
 
+/// Destinations that a service is one of several behind.
+fn views_of(mesh: &MeshPicture, key: &Key) -> Vec<Unit> {
+    let Some(service) = mesh.service(key) else { return Vec::new() };
+    let many = multi_zone::selecting(mesh, service).cloned().map(Unit::MultiZone);
+    many.chain(legacy_of(mesh, key)).collect()
+}
+
 fn service_units(picture: &Picture, mesh: &MeshPicture, key: &Key, out: &mut Touched) {
     out.units.extend([Unit::Service(key.clone()), Unit::Endpoints(key.clone())]);
-    out.units.extend(legacy_of(mesh, key));
+    out.units.extend(views_of(mesh, key));
     if picture.is_local(key) {
         out.units.insert(Unit::IngressRoute(key.clone()));
         out.services.insert((key.mesh.clone(), key.name.clone()));
@@ -297,6 +312,15 @@ fn routed(mesh: &MeshPicture, out: &mut Touched) {
     }
 }
 
+fn many_zones(picture: &Picture, key: &Key, out: &mut Touched) {
+    let Some(mesh) = picture.mesh(&key.mesh) else { return };
+    out.units.insert(Unit::MultiZone(key.clone()));
+    out.policies.insert(key.mesh.clone());
+    out.groups.meshes.insert(key.mesh.clone());
+    explicit_outbounds(mesh, out);
+    routed(mesh, out);
+}
+
 /// Sidecars with explicit outbounds, which name services one by one.
 fn explicit_outbounds(mesh: &MeshPicture, out: &mut Touched) {
     let explicit = mesh.dataplanes.iter().filter(|(_, it)| {
@@ -323,6 +347,7 @@ fn external_destination(picture: &Picture, key: &Key, out: &mut Touched) {
             out.units.extend([Unit::External(other.clone()), Unit::Entry(other.clone())]);
         }
     }
+    out.policies.insert(key.mesh.clone());
     out.groups.meshes.insert(key.mesh.clone());
     (out.groups.ingresses, out.groups.egresses) = (true, true);
     explicit_outbounds(mesh, out);
@@ -364,12 +389,7 @@ fn passthrough(picture: &Picture, key: &Key, out: &mut Touched) {
 fn policy(picture: &Picture, key: &Key, out: &mut Touched) {
     let Some(mesh) = picture.mesh(&key.mesh) else { return };
     let Some(policy) = mesh.policies.get(key) else { return };
-    // A route decides whom the policies select that are about it.
-    let is_target = Routes::is_route(policy)
-        && mesh
-            .policies
-            .values()
-            .any(|it| it.target().is_some_and(|at| at.kind == TargetKind::MeshHttpRoute));
+    let is_target = is_target(mesh, policy);
     for (dataplane, it) in mesh.dataplanes.iter() {
         if is_target || policies::selects_outgoing(mesh, policy, it) {
             out.proxies.insert(dataplane.clone());
@@ -378,6 +398,10 @@ fn policy(picture: &Picture, key: &Key, out: &mut Touched) {
             out.units.insert(Unit::Dataplane(dataplane.clone()));
         }
     }
+    if policies::is_of_entries(policy) {
+        let entries = mesh.external_services.keys().chain(mesh.mesh_external_services.keys());
+        out.units.extend(entries.cloned().map(Unit::Entry));
+    }
     out.policies.extend(policies::is_outgoing(policy).then(|| key.mesh.clone()));
     if key.kind == MeshTls::KIND {
         // How a service is spoken to may follow from what its inbounds take.
@@ -385,6 +409,38 @@ fn policy(picture: &Picture, key: &Key, out: &mut Touched) {
             service_units(picture, mesh, service, out);
         }
         out.units.extend(picture.egresses.keys().cloned().map(Unit::Gateway));
+    }
+}
+
+/// Whether a policy is a route that decides whom the policies select that are about it.
+fn is_target(mesh: &MeshPicture, policy: &Policy) -> bool {
+    let is_of_routes = |it: &std::sync::Arc<Policy>| {
+        it.target().is_some_and(|target| target.kind == TargetKind::MeshHttpRoute)
+    };
+    Routes::is_route(policy) && mesh.policies.values().any(is_of_routes)
+}
+
+/// Callers of which an egress is told that other policies select them now.
+fn callers(before: &Picture, after: &Picture, key: &Key, out: &mut Touched) {
+    if !policies::is_executed(key.kind) {
+        return;
+    }
+    let of = |picture: &Picture| {
+        let mesh = picture.mesh(&key.mesh)?.clone();
+        let policy = mesh.policies.get(key)?.clone();
+        Some((mesh, policy))
+    };
+    let (old, new) = (of(before), of(after));
+    let decides = [&old, &new].into_iter().flatten().any(|(mesh, policy)| is_target(mesh, policy));
+    let Some(mesh) = after.mesh(&key.mesh) else { return };
+    for (dataplane, it) in mesh.dataplanes.iter() {
+        let selects = |of: &Option<(MeshPicture, std::sync::Arc<Policy>)>| {
+            of.as_ref().is_some_and(|(mesh, policy)| policies::selects_outgoing(mesh, policy, it))
+        };
+        if decides || selects(&old) != selects(&new) {
+            out.units.insert(Unit::Caller(dataplane.clone()));
+            out.groups.egresses = true;
+        }
     }
 }
 
@@ -418,7 +474,7 @@ fn ingress(picture: &Picture, key: &Key, out: &mut Touched) {
         let far = mesh.services.keys().filter(|it| it.zone == key.zone);
         for service in far {
             out.units.extend([Unit::Endpoints(service.clone()), Unit::Service(service.clone())]);
-            out.units.extend(legacy_of(mesh, service));
+            out.units.extend(views_of(mesh, service));
         }
         let pinned =
             mesh.external_services.iter().filter(|(_, it)| it.spec.zone() == Some(key.zone.as_str()));
@@ -442,7 +498,7 @@ fn egress(picture: &Picture, key: &Key, out: &mut Touched) {
     for mesh in picture.meshes.values().filter(|mesh| mesh.egress_enforced()) {
         for service in mesh.services.keys().filter(|it| !picture.is_local(it)) {
             out.units.extend([Unit::Endpoints(service.clone()), Unit::Service(service.clone())]);
-            out.units.extend(legacy_of(mesh, service));
+            out.units.extend(views_of(mesh, service));
         }
         let destinations = mesh.external_services.keys().chain(mesh.mesh_external_services.keys());
         out.units.extend(destinations.cloned().map(Unit::External));
@@ -453,13 +509,4 @@ fn egress(picture: &Picture, key: &Key, out: &mut Touched) {
 
 fn passes_all(mesh: &MeshPicture) -> bool {
     mesh.spec().is_some_and(Mesh::passthrough)
-}
-
-fn generator(picture: &Picture, out: &mut Touched) {
-    for mesh in picture.meshes.values() {
-        out.units.extend(mesh.services.keys().cloned().map(Unit::Service));
-        for key in mesh.mesh_external_services.keys() {
-            out.units.extend([Unit::External(key.clone()), Unit::Entry(key.clone())]);
-        }
-    }
 }

@@ -59,6 +59,7 @@ pub(super) fn calls_to(name: &str) -> String {
 fn destination(name: &str) -> String {
     match name.split('/').collect::<Vec<_>>().as_slice() {
         [_, "", service, port] => format!("{service}:{port} ({service}.mesh)"),
+        [_, "*", service, port] => format!("{service}:{port} of all zones (MeshMultiZoneService)"),
         [_, zone, service, port] => format!("{service}:{port} of zone {zone}"),
         _ => name.to_owned(),
     }

@@ -6,9 +6,10 @@ use crate::inspect::world::{kinds, subject};
 use meridian_core::kinds::dataplane::{Dataplane, Inbound, InboundState};
 use meridian_core::kinds::mesh::{MeshServicesMode, MtlsMode};
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
+use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_service::{MeshService, Port, State, Status};
 use meridian_core::kinds::mesh_traffic_permission::{MeshTrafficPermission, RuleMatch, SpiffeIdMatchType};
-use meridian_core::{Kind, KindInfo, Standing, document};
+use meridian_core::{Kind, KindInfo, Resource, Standing, document};
 use meridian_policy::{
     InboundRule, Merged, Parsed, ResourceRules, Section, hostnames, inbound_confs, inbound_permission,
     inbound_rules, is_reachable, leads_to, legacy_hostname, offered, service_tag, to_conf,
@@ -24,6 +25,8 @@ const NAMED: usize = 5;
 /// The service that is meant.
 pub(super) struct Found<'a> {
     asked: &'a str,
+    /// By whose name they are called, if by one's of several zones.
+    many: Option<&'a Parsed<MeshMultiZoneService>>,
     /// Of the caller's zone first.
     services: Vec<&'a Parsed<MeshService>>,
     /// By its `kuma.io/service`, in all zones.
@@ -35,15 +38,17 @@ pub(super) struct Found<'a> {
 /// Part of an answer that instances give, and who gives it.
 type Shared<T> = Vec<(T, Vec<String>)>;
 
-/// The MeshServices that the host names; `None` if it names none.
+/// The MeshServices that the host names, or of the MeshMultiZoneService that it names; `None` if it names none.
 pub(super) fn find<'a>(facts: &'a Facts, caller: &Caller<'_>, question: &'a Question) -> Option<Found<'a>> {
-    let generators = || facts.generators.iter().map(|it| &it.spec);
-    let by_name = |it: &&Parsed<MeshService>| {
-        hostnames(caller.zone(), generators(), &it.resource).contains(&question.host)
-    };
+    let by_name = |it: &Resource| hostnames(caller.zone(), &facts.generators, it).contains(&question.host);
     let has_names = facts.mesh.spec.mesh_services_mode() != MeshServicesMode::Disabled;
     let mut services: Vec<&Parsed<MeshService>> =
-        facts.services.iter().filter(|it| has_names && by_name(it)).collect();
+        facts.services.iter().filter(|it| has_names && by_name(&it.resource)).collect();
+    if services.is_empty()
+        && let Some(many) = facts.multi_zone_services.iter().find(|it| by_name(&it.resource))
+    {
+        return Some(of_many_zones(facts, caller, question, many));
+    }
     let is_legacy = services.is_empty();
     if is_legacy {
         let by_tag = |it: &&Parsed<MeshService>| {
@@ -68,17 +73,53 @@ pub(super) fn find<'a>(facts: &'a Facts, caller: &Caller<'_>, question: &'a Ques
         Some(LEGACY_PORT) if is_legacy => declared(u32::from(LEGACY_PORT)).or_else(lowest),
         Some(number) => declared(u32::from(number)),
     };
-    Some(Found { asked: &question.asked, services, is_legacy, port })
+    Some(Found { asked: &question.asked, many: None, services, is_legacy, port })
+}
+
+/// Those that a MeshMultiZoneService selects and that serve its port; of which kind they must be, HTTP or not, its port
+/// says, or the first of them.
+fn of_many_zones<'a>(
+    facts: &'a Facts,
+    caller: &Caller<'_>,
+    question: &'a Question,
+    many: &'a Parsed<MeshMultiZoneService>,
+) -> Found<'a> {
+    let mut services: Vec<&Parsed<MeshService>> =
+        facts.services.iter().filter(|it| many.spec.selector.matches(&it.resource.labels)).collect();
+    services.sort_by_key(|it| it.resource.key.zone != caller.zone());
+    let asked = question.port.map(u32::from);
+    let ports = many.spec.ports.iter().filter(|port| asked.is_none_or(|asked| port.port == asked));
+    let Some(declared) = ports.min_by_key(|port| port.port) else {
+        return Found { asked: &question.asked, many: Some(many), services, is_legacy: false, port: None };
+    };
+    let port_of = |it: &Parsed<MeshService>| it.spec.ports.iter().position(|port| port.port == declared.port);
+    let protocol = |it: &Parsed<MeshService>| {
+        let port = port_of(it).and_then(|at| it.spec.ports.get(at));
+        port.map(|port| is_http(port.protocol()))
+    };
+    let spoken = match is_http(&declared.app_protocol) {
+        true => Some(true),
+        false => services.iter().find_map(|it| protocol(it)),
+    };
+    services.retain(|it| protocol(it).is_some_and(|own| Some(own) == spoken));
+    let port = services.first().and_then(|it| it.spec.ports.get(port_of(it)?));
+    Found { asked: &question.asked, many: Some(many), services, is_legacy: false, port }
+}
+
+fn is_http(protocol: &str) -> bool {
+    matches!(protocol, "http" | "http2" | "grpc")
 }
 
 impl Found<'_> {
     pub(super) fn shown(&self) -> Value {
-        let services = self.services.iter().map(|it| {
+        let one = |resource: &Resource| {
             json!({
-                "type": "MeshService", "name": display(&it.resource), "zone": it.resource.key.zone,
-                "kri": document::kri(&it.resource),
+                "type": resource.key.kind.as_str(), "name": display(resource), "zone": resource.key.zone,
+                "kri": document::kri(resource),
             })
-        });
+        };
+        let services = self.many.iter().map(|it| &it.resource);
+        let services = services.chain(self.services.iter().map(|it| &it.resource)).map(one);
         json!({
             "asked": self.asked,
             "services": services.collect::<Vec<_>>(),
@@ -92,6 +133,9 @@ impl Found<'_> {
     fn is_known_to(&self, caller: &Caller<'_>) -> bool {
         let networking = caller.dataplane.spec.networking.as_ref();
         let transparent = networking.and_then(|it| it.transparent_proxying.as_ref());
+        if let Some(many) = self.many {
+            return is_reachable(transparent, &many.resource);
+        }
         let listed = transparent.map(|it| &it.reachable_services).filter(|listed| !listed.is_empty());
         self.services.iter().any(|service| match (self.is_legacy, listed) {
             (false, _) => is_reachable(transparent, &service.resource),
@@ -103,21 +147,38 @@ impl Found<'_> {
     }
 
     fn is_http(&self) -> bool {
-        self.port.is_some_and(|port| matches!(port.protocol(), "http" | "http2" | "grpc"))
+        self.port.is_some_and(|port| is_http(port.protocol()))
+    }
+
+    /// In words.
+    fn meant(&self) -> String {
+        let names: Vec<String> = self
+            .services
+            .iter()
+            .map(|it| format!("{} of zone {}", display(&it.resource), it.resource.key.zone))
+            .collect();
+        match self.many {
+            None => format!("MeshService {}", names.join(", ")),
+            Some(many) if names.is_empty() => format!("MeshMultiZoneService {}", display(&many.resource)),
+            Some(many) => {
+                format!("MeshMultiZoneService {}: MeshService {}", display(&many.resource), names.join(", "))
+            }
+        }
     }
 }
 
 /// Everything that is decided, in the order in which it happens.
 pub(super) fn steps(facts: &Facts, caller: &Caller<'_>, question: &Question, found: &Found<'_>) -> Vec<Step> {
-    let names: Vec<String> = found
-        .services
-        .iter()
-        .map(|it| format!("{} of zone {}", display(&it.resource), it.resource.key.zone))
-        .collect();
-    let meant = format!("MeshService {}", names.join(", "));
+    let meant = found.meant();
     let Some(port) = found.port else {
-        let number = question.port.unwrap_or_default();
-        return vec![Step::denied("destination", format!("{meant} has no port {number}"))];
+        let text = match (found.many, question.port) {
+            (Some(many), Some(number)) if many.spec.ports.iter().all(|it| it.port != u32::from(number)) => {
+                format!("{meant} has no port {number}")
+            }
+            (Some(_), _) => format!("{meant} has no endpoints: it selects no MeshService with that port"),
+            (None, number) => format!("{meant} has no port {}", number.unwrap_or_default()),
+        };
+        return vec![Step::denied("destination", text)];
     };
     if !found.is_known_to(caller) {
         let text = format!("{meant} is not among what the caller may reach: the name is unknown to it");
@@ -169,11 +230,18 @@ fn outgoing(
 /// As a zone compiles it: what is said by `kuma.io/service`, unless a policy names the resource itself.
 fn said_of(facts: &Facts, caller: &Caller<'_>, kind: Kind, found: &Found<'_>, port: &Port) -> Option<Merged> {
     let service = found.services.first()?;
-    let (key, section) = (&service.resource.key, port.section_name());
+    let (key, section) = match found.many {
+        None => (&service.resource.key, port.section_name()),
+        Some(many) => {
+            let declared = many.spec.ports.iter().find(|it| it.port == port.port)?;
+            (&many.resource.key, declared.section_name())
+        }
+    };
     let policies = facts.world.selecting(kind, &caller.subject(), Section::Whole);
     let by_resource = ResourceRules::new(&policies, &facts.world.destinations);
     let named = |tag: &&str| policies.iter().any(|policy| policy.named_tags().any(|named| named == *tag));
-    let tag = service_tag(&service.spec).filter(named);
+    // By a MeshMultiZoneService's name no `kuma.io/service` is called.
+    let tag = service_tag(&service.spec).filter(|_| found.many.is_none()).filter(named);
     if let Some(tag) = tag.filter(|_| !by_resource.names_port(key, &section)) {
         return to_conf(&policies, &facts.world.routes, tag, None);
     }

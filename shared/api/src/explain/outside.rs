@@ -125,7 +125,7 @@ fn services<'a>(facts: &'a Facts, caller: &Caller<'_>, question: &Question) -> V
         });
     }
     for service in &facts.mesh_external_services {
-        let names = hostnames(caller.zone(), facts.generators.iter().map(|it| &it.spec), &service.resource);
+        let names = hostnames(caller.zone(), &facts.generators, &service.resource);
         let by_name = names.contains(&question.host)
             || (question.is_word() && display(&service.resource) == question.host);
         if !by_name && !service.spec.endpoints.iter().any(|it| same_host(&it.address, question)) {

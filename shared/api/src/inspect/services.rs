@@ -49,7 +49,7 @@ pub(crate) async fn names(at: At, api: Api, request: Request<Body>) -> Result<Re
     let mut by_name: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for zone in zones(&api, &service).await? {
         let tag = service.parse::<MeshService>().ok().and_then(|it| service_tag(&it).map(legacy_hostname));
-        let generated = hostnames(&zone, generators.iter().map(|it| &it.spec), &service);
+        let generated = hostnames(&zone, &generators, &service);
         for name in generated.into_iter().chain(tag) {
             by_name.entry(name).or_default().insert(zone.clone());
         }

@@ -1,6 +1,6 @@
-use super::mesh_service::LabelSelector;
+use super::mesh_service::{HostnameGeneratorRef, LabelSelector};
 use crate::registry::Standing::{Executed, Warned};
-use crate::{Context, Flow, Kind, KindInfo, Scope, Spec, Violations, names};
+use crate::{Context, Flow, Key, Kind, KindInfo, Resource, Scope, Spec, Violations, labels, names};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -47,7 +47,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
     fields: &[
         ("selector.meshService", Executed),
         ("selector.meshExternalService", Executed),
-        ("selector.meshMultiZoneService", Warned("MeshMultiZoneServices have no names yet")),
+        ("selector.meshMultiZoneService", Executed),
         ("template", Executed),
         ("extension", Warned("there are no extensions")),
     ],
@@ -56,6 +56,96 @@ pub(crate) const INFO: KindInfo = KindInfo {
 
 /// Where generated names live: elsewhere a template could take over a real host.
 const DOMAINS: [&str; 2] = [".mesh", ".mesh.local"];
+
+/// What came of a generator for one resource, as the resource's status says it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct HostnameGeneratorStatus {
+    pub hostname_generator_ref: HostnameGeneratorRef,
+    pub conditions: Vec<Condition>,
+}
+
+/// Something that holds of a resource, or does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Condition {
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// `True`, `False`, `Unknown`.
+    pub status: String,
+    /// One word, for programs.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+impl Condition {
+    pub fn new(type_: &str, status: &str, reason: &str, message: impl Into<String>) -> Self {
+        Self {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: message.into(),
+        }
+    }
+}
+
+/// The generators that a new global control plane begins with: Kuma's, under Kuma's names
+/// (`pkg/defaults/hostname_generator.go`), those that Kuma makes in each zone included; and one of ours, by which a
+/// service has the name with its zone in it at home too. They are ordinary resources: an operator changes or deletes
+/// them.
+pub fn defaults() -> Vec<Resource> {
+    let table = [
+        // name, template, field of the selector, labels
+        ("local-universal-mesh-service", "{{ .DisplayName }}.svc.mesh.local", "meshService", "zone", true),
+        (
+            "local-universal-mesh-service-by-zone",
+            "{{ .DisplayName }}.svc.{{ .Zone }}.mesh.local",
+            "meshService",
+            "zone",
+            true,
+        ),
+        (
+            "local-mesh-external-service",
+            "{{ .DisplayName }}.extsvc.mesh.local",
+            "meshExternalService",
+            "zone",
+            false,
+        ),
+        (
+            "synced-universal-mesh-service",
+            "{{ .DisplayName }}.svc.{{ .Zone }}.mesh.local",
+            "meshService",
+            "global",
+            true,
+        ),
+        (
+            "synced-mesh-external-service",
+            "{{ .DisplayName }}.extsvc.mesh.local",
+            "meshExternalService",
+            "global",
+            false,
+        ),
+        (
+            "synced-mesh-multi-zone-service",
+            "{{ .DisplayName }}.mzsvc.mesh.local",
+            "meshMultiZoneService",
+            "global",
+            false,
+        ),
+    ];
+    let resource = |(name, template, field, origin, universal): (&str, &str, &str, &str, bool)| {
+        let mut matched = BTreeMap::from([(labels::ORIGIN, origin)]);
+        if universal {
+            matched.insert(labels::ENV, "universal");
+        }
+        let key = Key::global(HostnameGenerator::KIND, "", name);
+        let labels = labels::computed(&key, "", &BTreeMap::new());
+        let spec = serde_json::json!({"selector": {field: {"matchLabels": matched}}, "template": template});
+        Resource { key, labels, spec, status: None }
+    };
+    table.into_iter().map(resource).collect()
+}
 
 impl HostnameGenerator {
     pub const KIND: Kind = Kind::new("HostnameGenerator");
@@ -140,6 +230,8 @@ pub enum TemplateError {
     NoLabel(String),
     #[error("{0:?} is not a valid DNS name")]
     NotAName(String),
+    #[error("{0:?} is no name of the mesh: such end in .mesh or .mesh.local")]
+    Foreign(String),
 }
 
 impl Template {
@@ -155,7 +247,7 @@ impl Template {
         Ok(Self(parts))
     }
 
-    /// The name of one service, lower case; an error if it is no DNS name.
+    /// The name of one service, lower case; an error if it is no DNS name in a mesh's own domain.
     pub fn render(&self, named: &Named<'_>) -> Result<String, TemplateError> {
         let mut out = String::new();
         for part in &self.0 {
@@ -172,7 +264,14 @@ impl Template {
             });
         }
         let name = out.to_ascii_lowercase();
-        if names::is_subdomain(&name) { Ok(name) } else { Err(TemplateError::NotAName(out)) }
+        if !names::is_subdomain(&name) {
+            return Err(TemplateError::NotAName(out));
+        }
+        if DOMAINS.iter().any(|domain| name.ends_with(domain)) {
+            Ok(name)
+        } else {
+            Err(TemplateError::Foreign(name))
+        }
     }
 
     fn example(&self) -> String {

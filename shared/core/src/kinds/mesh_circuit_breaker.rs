@@ -181,7 +181,8 @@ impl Spec for MeshCircuitBreaker {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
-        policy::warn_of_destinations(self.to.as_ref(), out);
+        let detects = |conf: &Conf| conf.outlier_detection.is_some();
+        policy::warn_of_outside(self.to.as_ref(), "outlierDetection", detects, out);
     }
 }
 

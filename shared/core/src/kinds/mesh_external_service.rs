@@ -1,5 +1,7 @@
 use super::data_source::{self, DataSource};
+use super::hostname_generator::HostnameGeneratorStatus;
 use super::is_false;
+use super::mesh_service::{Address, Vip};
 use crate::check::NOT_SUPPORTED;
 use crate::enums::text_enum;
 use crate::registry::Standing::{Executed, Refused, Warned};
@@ -174,6 +176,18 @@ pub(crate) const INFO: KindInfo = KindInfo {
     ],
     ..KindInfo::new::<MeshExternalService>()
 };
+
+/// What a zone's control plane finds out about a MeshExternalService: each has its own address and names for it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Status {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vip: Option<Vip>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Address>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hostname_generators: Vec<HostnameGeneratorStatus>,
+}
 
 impl MeshExternalService {
     pub const KIND: Kind = Kind::new("MeshExternalService");

@@ -1,10 +1,11 @@
-use super::mesh_service::LabelSelector;
-use crate::registry::Standing::Warned;
+use super::hostname_generator::{Condition, HostnameGeneratorStatus};
+use super::mesh_service::{Address, LabelSelector, Vip};
+use crate::registry::Standing::Executed;
 use crate::validate::{INVALID_PORT, MUST_NOT_BE_EMPTY, PROTOCOLS, is_port};
-use crate::{Context, Flow, Kind, KindInfo, Spec, Violations};
+use crate::{Context, Flow, Kind, KindInfo, Resource, Spec, Violations, labels};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// MeshServices of several zones under one name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,7 +30,8 @@ pub struct Port {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     pub port: u32,
-    /// tcp, http, http2, grpc, kafka.
+    /// tcp, http, http2, grpc, kafka. tcp, which is also what is meant where nothing is said, leaves it to the
+    /// MeshServices.
     pub app_protocol: String,
 }
 
@@ -45,7 +47,66 @@ impl Port {
     }
 }
 
-const NOT_YET: &str = "MeshMultiZoneServices have no name and no address yet; use each zone's MeshService";
+impl Selector {
+    /// Whether a MeshService with these labels is meant. An empty selector, which no check lets pass, means none.
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        let given = self.mesh_service.match_labels.as_ref().is_some_and(|labels| !labels.is_empty());
+        given && self.mesh_service.matches(labels)
+    }
+}
+
+/// What a control plane finds out about a MeshMultiZoneService: global which MeshServices it means, a zone that and its
+/// own address and names for it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Status {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Address>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub vips: Vec<Vip>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mesh_services: Vec<MatchedMeshService>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hostname_generators: Vec<HostnameGeneratorStatus>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// One of the MeshServices that are meant, by its name at home.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct MatchedMeshService {
+    pub mesh: String,
+    pub name: String,
+    /// Empty outside of Kubernetes.
+    pub namespace: String,
+    pub zone: String,
+}
+
+impl From<&Resource> for MatchedMeshService {
+    fn from(service: &Resource) -> Self {
+        let label = |key: &str| service.labels.get(key);
+        Self {
+            mesh: service.key.mesh.clone(),
+            name: label(labels::DISPLAY_NAME).unwrap_or(&service.key.name).clone(),
+            namespace: label(labels::NAMESPACE).cloned().unwrap_or_default(),
+            zone: service.key.zone.clone(),
+        }
+    }
+}
+
+impl Status {
+    /// Which MeshServices there are for it, with the condition that says whether there are any.
+    pub fn matching(mut matched: Vec<MatchedMeshService>) -> Self {
+        matched.sort();
+        let (status, reason, message) = match matched.len() {
+            0 => ("False", "NoMatchesFound", "Selector does not match any MeshService".to_owned()),
+            count => ("True", "MatchesFound", format!("Matched {count} MeshService(s)")),
+        };
+        let condition = Condition::new("MeshServicesMatched", status, reason, message);
+        Self { mesh_services: matched, conditions: vec![condition], ..Self::default() }
+    }
+}
 
 pub(crate) const INFO: KindInfo = KindInfo {
     plural: "meshmultizoneservices",
@@ -53,7 +114,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::DOWN,
     short_names: true,
     doc: "MeshServices of several zones under one name.",
-    fields: &[("selector", Warned(NOT_YET)), ("ports", Warned(NOT_YET))],
+    fields: &[("selector", Executed), ("ports", Executed)],
     ..KindInfo::new::<MeshMultiZoneService>()
 };
 
@@ -104,6 +165,7 @@ impl Port {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::kinds::policy_tests::wrong;
     use crate::kinds::tests::{right, warnings};
 
@@ -117,9 +179,30 @@ mod tests {
             "selector: {meshService: {matchLabels: {kuma.io/display-name: db}}}, ports: [{port: 5432}, {port: 80, name: admin, appProtocol: http}]",
         );
         right(&all);
-        let warnings = warnings(&all);
-        assert_eq!(warnings.len(), 2, "{warnings:?}");
-        assert!(warnings.iter().all(|warning| warning.contains("use each zone's MeshService")));
+        assert_eq!(warnings(&all), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_selector_means_services_with_all_of_its_labels_and_an_empty_one_none() {
+        let labels = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let selector = |wanted: &[(&str, &str)]| Selector {
+            mesh_service: LabelSelector { match_labels: Some(labels(wanted)) },
+        };
+        let service = labels(&[("app", "db"), ("tier", "gold")]);
+        assert!(selector(&[("app", "db")]).matches(&service));
+        assert!(selector(&[("app", "db"), ("tier", "gold")]).matches(&service));
+        assert!(!selector(&[("app", "db"), ("tier", "iron")]).matches(&service));
+        assert!(!selector(&[]).matches(&service) && !Selector::default().matches(&service));
+    }
+
+    #[test]
+    fn the_status_says_whether_anything_is_meant() {
+        let condition = |matched| Status::matching(matched).conditions.remove(0);
+        assert_eq!(condition(vec![]).reason, "NoMatchesFound");
+        let found = condition(vec![MatchedMeshService::default()]);
+        assert_eq!((found.status.as_str(), found.message.as_str()), ("True", "Matched 1 MeshService(s)"));
     }
 
     #[test]

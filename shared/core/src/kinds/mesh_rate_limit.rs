@@ -130,8 +130,8 @@ impl Spec for MeshRateLimit {
         for (i, rule) in self.rules.iter().flatten().enumerate() {
             if rule.is_for_some() && rule.default.tcp().is_some() {
                 out.push(format!(
-                    "spec.rules[{i}].default.local.tcp has no effect: a connection is held to the rule for every \
-                     caller, without matches"
+                    "spec.rules[{i}].default.local.tcp has no effect at sidecars: a connection is held there to the \
+                     rule for every caller, without matches"
                 ));
             }
         }

@@ -235,7 +235,8 @@ impl Spec for MeshRetry {
                 policy::warn_of_connections(i, &[("tcp", item.default.tcp.is_some())], out);
             }
         }
-        policy::warn_of_destinations(self.to.as_ref(), out);
+        let selects = |conf: &Conf| conf.http.as_ref().is_some_and(|http| http.host_selection.is_some());
+        policy::warn_of_outside(self.to.as_ref(), "http.hostSelection", selects, out);
     }
 }
 

@@ -1,3 +1,4 @@
+use super::hostname_generator::HostnameGeneratorStatus;
 use crate::enums::text_enum;
 use crate::registry::Standing::Executed;
 use crate::validate::{self, PROTOCOLS};
@@ -132,6 +133,8 @@ pub struct Status {
     pub addresses: Vec<Address>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dataplane_proxies: Option<DataplaneProxies>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hostname_generators: Vec<HostnameGeneratorStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsStatus>,
     #[serde(skip_serializing_if = "Vec::is_empty")]

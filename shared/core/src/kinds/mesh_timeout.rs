@@ -109,7 +109,6 @@ impl Spec for MeshTimeout {
                 item.default.warn_of_route(i, out);
             }
         }
-        policy::warn_of_destinations(self.to.as_ref(), out);
         for (i, rule) in self.rules.iter().flatten().enumerate() {
             if !rule.is_for_some() {
                 continue;

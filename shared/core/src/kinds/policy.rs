@@ -231,13 +231,30 @@ pub(super) fn warn_of_destinations<T>(to: Option<&Vec<Targeted<T>>>, out: &mut V
 
 /// Whether no proxy does what an item of `to` says, which is then said.
 pub(super) fn warn_of_destination(path: &str, kind: &TargetKind, out: &mut Vec<String>) -> bool {
-    let why = match kind {
-        TargetKind::MeshExternalService => "it holds inside the mesh, and this destination is outside of it",
-        TargetKind::MeshMultiZoneService => "MeshMultiZoneServices have no name and no address yet",
-        _ => return false,
-    };
-    out.push(format!("{path} has no effect: {why}"));
-    true
+    let is_outside = *kind == TargetKind::MeshExternalService;
+    if is_outside {
+        out.push(format!(
+            "{path} has no effect: it holds inside the mesh, and this destination is outside of it"
+        ));
+    }
+    is_outside
+}
+
+/// Fields of items whose destination is outside of the mesh, where the proxy that calls it makes no such choice.
+pub(super) fn warn_of_outside<T>(
+    to: Option<&Vec<Targeted<T>>>,
+    field: &str,
+    is_set: impl Fn(&T) -> bool,
+    out: &mut Vec<String>,
+) {
+    for (i, item) in to.into_iter().flatten().enumerate() {
+        if item.target_ref.kind == TargetKind::MeshExternalService && is_set(&item.default) {
+            out.push(format!(
+                "spec.to[{i}].default.{field} has no effect: endpoints of a destination outside of the mesh are tried in \
+                 the order that it gives them"
+            ));
+        }
+    }
 }
 
 /// What a reference selects less than it seems to.

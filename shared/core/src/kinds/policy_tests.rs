@@ -247,7 +247,7 @@ fn what_a_circuit_breaker_does_not_do_is_warned_of() {
             "to: [{{targetRef: {{kind: MeshExternalService, name: api}}, default: {{{all}}}}}]"
         ))),
         [
-            "spec.to[0] has no effect: it holds inside the mesh, and this destination is outside of it",
+            "spec.to[0].default.outlierDetection has no effect: endpoints of a destination outside of the mesh are tried in the order that it gives them",
             "spec.to[0].default.connectionLimits.maxConnectionPools has no effect: a proxy keeps one pool an endpoint, whatever the request",
         ]
     );
@@ -445,10 +445,24 @@ fn destinations_that_nothing_holds_for_are_warned_of() {
         ("MeshCircuitBreaker", "{connectionLimits: {maxConnections: 2}}"),
     ] {
         let to = |target: &str| of(kind, &format!("to: [{{targetRef: {target}, default: {default}}}]"));
-        let external = warnings(&to("{kind: MeshExternalService, name: api}"));
-        assert!(external.iter().any(|it| it.starts_with("spec.to[0] has no effect")), "{kind}: {external:?}");
-        assert_eq!(warnings(&to("{kind: MeshService, name: api}")), Vec::<String>::new(), "{kind}");
+        if kind != "MeshCircuitBreaker" {
+            let route = warnings(&to("{kind: MeshHTTPRoute, name: api}"));
+            assert!(route.iter().any(|it| it.starts_with("spec.to[0] has no effect")), "{kind}: {route:?}");
+        }
+        for target in ["MeshService", "MeshExternalService", "MeshMultiZoneService"] {
+            let said = warnings(&to(&format!("{{kind: {target}, name: api}}")));
+            assert_eq!(said, Vec::<String>::new(), "{kind} {target}");
+        }
     }
+    let selects = of(
+        "MeshRetry",
+        "to: [{targetRef: {kind: MeshExternalService, name: api}, default: {http: {hostSelection: [{predicate: OmitPreviousHosts}]}}}]",
+    );
+    let said = warnings(&selects);
+    assert!(
+        said[0].starts_with("spec.to[0].default.http.hostSelection has no effect: endpoints"),
+        "{said:?}"
+    );
 }
 
 #[test]

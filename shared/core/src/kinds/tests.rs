@@ -474,4 +474,6 @@ fn templates_render_names() {
     assert_eq!(render("{{ label \"none\" }}"), Err(TemplateError::NoLabel("none".into())));
     assert_eq!(render("a..{{ .Name }}"), Err(TemplateError::NotAName("a..web-x1".into())));
     assert_eq!(render("{{ .Name"), Err(TemplateError::Unclosed));
+    // A template must not take over a real host.
+    assert_eq!(render("{{ .Name }}.example.com"), Err(TemplateError::Foreign("web-x1.example.com".into())));
 }

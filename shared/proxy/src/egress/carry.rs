@@ -6,6 +6,7 @@ use super::{
     guard::{Breach, Guard, Hold},
     http,
     originate::Application,
+    outward::{Caller, Outward, Underway},
 };
 use crate::{
     copy,
@@ -19,7 +20,7 @@ use crate::{
     worker::{Check, ConnectionInfo, Direction, Tracked, Worker},
 };
 use meridian_proxy_config::{HostMatch, Protocol};
-use std::{cell::Cell, net::IpAddr, rc::Rc, sync::Arc};
+use std::{cell::Cell, net::IpAddr, rc::Rc, sync::Arc, time::Instant};
 
 /// Who asks for what, granted.
 #[derive(Clone)]
@@ -31,6 +32,8 @@ pub(crate) struct Errand {
     pub mesh: String,
     /// SPIFFE ID, or the sidecar's own service.
     pub caller: String,
+    /// By whose policies.
+    pub by: Caller,
 }
 
 /// Whether the grant still stands under a snapshot: the entry to hold to from now on.
@@ -47,6 +50,23 @@ impl Errand {
     /// What a sidecar would say of it in a preface: for the checks that both ends share.
     pub(crate) fn preface(&self) -> Preface {
         Preface { entry: self.key(), host: self.asked.clone(), port: self.port }
+    }
+
+    /// What policies say of it now.
+    pub(super) fn outward(&self, snapshot: &Snapshot) -> Arc<Outward> {
+        match &self.entry {
+            Some(entry) => self.by.outward(snapshot, &self.mesh, &entry.config),
+            None => Arc::new(Outward::unsaid()),
+        }
+    }
+
+    /// What the caller has under way towards the entry.
+    pub(super) fn underway(&self, worker: &Worker) -> Rc<Underway> {
+        let caller = match &self.by {
+            Caller::Dataplane(name) => format!("{}/{name}", self.mesh),
+            Caller::Own | Caller::Other => self.caller.clone(),
+        };
+        worker.leaving.of(&caller, &self.key())
     }
 
     pub(crate) fn report(&self, worker: &Worker, denied: &Denied) {
@@ -170,13 +190,18 @@ pub(crate) async fn carry<S: Stream + Send>(
     peer: Option<Peer>,
     terms: Terms,
 ) {
-    let standing = Standing::new(worker, &errand, peer, terms);
+    let standing = Standing::new(worker, &errand, peer.clone(), terms);
     if let Some(reason) = standing.tracked.must_reset() {
         errand.report(worker, &Denied::new(reason.clone(), errand.key()));
         return refuse(client, &reset, errand.speech(), &reason).await;
     }
+    if let Some(entry) = errand.entry.as_ref().filter(|entry| !entry.limits.admit_connection(Instant::now()))
+    {
+        entry.traffic.cell(worker.index).rate_limited.inc();
+        return reset.arm();
+    }
     if errand.is_http() {
-        Box::pin(http::serve(worker, client, reset, errand, standing)).await;
+        Box::pin(http::serve(worker, client, reset, errand, peer, standing)).await;
     } else {
         Box::pin(opaque(worker, client, reset, &errand, &standing)).await;
     }
@@ -189,8 +214,18 @@ async fn opaque<S: Stream>(
     errand: &Errand,
     standing: &Standing,
 ) {
+    let outward = errand.outward(&worker.snapshot());
+    let underway = errand.underway(worker);
+    let limits = &outward.at_once;
+    let room = underway.load.connect(limits, false).and_then(|held| Ok((held, underway.load.wait(limits)?)));
+    let Ok((_active, pending)) = room else {
+        if let Some(entry) = &errand.entry {
+            entry.traffic.cell(worker.index).overflows.inc();
+        }
+        return reset.arm();
+    };
     let dialled = tokio::select! {
-        dialled = dial(worker, errand, Application::Opaque) => dialled,
+        dialled = dial(worker, errand, Application::Opaque, &outward) => dialled,
         reason = standing.tracked.reset() => Err(Denied::new(reason, errand.key()).into()),
     };
     let mut way = match dialled {
@@ -204,17 +239,24 @@ async fn opaque<S: Stream>(
             return reset.arm();
         }
     };
+    drop(pending);
     standing.pin(way.address.ip());
     let upstream = way.transport.reset();
-    let idle = Default::default();
+    let nobodys = Default::default();
     let traffic = errand.entry.as_ref().map(|entry| entry.traffic.clone());
-    let cell = traffic.as_ref().map_or(&idle, |traffic| traffic.cell(worker.index));
+    let cell = traffic.as_ref().map_or(&nobodys, |traffic| traffic.cell(worker.index));
     cell.connections_opened.inc();
     let mut client = Guard::new(client, errand.hold());
     let ended = tokio::select! {
         biased;
         reason = standing.tracked.reset() => Err(reason),
-        copied = copy::bidirectional(&mut client, &mut way.transport, cell) => Ok(copied),
+        copied = copy::bidirectional_idle(
+            &mut client,
+            &mut way.transport,
+            cell,
+            &worker.timer,
+            outward.connections.tcp_idle,
+        ) => Ok(copied),
     };
     cell.connections_closed.inc();
     match ended {

@@ -4,6 +4,7 @@ use super::{
     authorise::Denied,
     carry::Errand,
     originate::{Application, OriginateError},
+    outward::Outward,
 };
 use crate::{
     address::{Scope, judge, literals, ranges},
@@ -11,13 +12,13 @@ use crate::{
     host::Asked,
     io::{Socket, Transport, tune},
     snapshot::Entry,
-    upstream::CONNECT_TIMEOUT,
     worker::Worker,
 };
 use meridian_proxy_config::Host;
 use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
+    time::Duration,
 };
 use tokio::{net::TcpStream, time::timeout};
 
@@ -49,15 +50,38 @@ impl From<Denied> for DialError {
     }
 }
 
-/// Connects to where the errand's entry leads, trying its endpoints in their order.
+/// Connects to where the errand's entry leads, trying its endpoints in their order; as often as a policy says, all of
+/// them anew.
 pub(super) async fn dial(
     worker: &Rc<Worker>,
     errand: &Errand,
     application: Application,
+    outward: &Outward,
+) -> Result<Way, DialError> {
+    let most = outward.connect_attempts.unwrap_or(MAX_TRIES);
+    let mut tries = 0;
+    loop {
+        let before = tries;
+        let result = dial_once(worker, errand, application, outward, &mut tries, most).await;
+        let again = matches!(result, Err(DialError::Failed(_))) && outward.connect_attempts.is_some();
+        if !again || tries >= most || tries == before {
+            return result;
+        }
+    }
+}
+
+/// Each endpoint once.
+async fn dial_once(
+    worker: &Rc<Worker>,
+    errand: &Errand,
+    application: Application,
+    outward: &Outward,
+    tries: &mut usize,
+    most: usize,
 ) -> Result<Way, DialError> {
     let mut refused = None;
     let mut failed = None;
-    let mut tries = 0;
+    let before = *tries;
     for (host, port) in targets(errand) {
         let addresses = match addresses(worker, &host).await {
             Ok(addresses) => addresses,
@@ -74,12 +98,12 @@ pub(super) async fn dial(
                 refused = Some(Denied::new(Reason::ADDRESS_REFUSED, why));
                 continue;
             }
-            if tries == MAX_TRIES {
+            if *tries >= most {
                 break;
             }
-            tries += 1;
+            *tries += 1;
             let address = SocketAddr::new(ip, port);
-            match connect(address).await {
+            match connect(address, outward.connections.connect).await {
                 Ok(socket) => return originate(errand, socket, address, host, application).await,
                 Err(error) => failed = Some(format!("connecting to {address}: {error}")),
             }
@@ -87,7 +111,7 @@ pub(super) async fn dial(
     }
     // Addresses that may not be used are left out; if nothing else was there, that is why.
     match (refused, failed) {
-        (Some(denied), _) if tries == 0 => Err(denied.into()),
+        (Some(denied), _) if *tries == before => Err(denied.into()),
         (_, Some(message)) => Err(DialError::Failed(message)),
         (Some(denied), None) => Err(denied.into()),
         (None, None) => {
@@ -137,8 +161,8 @@ async fn addresses(worker: &Rc<Worker>, host: &Host) -> Result<Vec<IpAddr>, Stri
     }
 }
 
-async fn connect(address: SocketAddr) -> std::io::Result<Socket> {
-    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
+async fn connect(address: SocketAddr, limit: Duration) -> std::io::Result<Socket> {
+    let stream = timeout(limit, TcpStream::connect(address)).await??;
     tune(&stream);
     Ok(Socket::new(stream))
 }

@@ -6,44 +6,48 @@
 use super::{
     authorise::Denied,
     carry::{Errand, Standing},
-    dial::{DialError, Way, chain, dial},
-    originate::Application,
+    dial::chain,
+    outward::{Outward, Underway},
 };
 use crate::{
-    codec::{LastAnswer, idle_ending, in_grpc, is_grpc},
-    copy,
+    codec::{self, Body, LastAnswer, idle_ending, in_grpc, is_grpc},
     denial::Reason,
-    host::{Asked, HostError},
+    inbound::Terms,
     io::{Reset, Stream},
     metrics::TrafficCell,
+    policy::{at_once::Active, retry::RetryPolicy},
     refuse::{LocalExecutor, answer, forbidden},
+    snapshot::Snapshot,
+    tls::Peer,
     worker::{Ending, Worker},
 };
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
-use http_body_util::{Either, Full};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
-    service::service_fn,
-};
+use attempts::{Failed, Wish};
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use meridian_proxy_config::Host;
-use std::{cell::RefCell, convert::Infallible, net::IpAddr, rc::Rc, time::Duration};
+use meridian_proxy_config::Protocol;
+use rewrite::{request_host, strip_hop_by_hop, wants_upgrade};
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio_util::sync::CancellationToken;
+use upstreams::Upstreams;
 
-type Body = Either<Incoming, Full<Bytes>>;
+mod attempts;
+mod rewrite;
+mod upstreams;
 
 /// A request's head must be here within this.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
-/// A response's head must be here within this (Kuma's request time-out).
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Request heads beyond this are answered 431.
 const MAX_HEADERS: usize = 64 * 1024;
 /// Streams of one caller at a time.
 const MAX_STREAMS: u32 = 100;
-/// Idle HTTP/1.1 connections kept for one caller's connection.
-const MAX_IDLE: usize = 4;
 
 /// Serves a granted caller's requests.
 pub(super) async fn serve<S: Stream + Send>(
@@ -51,11 +55,24 @@ pub(super) async fn serve<S: Stream + Send>(
     client: S,
     reset: Reset,
     errand: Errand,
+    peer: Option<Peer>,
     standing: Standing,
 ) {
     let ended = CancellationToken::new();
+    let snapshot = worker.snapshot();
+    let outward = errand.outward(&snapshot);
+    let idle = outward.connections.http_idle;
     let site = Rc::new(Site {
+        peer: peer.clone(),
         worker: worker.clone(),
+        underway: errand.underway(worker),
+        said: RefCell::new(Said {
+            generation: snapshot.generation,
+            outward,
+            terms: terms(&errand, &snapshot, peer.as_ref()),
+        }),
+        open: Rc::default(),
+        begun: Cell::new(0),
         errand,
         standing: Rc::new(standing),
         upstreams: RefCell::default(),
@@ -91,6 +108,15 @@ pub(super) async fn serve<S: Stream + Send>(
         biased;
         ending = site.standing.tracked.ending() => Some(ending),
         _ = connection.as_mut() => None,
+        () = site.unused(idle) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                biased;
+                _ = site.standing.tracked.reset() => {}
+                _ = connection.as_mut() => {}
+            }
+            None
+        }
     };
     if ending == Some(Ending::Drain) {
         last.begin();
@@ -116,43 +142,39 @@ pub(super) async fn serve<S: Stream + Send>(
     site.cell(|cell| cell.connections_closed.inc());
 }
 
+/// What policies say of a caller's requests, in one generation of the configuration.
+struct Said {
+    generation: u64,
+    /// Those that select the caller.
+    outward: Arc<Outward>,
+    /// Those that name the entry.
+    terms: Rc<Terms>,
+}
+
+fn terms(errand: &Errand, snapshot: &Snapshot, peer: Option<&Peer>) -> Rc<Terms> {
+    let Some(entry) = &errand.entry else { return Rc::default() };
+    // A sidecar that leaves by itself has its entries elsewhere.
+    let now = snapshot.entries.get(&entry.config.key).unwrap_or(entry);
+    Rc::new(Terms::new(&now.limits, &now.config.policies.faults, peer))
+}
+
 /// What one caller's connection has.
 struct Site {
     worker: Rc<Worker>,
     errand: Errand,
     standing: Rc<Standing>,
+    underway: Rc<Underway>,
+    /// What policies say.
+    said: RefCell<Said>,
+    /// Who calls, where that is proven.
+    peer: Option<Peer>,
+    /// Requests whose answers have not ended, and how many there were.
+    open: Rc<Cell<usize>>,
+    begun: Cell<u64>,
     upstreams: RefCell<Upstreams>,
     resets: RefCell<Vec<Reset>>,
     /// Ends the tasks of its upstream connections.
     ended: CancellationToken,
-}
-
-#[derive(Default)]
-struct Upstreams {
-    idle: Vec<(http1::SendRequest<Body>, Place)>,
-    multiplexed: Option<(http2::SendRequest<Body>, Place)>,
-}
-
-/// Where an upstream connection leads.
-#[derive(Clone)]
-struct Place {
-    host: Host,
-    port: u16,
-    tls: bool,
-}
-
-enum Sender {
-    Http1(http1::SendRequest<Body>, Place),
-    Http2(http2::SendRequest<Body>, Place),
-}
-
-/// Why a request got no answer from the outside.
-enum Failure {
-    Denied(Denied),
-    /// Malformed: the client's fault.
-    Bad(String),
-    Upstream(String),
-    Timeout,
 }
 
 impl Site {
@@ -162,323 +184,125 @@ impl Site {
         }
     }
 
+    fn is_grpc(&self) -> bool {
+        self.errand.entry.as_ref().is_some_and(|entry| entry.config.protocol == Protocol::Grpc)
+    }
+
+    /// What holds for the caller's requests now: one comparison unless the configuration changed.
+    fn said(&self) -> (Arc<Outward>, Rc<Terms>) {
+        let mut said = self.said.borrow_mut();
+        if said.generation != self.worker.shared.snapshots.generation() {
+            let snapshot = self.worker.snapshot();
+            *said = Said {
+                generation: snapshot.generation,
+                outward: self.errand.outward(&snapshot),
+                terms: terms(&self.errand, &snapshot, self.peer.as_ref()),
+            };
+        }
+        (said.outward.clone(), said.terms.clone())
+    }
+
+    /// Resolves when the caller has had no request open for that long, or up to twice as long.
+    async fn unused(&self, idle: Option<Duration>) {
+        let Some(idle) = idle else { return std::future::pending().await };
+        loop {
+            let (begun, open) = (self.begun.get(), self.open.get());
+            tokio::time::sleep(idle).await;
+            if (begun, open, self.open.get()) == (self.begun.get(), 0, 0) {
+                return;
+            }
+        }
+    }
+
     async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<Body> {
         let asked = request_host(&request).map_or_else(|_| String::new(), |(asked, _)| asked.to_string());
         let grpc = is_grpc(request.headers());
-        let failure = match self.clone().forward(request).await {
-            Ok(response) => return response,
-            Err(failure) => failure,
+        let response = match self.clone().forward(request).await {
+            Ok(response) => response,
+            Err(failed) => self.failure(failed, &asked),
         };
-        let response = match failure {
-            Failure::Denied(denied) => {
-                self.errand.report_as(&self.worker, &asked, &denied);
-                forbidden(&denied.reason)
-            }
-            Failure::Bad(message) => answer(StatusCode::BAD_REQUEST, None, message),
-            Failure::Timeout => {
-                answer(StatusCode::GATEWAY_TIMEOUT, None, "the destination did not answer\n".into())
-            }
-            Failure::Upstream(message) => {
-                tracing::info!(entry = self.errand.key(), message, "the way out failed");
-                self.cell(|cell| cell.connect_failures.inc());
-                answer(StatusCode::SERVICE_UNAVAILABLE, None, "the destination can't be reached\n".into())
-            }
-        };
-        let response = if grpc { in_grpc(response, |_| Full::default()) } else { response };
-        response.map(Either::Right)
+        if grpc { in_grpc(response, Body::emptied) } else { response }
     }
 
-    async fn forward(self: Rc<Self>, mut request: Request<Incoming>) -> Result<Response<Body>, Failure> {
+    /// What the client is told.
+    fn failure(&self, failed: Failed, asked: &str) -> Response<Body> {
+        match failed {
+            Failed::Denied(denied) => {
+                self.errand.report_as(&self.worker, asked, &denied);
+                forbidden(&denied.reason)
+            }
+            Failed::Malformed(error) => codec::malformed(error),
+            Failed::Bad(message) => answer(StatusCode::BAD_REQUEST, None, message),
+            Failed::Overloaded(limit) => {
+                self.cell(|cell| cell.overflows.inc());
+                codec::overloaded(limit)
+            }
+            Failed::Late(_, status) => {
+                self.cell(|cell| cell.timeouts.inc());
+                answer(status, None, "the destination did not answer in time\n".into())
+            }
+            Failed::Lost(error) => self.unreachable(&chain(&error)),
+            Failed::Unreachable(message) => self.unreachable(&message),
+        }
+    }
+
+    fn unreachable(&self, message: &str) -> Response<Body> {
+        tracing::info!(entry = self.errand.key(), message, "the way out failed");
+        self.cell(|cell| cell.connect_failures.inc());
+        answer(StatusCode::SERVICE_UNAVAILABLE, None, "the destination can't be reached\n".into())
+    }
+
+    async fn forward(self: Rc<Self>, mut request: Request<Incoming>) -> Result<Response<Body>, Failed> {
         if request.method() == Method::CONNECT {
-            return Err(Failure::Denied(Denied::new(Reason::WRONG_PROTOCOL, self.errand.key())));
+            return Err(Failed::Denied(Denied::new(Reason::WRONG_PROTOCOL, self.errand.key())));
         }
+        // Before anything else: where the body ends must be told in one way.
+        codec::authority(&request).map_err(Failed::Malformed)?;
         let (asked, port) =
-            request_host(&request).map_err(|error| Failure::Bad(format!("Host: {error}\n")))?;
+            request_host(&request).map_err(|error| Failed::Bad(format!("Host: {error}\n")))?;
         if !self.errand.holds(&asked) || port.is_some_and(|port| port != self.errand.port) {
-            return Err(Failure::Denied(Denied::new(Reason::NAME_MISMATCH, self.errand.key())));
+            return Err(Failed::Denied(Denied::new(Reason::NAME_MISMATCH, self.errand.key())));
         }
+        let (outward, terms) = self.said();
+        let nobodys = TrafficCell::default();
+        let entry = self.errand.entry.as_ref();
+        let cell = entry.map_or(&nobodys, |entry| entry.traffic.cell(self.worker.index));
+        self.begun.set(self.begun.get().wrapping_add(1));
+        let open = Active::new(&self.open);
+        let speed = match terms.hold(Instant::now(), cell).await {
+            Ok(speed) => speed,
+            Err(answer) => return Ok(answer),
+        };
+        let room = self.underway.load.request(&outward.at_once).map_err(Failed::Overloaded)?;
+        let active = Some(match room {
+            Some(room) => open.and(room),
+            None => open,
+        });
         let upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
-        let sender = self.sender(upgrade.is_some()).await?;
-        let request = rewrite(request, &asked, port, &sender, upgrade.is_some())
-            .map_err(|error| Failure::Bad(format!("{error}\n")))?;
-        let response = tokio::time::timeout(RESPONSE_TIMEOUT, self.clone().send(sender, request));
-        let mut response = response.await.map_err(|_| Failure::Timeout)??;
+        let covers = |policy: &&Arc<RetryPolicy>| policy.covers(request.method(), request.headers());
+        let retry = outward.retry.as_ref().filter(covers).filter(|_| upgrade.is_none()).cloned();
+        let tries = retry.as_ref().is_some_and(|policy| policy.per_try.is_some());
+        let streams = outward.streams(self.is_grpc());
+        let clock = streams.begin(&self.worker.timer, request.body().is_end_stream(), tries);
+        let request = request.map(|body| self.counted(Body::incoming(body), false).request(clock.clone()));
+        let tunnel = streams.tunnel();
+        let wish = Wish { asked, port, outward, clock };
+        let Some(client) = upgrade else {
+            let mut response = self.attempts(&wish, request, retry.as_ref()).await?;
+            response.body_mut().active(active);
+            if let Some(bytes_per_second) = speed {
+                cell.faults_slowed.inc();
+                response.body_mut().pace(bytes_per_second);
+            }
+            return Ok(response);
+        };
+        let mut response = self.upgrade(&wish, request).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let Some(client) = upgrade else {
-                return Err(Failure::Upstream("an upgrade that nobody asked for".to_owned()));
-            };
             let server = hyper::upgrade::on(&mut response);
-            self.relay(client, server);
+            self.clone().relay(client, server, tunnel, active);
         } else {
             strip_hop_by_hop(response.headers_mut(), false);
         }
-        Ok(response.map(Either::Left))
-    }
-
-    async fn send(
-        self: Rc<Self>,
-        sender: Sender,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, Failure> {
-        let failed = |error: hyper::Error| Failure::Upstream(chain(&error));
-        match sender {
-            Sender::Http2(mut sender, _) => sender.send_request(request).await.map_err(failed),
-            Sender::Http1(mut sender, place) => {
-                let response = sender.send_request(request).await.map_err(failed)?;
-                // Ready again when the response's body has gone through.
-                let site = Rc::downgrade(&self);
-                let ended = self.ended.clone();
-                self.worker.spawn(async move {
-                    let ready = tokio::select! {
-                        ready = sender.ready() => ready.is_ok(),
-                        () = ended.cancelled() => false,
-                    };
-                    if let (true, Some(site)) = (ready, site.upgrade()) {
-                        let mut upstreams = site.upstreams.borrow_mut();
-                        if upstreams.idle.len() < MAX_IDLE {
-                            upstreams.idle.push((sender, place));
-                        }
-                    }
-                });
-                Ok(response)
-            }
-        }
-    }
-
-    /// A connection that can take a request: an idle one, or a new one.
-    async fn sender(self: &Rc<Self>, upgrade: bool) -> Result<Sender, Failure> {
-        {
-            let mut upstreams = self.upstreams.borrow_mut();
-            if let Some((sender, place)) =
-                upstreams.multiplexed.as_ref().filter(|(s, _)| !upgrade && !s.is_closed())
-            {
-                return Ok(Sender::Http2(sender.clone(), place.clone()));
-            }
-            while let Some((sender, place)) = upstreams.idle.pop() {
-                if sender.is_ready() {
-                    return Ok(Sender::Http1(sender, place));
-                }
-            }
-        }
-        let http2 =
-            !upgrade && self.errand.entry.as_ref().is_some_and(|entry| entry.config.protocol.is_http2());
-        let application = if http2 { Application::Http2 } else { Application::Http1 };
-        let way = tokio::select! {
-            way = dial(&self.worker, &self.errand, application) => way.map_err(|error| match error {
-                DialError::Denied(denied) => Failure::Denied(denied),
-                DialError::Failed(message) => Failure::Upstream(message),
-            })?,
-            reason = self.standing.tracked.reset() => {
-                return Err(Failure::Denied(Denied::new(reason, self.errand.key())));
-            }
-        };
-        self.open(way, http2).await
-    }
-
-    async fn open(self: &Rc<Self>, way: Way, http2: bool) -> Result<Sender, Failure> {
-        self.standing.pin(way.address.ip());
-        self.remember(way.transport.reset());
-        let failed = |error: hyper::Error| Failure::Upstream(chain(&error));
-        let tls = matches!(way.transport, crate::io::Transport::Tls(_));
-        let place = Place { host: way.host, port: way.port, tls };
-        let io = TokioIo::new(way.transport);
-        let ended = self.ended.clone();
-        // Without TLS there is nobody to ask: what the entry declares is spoken.
-        if way.http2 || (http2 && !tls) {
-            let (sender, connection) = http2::Builder::new(LocalExecutor)
-                .timer(TokioTimer::new())
-                .keep_alive_interval(Duration::from_secs(30))
-                .handshake(io)
-                .await
-                .map_err(failed)?;
-            self.worker.spawn(async move {
-                tokio::select! { _ = connection => {}, () = ended.cancelled() => {} }
-            });
-            self.upstreams.borrow_mut().multiplexed = Some((sender.clone(), place.clone()));
-            return Ok(Sender::Http2(sender, place));
-        }
-        let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(failed)?;
-        self.worker.spawn(async move {
-            let connection = connection.with_upgrades();
-            tokio::select! { _ = connection => {}, () = ended.cancelled() => {} }
-        });
-        Ok(Sender::Http1(sender, place))
-    }
-
-    /// For the end of the grant. Those that ended by themselves are forgotten: a caller may need many.
-    fn remember(&self, upstream: Reset) {
-        let mut resets = self.resets.borrow_mut();
-        resets.retain(Reset::is_of_open_socket);
-        resets.push(upstream);
-    }
-
-    /// Bytes both ways after an upgrade, for as long as the grant stands.
-    fn relay(self: Rc<Self>, client: hyper::upgrade::OnUpgrade, server: hyper::upgrade::OnUpgrade) {
-        let worker = self.worker.clone();
-        worker.spawn(async move {
-            let Ok((client, server)) = tokio::try_join!(client, server) else { return };
-            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-            let idle = TrafficCell::default();
-            let entry = self.errand.entry.as_ref();
-            let cell = entry.map_or(&idle, |entry| entry.traffic.cell(self.worker.index));
-            tokio::select! {
-                biased;
-                _ = self.standing.tracked.reset() => self.resets.borrow().iter().for_each(Reset::arm),
-                _ = copy::bidirectional(&mut client, &mut server, cell) => {}
-            }
-        });
-    }
-}
-
-/// What the request names: the one Host, or `:authority`; where there are two, they must agree.
-fn request_host<B>(request: &Request<B>) -> Result<(Asked, Option<u16>), HostError> {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let header = hosts.next();
-    if hosts.next().is_some() {
-        return Err(HostError::Invalid);
-    }
-    let header = header.map(|value| value.to_str().map_err(|_| HostError::Invalid)).transpose()?;
-    let authority = request.uri().authority().map(uri::Authority::as_str);
-    match (header.map(Asked::from_authority).transpose()?, authority.map(Asked::from_authority).transpose()?)
-    {
-        (Some(header), Some(authority)) if header != authority => Err(HostError::Invalid),
-        (Some(one), _) | (None, Some(one)) => Ok(one),
-        (None, None) => Err(HostError::Empty),
-    }
-}
-
-fn wants_upgrade<B>(request: &Request<B>) -> bool {
-    let named = |value: &HeaderValue| {
-        value
-            .to_str()
-            .is_ok_and(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case("upgrade")))
-    };
-    request.version() == Version::HTTP_11
-        && crate::codec::upgrades_out_of_http(request.headers())
-        && request.headers().get_all(header::CONNECTION).iter().any(named)
-}
-
-/// The request as the outside is to see it.
-fn rewrite(
-    request: Request<Incoming>,
-    asked: &Asked,
-    port: Option<u16>,
-    sender: &Sender,
-    upgrade: bool,
-) -> Result<Request<Body>, ::http::Error> {
-    let (mut parts, body) = request.into_parts();
-    strip_hop_by_hop(&mut parts.headers, upgrade);
-    let place = match sender {
-        Sender::Http1(_, place) | Sender::Http2(_, place) => place,
-    };
-    let authority = authority(asked, port, place);
-    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
-    match sender {
-        Sender::Http1(..) => {
-            parts.version = Version::HTTP_11;
-            parts.uri = Uri::builder().path_and_query(path).build()?;
-            parts.headers.insert(header::HOST, HeaderValue::from_str(&authority)?);
-        }
-        Sender::Http2(..) => {
-            parts.version = Version::HTTP_2;
-            parts.headers.remove(header::HOST);
-            let scheme = if place.tls { uri::Scheme::HTTPS } else { uri::Scheme::HTTP };
-            parts.uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build()?;
-        }
-    }
-    Ok(Request::from_parts(parts, Either::Left(body)))
-}
-
-/// What the client asked for; where that is another name than the endpoint's (a name of the mesh, say, that the
-/// outside has never heard of), the endpoint's, as Kuma does.
-fn authority(asked: &Asked, port: Option<u16>, place: &Place) -> String {
-    let (name, port) = match (&place.host, asked) {
-        (Host::Name(host), Asked::Name(name)) if !host.eq_ignore_ascii_case(name.as_str()) => {
-            let default = if place.tls { 443 } else { 80 };
-            (host.clone(), (place.port != default).then_some(place.port))
-        }
-        (_, Asked::Ip(IpAddr::V6(ip))) => (format!("[{ip}]"), port),
-        (_, asked) => (asked.to_string(), port),
-    };
-    port.map_or(name.clone(), |port| format!("{name}:{port}"))
-}
-
-/// Headers that mean this connection only (RFC 9110, 7.6.1), and those that Connection names.
-fn strip_hop_by_hop(headers: &mut ::http::HeaderMap, upgrade: bool) {
-    let named: Vec<String> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|text| text.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
-        .filter(|name| name != "upgrade" && !name.is_empty())
-        .collect();
-    for name in named {
-        headers.remove(name.as_str());
-    }
-    for name in ["keep-alive", "proxy-connection", "transfer-encoding"] {
-        headers.remove(name);
-    }
-    if headers.get(header::TE).is_some_and(|value| value != "trailers") {
-        headers.remove(header::TE);
-    }
-    if upgrade {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    } else {
-        headers.remove(header::CONNECTION);
-        headers.remove(header::UPGRADE);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn host(uri: &str, hosts: &[&str]) -> Result<(String, Option<u16>), HostError> {
-        let mut request = Request::builder().uri(uri);
-        for host in hosts {
-            request = request.header(header::HOST, *host);
-        }
-        request_host(&request.body(()).unwrap()).map(|(asked, port)| (asked.to_string(), port))
-    }
-
-    #[test]
-    fn one_host_and_no_other() {
-        assert_eq!(host("/", &["A.Example:8080"]), Ok(("a.example".into(), Some(8080))));
-        assert_eq!(host("http://a.example/x", &[]), Ok(("a.example".into(), None)));
-        assert_eq!(host("http://a.example/x", &["a.example"]), Ok(("a.example".into(), None)));
-        assert!(host("http://a.example/x", &["b.example"]).is_err());
-        assert!(host("/", &["a.example", "a.example"]).is_err());
-        assert!(host("/", &[]).is_err());
-        assert!(host("/", &["a.example, b.example"]).is_err());
-    }
-
-    #[test]
-    fn hop_by_hop_headers_stay_here() {
-        let mut headers = ::http::HeaderMap::new();
-        for (name, value) in [
-            ("connection", "close, X-Secret"),
-            ("x-secret", "1"),
-            ("te", "gzip"),
-            ("keep-alive", "5"),
-            ("accept", "*/*"),
-        ] {
-            headers.insert(name, HeaderValue::from_static(value));
-        }
-        strip_hop_by_hop(&mut headers, false);
-        assert_eq!(headers.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["accept"]);
-    }
-
-    #[test]
-    fn the_outside_hears_its_own_name() {
-        let place = |host: Host, port, tls| Place { host, port, tls };
-        let asked: Asked = "api.extsvc.mesh.local".parse().unwrap();
-        let named = Host::Name("api.example.com".into());
-        assert_eq!(authority(&asked, Some(80), &place(named.clone(), 443, true)), "api.example.com");
-        assert_eq!(authority(&asked, None, &place(named.clone(), 8443, true)), "api.example.com:8443");
-        let same: Asked = "api.example.com".parse().unwrap();
-        assert_eq!(authority(&same, Some(8443), &place(named, 8443, true)), "api.example.com:8443");
-        let ip = Host::Ip("192.0.2.1".parse().unwrap());
-        assert_eq!(authority(&same, None, &place(ip, 80, false)), "api.example.com");
+        Ok(response.map(|body| self.counted(Body::incoming(body), true)))
     }
 }

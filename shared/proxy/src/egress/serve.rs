@@ -3,6 +3,7 @@
 use super::{
     authorise::{Denied, authorise},
     carry::{Errand, Terms, carry},
+    outward::Caller,
 };
 use crate::{
     denial::{Reason, Refusal},
@@ -67,7 +68,10 @@ async fn granted<S: Stream + Send>(
 ) {
     let snapshot = worker.snapshot();
     let mesh = peer.identity.mesh.clone();
-    let mut errand = Errand { entry: None, asked: preface.host.clone(), port: preface.port, mesh, caller };
+    let zone = snapshot.proxy.as_ref().map_or("", |proxy| proxy.zone.as_str());
+    let by = Caller::of(&peer.identity, zone);
+    let mut errand =
+        Errand { entry: None, asked: preface.host.clone(), port: preface.port, mesh, caller, by };
     if too_old(worker, &snapshot) {
         errand.report(worker, &Denied::new(Reason::CONFIG_TOO_OLD, ""));
         return refuse(session, &reset, Speech::Unknown, &Reason::CONFIG_TOO_OLD).await;

@@ -16,8 +16,8 @@ use crate::{
 use meridian_pki::{Identity, Intermediate, LeafSpec, PrivateKey, RootCa};
 use meridian_proxy_config::{
     Action, AddressPolicy, Bundle, CaSource, Caller, CallerIdentity, CallerMatch, CallerMode, DnsSettings,
-    Entry, EntryKind, ExternalEndpoint, Host, HostMatch, Origination, Permission, PermissionRule, Protocol,
-    Proxy, Role, SanMatch, TlsVersion, Unlisted, Verification, alpn, types,
+    Entry, EntryKind, EntryPolicies, ExternalEndpoint, Host, HostMatch, Origination, Permission,
+    PermissionRule, Protocol, Proxy, Role, SanMatch, TlsVersion, Unlisted, Verification, alpn, types,
 };
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use std::{
@@ -35,6 +35,8 @@ use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
 };
 use tokio_rustls::{TlsAcceptor, client::TlsStream};
+
+mod policies;
 
 const MESH: &str = "default";
 const ZONE: &str = "east";
@@ -193,6 +195,7 @@ fn entry(protocol: Protocol, address: SocketAddr) -> Entry {
         tls: None,
         addresses: AddressPolicy::default(),
         permission: allow("web"),
+        policies: EntryPolicies::default(),
     }
 }
 
@@ -451,6 +454,7 @@ fn let_through(egress: &mut Egress, entries: &[Entry]) {
         dataplane: "web-1".into(),
         mode: CallerMode::Matched,
         entries: entries.iter().map(|entry| entry.key.clone()).collect(),
+        policies: String::new(),
     };
     egress.put(types::CALLER, "default/web-1", &caller);
     egress.publish();
@@ -468,6 +472,7 @@ fn passthrough(host: HostMatch, protocol: Protocol, port: u16) -> Entry {
         tls: None,
         addresses: AddressPolicy::default(),
         permission: Permission::default(),
+        policies: EntryPolicies::default(),
     }
 }
 
@@ -857,6 +862,7 @@ async fn passthrough_is_granted_by_caller_and_zone() {
             dataplane: "web-1".into(),
             mode,
             entries: entries.iter().map(|key| (*key).to_owned()).collect(),
+            policies: String::new(),
         };
         let identity = CallerIdentity {
             mesh: MESH.into(),

@@ -12,8 +12,8 @@ use crate::{
     snapshot::Target,
 };
 use meridian_proxy_config::{
-    self as config, AddressPolicy, DnsSettings, EntryKind, ExternalEndpoint, Host, HostMatch, Outbound,
-    Permission, Protocol, Proxy, Role, Unlisted, Via, types,
+    self as config, AddressPolicy, DnsSettings, EntryKind, EntryPolicies, ExternalEndpoint, Host, HostMatch,
+    Outbound, Permission, Protocol, Proxy, Role, Unlisted, Via, types,
 };
 use std::net::{IpAddr, SocketAddr};
 use tokio::{
@@ -62,6 +62,7 @@ fn external(protocol: Protocol, ports: &[u16], server: SocketAddr) -> config::Ex
         tls: None,
         addresses: AddressPolicy::default(),
         permission: Permission::default(),
+        policies: EntryPolicies::default(),
     };
     config::External {
         entry: "api".into(),

@@ -6,13 +6,13 @@ use crate::{
     metrics::TrafficCell,
     policy::{
         faults::{self, MILLION, Plan},
-        limits::RequestLimiter,
+        limits::{Rates, RequestLimiter},
     },
     snapshot::Inbound,
     tls::Peer,
 };
 use http::{Response, StatusCode};
-use meridian_proxy_config::{CallerIdentity, Fault};
+use meridian_proxy_config::{CallerIdentity, Fault, FaultRule};
 use std::{num::NonZeroU64, sync::Arc, time::Instant};
 
 /// In Kuma's proxies' words.
@@ -21,27 +21,28 @@ const LIMITED: &str = "local_rate_limited";
 
 /// What holds for one caller, by one configuration of an inbound. Made once a connection and change.
 #[derive(Default)]
-pub(super) struct Terms {
+pub(crate) struct Terms {
     limit: Option<Arc<RequestLimiter>>,
     faults: Vec<Fault>,
 }
 
 impl Terms {
     pub(super) fn of(inbound: &Inbound, peer: Option<&Peer>) -> Self {
+        Self::new(&inbound.limits, &inbound.config.policies.faults, peer)
+    }
+
+    pub(crate) fn new(limits: &Rates, rules: &[FaultRule], peer: Option<&Peer>) -> Self {
         let nobody = CallerIdentity::default();
         let caller = peer.map_or(&nobody, |peer| &*peer.identity);
         let sni = peer.and_then(|peer| peer.sni.as_deref());
-        Self {
-            limit: inbound.limits.of(caller, sni).cloned(),
-            faults: faults::of(&inbound.config.policies.faults, caller, sni),
-        }
+        Self { limit: limits.of(caller, sni).cloned(), faults: faults::of(rules, caller, sni) }
     }
 
     /// Holds a request to them. `Ok` says how fast its answer may go.
     ///
     /// # Errors
     /// What is answered instead of asking the application.
-    pub(super) async fn hold(
+    pub(crate) async fn hold(
         &self,
         began: Instant,
         cell: &TrafficCell,

@@ -278,7 +278,7 @@ fn is_clients(error: &hyper::Error) -> bool {
 }
 
 /// Whether an HTTP/2 server said that it did nothing with the request.
-fn refused(error: &hyper::Error) -> bool {
+pub(crate) fn refused(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
     cause.and_then(h2::Error::reason) == Some(h2::Reason::REFUSED_STREAM)
 }

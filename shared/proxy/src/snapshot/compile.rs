@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     access_log::{self, AccessLogs},
+    egress::Outward,
     health::Board,
     metrics::{Metrics, Traffic},
     policy::{
@@ -100,6 +101,7 @@ pub fn compile(resources: &Resources, previous: &Snapshot, metrics: &Metrics) ->
     compiler.externals();
     compiler.outbounds();
     compiler.egress();
+    compiler.outward();
     compiler.routes();
     compiler.unlisted();
     compiler.next
@@ -294,6 +296,22 @@ impl Compiler<'_> {
             callers.map(|caller| ((caller.mesh.clone(), caller.dataplane.clone()), caller.clone())).collect();
     }
 
+    /// Only where something leaves the mesh.
+    fn outward(&mut self) {
+        let leaves = self.next.externals.values().any(|external| external.entry.is_some());
+        if self.next.entries.is_empty() && !leaves {
+            return;
+        }
+        for (name, parts) in self.resources.all_policies() {
+            let kept = self.previous.outward.get(name).filter(|old| Arc::ptr_eq(&old.config, &parts.config));
+            let outward = kept.cloned().unwrap_or_else(|| {
+                let workers = self.metrics.workers();
+                Arc::new(Outward::compile(&parts.config, parts.retry.clone(), workers))
+            });
+            self.next.outward.insert(name.clone(), outward);
+        }
+    }
+
     fn routes(&mut self) {
         let mut routes = SniRoutes::default();
         for (name, route) in &self.resources.routes {
@@ -330,7 +348,13 @@ impl Compiler<'_> {
 
     fn entry(&self, parts: &EntryParts) -> Arc<Entry> {
         let traffic = self.metrics.traffic("egress", &parts.config.key);
-        Arc::new(Entry { config: parts.config.clone(), originator: parts.originator.clone(), traffic })
+        let before = self.previous.entries.get(&parts.config.key).map(|old| &old.limits);
+        Arc::new(Entry {
+            config: parts.config.clone(),
+            originator: parts.originator.clone(),
+            limits: Rates::compile(&parts.config.policies.rate_limits, before),
+            traffic,
+        })
     }
 
     fn egress_source(

@@ -136,6 +136,11 @@ impl Resources {
         self.policies.get(name).or_else(others).cloned().unwrap_or_default()
     }
 
+    /// All that policies say, by name.
+    pub(super) fn all_policies(&self) -> impl Iterator<Item = (&String, &PolicyParts)> {
+        self.policies.iter()
+    }
+
     fn parse(&mut self, tls: &Tls, resource: &Encoded) -> Result<(), String> {
         let (name, body) = (resource.name.to_string(), &resource.body);
         match &*resource.type_ {

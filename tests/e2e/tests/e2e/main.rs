@@ -15,6 +15,7 @@ mod health;
 mod hello;
 mod identity;
 mod intruder;
+mod multizone;
 mod observability;
 mod outages;
 mod permissions;

@@ -1,15 +1,17 @@
 //! What routes send to: references to services, resolved to destinations.
 //!
 //! A name means the MeshService of the policy's own zone, as in Kuma; else the `kuma.io/service` of that name, in all zones;
-//! else any MeshService of that name. Labels mean a MeshService. Of several the zone's own comes first, then the order of
+//! else any MeshService of that name. Labels mean a MeshService. A MeshMultiZoneService is global's, and meant by its name or
+//! its labels. Of several the zone's own comes first, then the order of
 //! keys decides: Kuma takes the oldest, which zones don't know of each other.
 
 use super::Named;
-use crate::compile::protocol;
 use crate::compile::proxy::refers;
-use crate::compile::services::{destination_name, legacy_name, legacy_services, service_of};
+use crate::compile::services::{destination_name, legacy_name, legacy_protocol, legacy_services, service_of};
+use crate::compile::{multi_zone, protocol};
 use crate::picture::{MeshPicture, Picture, display_name};
 use meridian_core::kinds::backend_ref::BackendRef;
+use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_service::{MeshService, Port};
 use meridian_core::{Key, Resource, TargetKind};
 use meridian_policy::{Parsed, Policy};
@@ -23,6 +25,7 @@ use std::collections::BTreeMap;
 enum Backend<'a> {
     Service(&'a Parsed<MeshService>),
     Legacy(&'a str),
+    MultiZone(&'a Parsed<MeshMultiZoneService>),
 }
 
 /// What a sidecar must hold for the sake of its routes.
@@ -30,6 +33,7 @@ enum Backend<'a> {
 pub(crate) enum Held {
     Service(Key),
     Legacy(String),
+    MultiZone(Key),
 }
 
 /// Resolves the references of one route.
@@ -64,34 +68,55 @@ impl Resolver<'_> {
 
     fn destination(&self, reference: &BackendRef) -> Result<(String, Protocol), String> {
         let found = find(self.picture, self.mesh, self.policy, reference)?;
-        let ports: BTreeMap<u32, &Port> = match found {
-            Backend::Service(service) => service.spec.ports.iter().map(|port| (port.port, port)).collect(),
+        let ports: BTreeMap<u32, String> = match found {
+            Backend::Service(service) => sections(&service.spec.ports).collect(),
             Backend::Legacy(tag) => {
-                let ports = legacy_services(self.mesh, tag).flat_map(|it| &it.spec.ports);
-                ports.map(|port| (port.port, port)).collect()
+                legacy_services(self.mesh, tag).flat_map(|it| sections(&it.spec.ports)).collect()
+            }
+            Backend::MultiZone(service) => {
+                service.spec.ports.iter().map(|port| (port.port, port.section_name())).collect()
             }
         };
-        let port =
+        let number =
             self.port(reference, &ports).ok_or_else(|| format!("{} has no such port", said(reference)))?;
-        Ok(match found {
-            Backend::Service(service) => (destination_name(service, port.port), protocol(port.protocol())),
-            Backend::Legacy(tag) => {
-                let of_first = crate::compile::services::legacy_protocol(self.mesh, tag, port.port);
-                (legacy_name(self.mesh_name, tag, port.port), of_first.unwrap_or(Protocol::Tcp))
+        Ok(self.at_port(found, number))
+    }
+
+    fn at_port(&self, backend: Backend<'_>, number: u32) -> (String, Protocol) {
+        let (name, spoken) = match backend {
+            Backend::Service(service) => {
+                let port = service.spec.ports.iter().find(|port| port.port == number);
+                (destination_name(service, number), port.map(|port| protocol(port.protocol())))
             }
-        })
+            Backend::Legacy(tag) => {
+                (legacy_name(self.mesh_name, tag, number), legacy_protocol(self.mesh, tag, number))
+            }
+            Backend::MultiZone(service) => {
+                let port = service.spec.ports.iter().find(|port| port.port == number);
+                let spoken =
+                    port.map(|port| multi_zone::port_protocol(self.picture, self.mesh, service, port));
+                (multi_zone::destination_name(service, number), spoken)
+            }
+        };
+        (name, spoken.unwrap_or(Protocol::Tcp))
     }
 
     /// The port that is named; else the one that is called, or the lowest.
-    fn port<'p>(&self, reference: &BackendRef, ports: &BTreeMap<u32, &'p Port>) -> Option<&'p Port> {
-        if let Some(section) = &reference.section_name {
-            return ports.values().find(|port| port.section_name() == *section).copied();
+    fn port(&self, reference: &BackendRef, ports: &BTreeMap<u32, String>) -> Option<u32> {
+        if let Some(wanted) = &reference.section_name {
+            return ports.iter().find(|(_, section)| *section == wanted).map(|(number, _)| *number);
         }
+        let has = |number: &u32| ports.contains_key(number);
         match reference.port {
-            Some(number) => ports.get(&number).copied(),
-            None => ports.get(&self.named.port.port).or_else(|| ports.values().next()).copied(),
+            Some(number) => Some(number).filter(has),
+            None => self.named.port.filter(has).or_else(|| ports.keys().next().copied()),
         }
     }
+}
+
+/// Numbers and names of ports.
+fn sections(ports: &[Port]) -> impl Iterator<Item = (u32, String)> {
+    ports.iter().map(|port| (port.port, port.section_name()))
 }
 
 fn said(reference: &BackendRef) -> String {
@@ -110,8 +135,17 @@ fn find<'a>(
     reference: &BackendRef,
 ) -> Result<Backend<'a>, String> {
     let missing = || format!("there is no {}", said(reference));
-    if reference.kind != TargetKind::MeshService {
-        return Err(format!("routes can't send to a {} yet", reference.kind));
+    match reference.kind {
+        TargetKind::MeshService => {}
+        TargetKind::MeshMultiZoneService => {
+            let (name, wanted) = (reference.name.as_deref(), reference.labels.clone());
+            let mut all = mesh.multi_zone_services.values().map(AsRef::as_ref);
+            let is_it = |it: &&Parsed<MeshMultiZoneService>| {
+                refers(&it.resource, name.unwrap_or_default(), &wanted.clone().unwrap_or_default())
+            };
+            return all.find(is_it).map(Backend::MultiZone).ok_or_else(missing);
+        }
+        _ => return Err(format!("routes can't send to a {} yet", reference.kind)),
     }
     let all = || mesh.services.values().map(AsRef::as_ref);
     let nearest = |found: Vec<&'a Parsed<MeshService>>| {
@@ -141,6 +175,7 @@ pub(super) fn held(picture: &Picture, mesh: &MeshPicture, route: &Policy) -> Vec
         Some(match find(picture, mesh, &route.resource, &reference).ok()? {
             Backend::Service(service) => Held::Service(service.resource.key.clone()),
             Backend::Legacy(tag) => Held::Legacy(tag.to_owned()),
+            Backend::MultiZone(service) => Held::MultiZone(service.resource.key.clone()),
         })
     });
     found.collect()

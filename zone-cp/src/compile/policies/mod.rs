@@ -8,7 +8,7 @@
 //! as selections times services.
 
 use super::services::{self, legacy_services, service_of};
-use super::{Compiled, Inputs, protocol};
+use super::{Compiled, Inputs, external, multi_zone, protocol};
 use crate::picture::{MeshPicture, Picture, display_name, subject};
 use meridian_core::duration::PolicyDuration;
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
@@ -19,11 +19,12 @@ use meridian_core::kinds::mesh_health_check::MeshHealthCheck;
 use meridian_core::kinds::mesh_http_route::MeshHttpRoute;
 use meridian_core::kinds::mesh_load_balancing_strategy::MeshLoadBalancingStrategy;
 use meridian_core::kinds::mesh_metric::MeshMetric;
+use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_proxy_patch::MeshProxyPatch;
 use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
 use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
 use meridian_core::kinds::mesh_retry::MeshRetry;
-use meridian_core::kinds::mesh_service::{MeshService, Port};
+use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::mesh_tcp_route::MeshTcpRoute;
 use meridian_core::kinds::mesh_timeout::MeshTimeout;
 use meridian_core::kinds::mesh_tls::MeshTls;
@@ -31,15 +32,17 @@ use meridian_core::kinds::mesh_trace::MeshTrace;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
 use meridian_core::{Key, Kind, TargetKind, labels};
 use meridian_policy::{
-    Destinations, InboundRule, Merged, Parsed, Policy, ResourceRules, Routes, Section, inbound_confs,
-    inbound_rules, proxy_conf, sort, to_conf,
+    Destinations, InboundRule, Merged, Parsed, Policy, ResourceRules, Routes, Section, entry_rules,
+    inbound_confs, inbound_rules, proxy_conf, sort, to_conf,
 };
 use meridian_proxy_config::metrics::Metrics;
 use meridian_proxy_config::{
-    DestinationPolicies, InboundPolicies, Protocol, Trace, policies_for_others, types,
+    DestinationPolicies, EntryPolicies, InboundPolicies, Protocol, Trace, policies_for_others,
+    policies_of_callers, types,
 };
 use proxy_patch::{Patches, Place};
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -155,7 +158,10 @@ const ROUTES: [Kind; 2] = [MeshHttpRoute::KIND, MeshTcpRoute::KIND];
 /// Kinds that say something of a sidecar as a whole.
 const WHOLE: [Kind; 2] = [MeshMetric::KIND, MeshTrace::KIND];
 
-/// Protocols of destinations inside the mesh.
+/// Kinds whose `rules` may name the server name of an entry: executed by egresses.
+const OF_ENTRIES: [Kind; 2] = [MeshRateLimit::KIND, MeshFaultInjection::KIND];
+
+/// Protocols of destinations, as policies tell them apart: what is TLS to an entry is TCP to these.
 const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
 
 /// Whether policies of a kind are turned into something here.
@@ -188,6 +194,22 @@ pub(crate) fn is_outgoing(policy: &Policy) -> bool {
 /// A modification of a proxy is one of all that it does.
 fn is_patch(policy: &Policy) -> bool {
     policy.key().kind == MeshProxyPatch::KIND
+}
+
+impl Selection {
+    /// What an egress calls it: the same for the same policies, whatever they say. Empty: no policy.
+    pub(crate) fn name(&self) -> String {
+        if self.0.is_empty() {
+            return String::new();
+        }
+        let mut hasher = Sha256::new();
+        for key in self.0.iter() {
+            // No part of a key has a line break.
+            hasher.update(format!("{key}\n"));
+        }
+        // 96 bits: nobody can choose what they are hashes of but who writes policies.
+        hasher.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 /// Whether a policy says something of the calls that a sidecar's application makes.
@@ -325,35 +347,56 @@ fn patch_inbound(
     }
 }
 
+/// What holds for calls to the entry whose server name at the egress is `sni`.
+pub(crate) fn entry(mesh: &MeshPicture, sni: &str, out: &mut Compiled) -> EntryPolicies {
+    let mut policies = InboundPolicies::default();
+    for of in INCOMING.iter().filter(|of| OF_ENTRIES.contains(&of.kind)) {
+        let all = mesh.policies.values().filter(|policy| policy.key().kind == of.kind).cloned();
+        let rules = entry_rules(&all.collect::<Vec<_>>(), sni);
+        if let Err(error) = (of.apply)(&rules, &mut policies) {
+            blame(rules.iter().map(|rule| &rule.origin.policy.key), &error, out);
+        }
+    }
+    EntryPolicies { faults: policies.faults, rate_limits: policies.rate_limits }
+}
+
+/// Whether a policy may say something of entries.
+pub(crate) fn is_of_entries(policy: &Policy) -> bool {
+    OF_ENTRIES.contains(&policy.key().kind) && policy.is_incoming()
+}
+
 /// What holds for the calls of all sidecars with a selection.
 pub(crate) fn outgoing(inputs: Inputs<'_>, mesh_name: &str, selection: &Selection, out: &mut Compiled) {
     let Some(mesh) = inputs.picture.mesh(mesh_name).filter(|mesh| mesh.spec().is_some()) else { return };
     let Some(blamed) = selection.0.first() else { return };
     let said = Said::new(mesh, mesh_name, selection, out);
-    let others = PROTOCOLS.map(|protocol| (protocol, said.of_mesh(protocol, out)));
-    for (protocol, policies) in &others {
-        if *policies != DestinationPolicies::default() {
-            out.push(blamed, types::POLICIES, policies_for_others(*protocol), policies);
-        }
-    }
-    let differs = |protocol: Protocol, policies: &DestinationPolicies| {
-        others.iter().all(|(of, others)| *of != protocol || others != policies)
-    };
     said.routes(inputs, mesh, blamed, out);
-    for named in said.named(inputs.picture, mesh, |service| said.names(service)) {
-        let policies = said.of_port(&named, out);
-        if differs(named.protocol, &policies) {
-            out.push(blamed, types::POLICIES, &named.destination, &policies);
-        }
+    let mut named = said.named(inputs.picture, mesh, |key, tag| said.names(key, tag));
+    if !mesh.egress_enforced() {
+        named.extend(said.externals(mesh));
     }
+    said.say(blamed, "", named, out);
+}
+
+/// What holds, at the egress, for calls that leave the mesh, of all sidecars with a selection.
+pub(crate) fn leaving(inputs: Inputs<'_>, mesh_name: &str, selection: &Selection, out: &mut Compiled) {
+    let Some(mesh) = inputs.picture.mesh(mesh_name).filter(|mesh| mesh.egress_enforced()) else { return };
+    let Some(blamed) = selection.0.first() else { return };
+    let said = Said::new(mesh, mesh_name, selection, out);
+    said.say(blamed, &selection.name(), said.externals(mesh), out);
 }
 
 /// A destination of which policies may say something of its own.
 struct Named<'a> {
     destination: String,
     protocol: Protocol,
-    service: &'a Parsed<MeshService>,
-    port: &'a Port,
+    key: &'a Key,
+    /// That is called; none of an entry, which has no other.
+    port: Option<u32>,
+    /// Of the port.
+    section: String,
+    /// The `kuma.io/service` that it is a view of.
+    tag: Option<&'a str>,
 }
 
 /// What the policies of one selection say, kind by kind.
@@ -393,27 +436,87 @@ impl<'a> Said<'a> {
         Self { mesh: name, kinds, http, tcp, patches, patched }
     }
 
-    /// Ports of the services that are named, and of the `kuma.io/service`s that these are views of: there the zone's own
-    /// service decides before others'.
+    /// What holds for the whole mesh, and where what holds for one of `named` differs. `set`: who is meant, at an egress.
+    fn say(&self, blamed: &Key, set: &str, named: Vec<Named<'_>>, out: &mut Compiled) {
+        let here = |mut policies: DestinationPolicies| {
+            if !set.is_empty() {
+                // The caller's sidecar does that.
+                policies.access_logs.clear();
+                policies.scripts.clear();
+            }
+            policies
+        };
+        let others = PROTOCOLS.map(|protocol| (protocol, here(self.of_mesh(protocol, out))));
+        for (protocol, policies) in &others {
+            if *policies != DestinationPolicies::default() {
+                let name = policies_of_callers(set, policies_for_others(*protocol));
+                out.push(blamed, types::POLICIES, &name, policies);
+            }
+        }
+        let differs = |protocol: Protocol, policies: &DestinationPolicies| {
+            others.iter().all(|(of, others)| *of != protocol || others != policies)
+        };
+        for named in named {
+            let policies = here(self.of_port(&named, out));
+            if differs(named.protocol, &policies) {
+                let name = policies_of_callers(set, &named.destination);
+                out.push(blamed, types::POLICIES, &name, &policies);
+            }
+        }
+    }
+
+    /// Entries that are named: MeshExternalServices, and ExternalServices by their `kuma.io/service`.
+    fn externals<'b>(&self, mesh: &'b MeshPicture) -> Vec<Named<'b>> {
+        let named = |key: &Key| self.kinds.iter().any(|(_, kind)| kind.by_resource.names(key));
+        let extsvc = mesh.mesh_external_services.values().filter(|it| named(&it.resource.key));
+        let extsvc = extsvc.map(|it| Named {
+            destination: external::entry_key(&it.resource.key),
+            protocol: external::extsvc_protocol(&it.spec.match_.protocol),
+            key: &it.resource.key,
+            port: None,
+            section: String::new(),
+            tag: None,
+        });
+        let tagged = |tag: &str| self.kinds.iter().any(|(_, kind)| kind.tags.contains(tag));
+        let services = mesh.external_services.values().filter(|it| it.spec.service().is_some_and(tagged));
+        let services = services.map(|it| Named {
+            destination: external::entry_key(&it.resource.key),
+            protocol: protocol(it.spec.protocol()),
+            key: &it.resource.key,
+            port: None,
+            section: String::new(),
+            tag: it.spec.service(),
+        });
+        extsvc.chain(services).collect()
+    }
+
+    /// Ports of the services that are named, and of the `kuma.io/service`s that MeshServices are views of: there the zone's
+    /// own service decides before others'.
     fn named<'b>(
         &self,
-        picture: &Picture,
+        picture: &'b Picture,
         mesh: &'b MeshPicture,
-        is_named: impl Fn(&Parsed<MeshService>) -> bool,
+        is_named: impl Fn(&Key, Option<&str>) -> bool,
     ) -> Vec<Named<'b>> {
+        let is_service_named = |it: &&Parsed<MeshService>| is_named(&it.resource.key, service_of(&it.spec));
         let services: Vec<&Parsed<MeshService>> =
-            mesh.services.values().map(AsRef::as_ref).filter(|service| is_named(service)).collect();
+            mesh.services.values().map(AsRef::as_ref).filter(is_service_named).collect();
         let own = services.iter().flat_map(|service| {
             service.spec.ports.iter().map(|port| Named {
                 destination: services::destination_name(service, port.port),
                 protocol: protocol(port.protocol()),
-                service,
-                port,
+                key: &service.resource.key,
+                port: Some(port.port),
+                section: port.section_name(),
+                tag: service_of(&service.spec),
             })
         });
         let tags: BTreeSet<&str> = services.iter().filter_map(|service| service_of(&service.spec)).collect();
         let legacy = tags.into_iter().flat_map(|tag| self.legacy(picture, mesh, tag));
-        own.chain(legacy).collect()
+        let many = mesh.multi_zone_services.values().map(AsRef::as_ref);
+        let many = many.filter(|it| is_named(&it.resource.key, None));
+        let many = many.flat_map(|service| many_zones(picture, mesh, service));
+        own.chain(legacy).chain(many).collect()
     }
 
     fn legacy<'b>(&self, picture: &Picture, mesh: &'b MeshPicture, tag: &'b str) -> Vec<Named<'b>> {
@@ -426,17 +529,19 @@ impl<'a> Said<'a> {
             Some(Named {
                 destination: services::legacy_name(self.mesh, tag, port.port),
                 protocol: services::legacy_protocol(mesh, tag, port.port)?,
-                service,
-                port,
+                key: &service.resource.key,
+                port: Some(port.port),
+                section: port.section_name(),
+                tag: service_of(&service.spec),
             })
         });
         named.collect()
     }
 
-    /// Whether something is said of a service by its name.
-    fn names(&self, service: &Parsed<MeshService>) -> bool {
-        let patched = service_of(&service.spec).is_some_and(|tag| self.patched.contains(tag));
-        patched || self.kinds.iter().any(|(_, kind)| kind.names_service(service))
+    /// Whether something is said of a destination by its name.
+    fn names(&self, key: &Key, tag: Option<&str>) -> bool {
+        let patched = tag.is_some_and(|tag| self.patched.contains(tag));
+        patched || self.kinds.iter().any(|(_, kind)| kind.names(key, tag))
     }
 
     fn of_mesh(&self, protocol: Protocol, out: &mut Compiled) -> DestinationPolicies {
@@ -454,7 +559,7 @@ impl<'a> Said<'a> {
         for (of, kind) in &self.kinds {
             of.apply_merged(kind.of_port(named).as_ref(), named.protocol, &mut policies, out);
         }
-        self.patch(named.protocol, service_of(&named.service.spec), &mut policies);
+        self.patch(named.protocol, named.tag, &mut policies);
         policies
     }
 
@@ -476,26 +581,23 @@ impl SaidByKind {
         Self { policies, by_resource, tags }
     }
 
-    /// Whether something is said of a service by its name.
-    fn names_service(&self, service: &Parsed<MeshService>) -> bool {
-        let by_tag = || service_of(&service.spec).is_some_and(|tag| self.tags.contains(tag));
-        self.by_resource.names(&service.resource.key) || by_tag()
+    /// Whether something is said of a destination by its name, or by the `kuma.io/service` that it is a view of.
+    fn names(&self, key: &Key, tag: Option<&str>) -> bool {
+        self.by_resource.names(key) || tag.is_some_and(|tag| self.tags.contains(tag))
     }
 
     fn of_port(&self, named: &Named<'_>) -> Option<Merged> {
-        self.by_tag(named.service, named.port)
-            .or_else(|| self.by_resource(named.service, named.port).cloned())
+        self.by_tag(named).or_else(|| self.by_resource(named).cloned())
     }
 
-    fn by_resource(&self, service: &Parsed<MeshService>, port: &Port) -> Option<&Merged> {
-        let rule = self.by_resource.conf(&service.resource.key, &port.section_name(), None);
-        rule.map(|rule| &rule.merged)
+    fn by_resource(&self, named: &Named<'_>) -> Option<&Merged> {
+        self.by_resource.conf(named.key, &named.section, None).map(|rule| &rule.merged)
     }
 
     /// What is said of the service by its `kuma.io/service`, unless a policy names the resource itself.
-    fn by_tag(&self, service: &Parsed<MeshService>, port: &Port) -> Option<Merged> {
-        let tag = service_of(&service.spec).filter(|tag| self.tags.contains(*tag))?;
-        if self.by_resource.names_port(&service.resource.key, &port.section_name()) {
+    fn by_tag(&self, named: &Named<'_>) -> Option<Merged> {
+        let tag = named.tag.filter(|tag| self.tags.contains(*tag))?;
+        if self.by_resource.names_port(named.key, &named.section) {
             return None;
         }
         to_conf(&self.policies, &Routes::default(), tag, None)
@@ -517,15 +619,40 @@ impl Outgoing {
     }
 }
 
-/// The resources inside the mesh that policies may name; if they name none, none is looked at.
+/// Ports of a MeshMultiZoneService. What is said of the MeshServices behind does not hold for these, nor the other way
+/// round: a policy names what a client calls.
+fn many_zones<'a>(
+    picture: &'a Picture,
+    mesh: &'a MeshPicture,
+    service: &'a Parsed<MeshMultiZoneService>,
+) -> impl Iterator<Item = Named<'a>> {
+    service.spec.ports.iter().map(move |port| Named {
+        destination: multi_zone::destination_name(service, port.port),
+        protocol: multi_zone::port_protocol(picture, mesh, service, port),
+        key: &service.resource.key,
+        port: Some(port.port),
+        section: port.section_name(),
+        tag: None,
+    })
+}
+
+/// The resources that policies may name; if they name none, none is looked at.
 fn destinations(mesh: &MeshPicture, policies: &[&Arc<Policy>]) -> Destinations {
     let mut destinations = Destinations::default();
     mesh.mesh.iter().for_each(|mesh| destinations.insert(Arc::new(mesh.resource.clone())));
-    let names = |kind| policies.iter().flat_map(|policy| policy.named_kinds()).any(|named| *named == kind);
-    if names(TargetKind::MeshService) {
+    let named: BTreeSet<&TargetKind> = policies.iter().flat_map(|policy| policy.named_kinds()).collect();
+    if named.contains(&TargetKind::MeshService) {
         mesh.services.values().for_each(|it| destinations.insert(Arc::new(it.resource.clone())));
     }
-    if names(TargetKind::MeshHttpRoute) {
+    if named.contains(&TargetKind::MeshExternalService) {
+        mesh.mesh_external_services
+            .values()
+            .for_each(|it| destinations.insert(Arc::new(it.resource.clone())));
+    }
+    if named.contains(&TargetKind::MeshMultiZoneService) {
+        mesh.multi_zone_services.values().for_each(|it| destinations.insert(Arc::new(it.resource.clone())));
+    }
+    if named.contains(&TargetKind::MeshHttpRoute) {
         let routes = mesh.policies.values().filter(|policy| Routes::is_route(policy));
         routes.for_each(|route| destinations.insert(Arc::clone(&route.resource)));
     }

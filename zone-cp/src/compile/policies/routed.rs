@@ -28,7 +28,7 @@ impl Said<'_> {
     /// Of every destination that routes name.
     pub(super) fn routes(&self, inputs: Inputs<'_>, mesh: &MeshPicture, blamed: &Key, out: &mut Compiled) {
         let picture = inputs.picture;
-        let routed = |service: &_| self.http.names_service(service) || self.tcp.names_service(service);
+        let routed = |key: &Key, tag: Option<&str>| self.http.names(key, tag) || self.tcp.names(key, tag);
         for named in self.named(picture, mesh, routed) {
             if let Some(routes) = self.routes_of(inputs, mesh, &named, out) {
                 out.push(blamed, types::ROUTES, &named.destination, &routes);
@@ -151,21 +151,17 @@ impl SaidByKind {
     /// What is said of a rule; `None`: nothing but what is said of its destination. A policy's `to` names the route, or the
     /// policy as a whole is about it: then the destination is one by its `kuma.io/service`, as in Kuma.
     fn of_rule(&self, named: &Named<'_>, targets: &RouteTargets, route: &Key, hash: &str) -> Option<Merged> {
-        let (service, port) = (named.service, named.port);
         if self.by_resource.names(route) {
-            let rule = self.by_resource.conf(&service.resource.key, &port.section_name(), Some(route));
+            let rule = self.by_resource.conf(named.key, &named.section, Some(route));
             return rule.map(|rule| rule.merged.clone());
         }
         let is_of_routes = |policy: &Arc<meridian_policy::Policy>| {
             policy.target().is_some_and(|target| target.kind == TargetKind::MeshHttpRoute)
         };
-        if !self.policies.iter().any(is_of_routes)
-            || self.by_resource.names_port(&service.resource.key, &port.section_name())
-        {
+        if !self.policies.iter().any(is_of_routes) || self.by_resource.names_port(named.key, &named.section) {
             return None;
         }
-        let tag = crate::compile::services::service_of(&service.spec)?;
-        to_conf(&self.policies, targets, tag, Some(hash))
+        to_conf(&self.policies, targets, named.tag?, Some(hash))
     }
 }
 

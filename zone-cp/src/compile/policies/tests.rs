@@ -57,6 +57,116 @@ fn what_holds_for_the_mesh_is_said_once_and_a_service_only_differs() {
 }
 
 #[test]
+fn what_is_said_of_many_zones_together_is_said_of_none_alone() {
+    let name = "default/*/all/9000";
+    let with = |policies: &[(&str, Value)], name: &str| {
+        let (mut east, _) = world();
+        let spec = json!({
+            "selector": {"meshService": {"matchLabels": {"kuma.io/display-name": "backend"}}},
+            "ports": [{"port": 9000, "name": "api"}],
+        });
+        east.put(global("MeshMultiZoneService", "default", "all", spec)).unwrap();
+        for (policy, spec) in policies {
+            east.put(global("MeshTimeout", "default", policy, spec.clone())).unwrap();
+        }
+        let world = World::new(east);
+        world.shown(&sidecar("east", "web-1"))["Policies"].get(name).map(request_of)
+    };
+    let conf = |seconds: u32| json!({"http": {"requestTimeout": format!("{seconds}s")}});
+    let mesh = to(json!({"kind": "Mesh"}), conf(3));
+    let all = json!({"kind": "MeshMultiZoneService", "labels": {"kuma.io/display-name": "all"}});
+    let port = json!({"kind": "MeshMultiZoneService", "name": "all", "sectionName": "api"});
+    let member = json!({"kind": "MeshService", "name": "backend"});
+    let policies = [("mesh", mesh.clone()), ("all", to(all.clone(), conf(4)))];
+    assert_eq!(with(&policies, name), Some(request(4)));
+    assert_eq!(with(&policies, TO_BACKEND), None);
+    assert_eq!(with(&policies, TO_LEGACY), None);
+    // One port before the whole, by whatever name: `all` would be the stronger one.
+    let policies = [("mesh", mesh.clone()), ("all", to(all, conf(4))), ("port", to(port, conf(5)))];
+    assert_eq!(with(&policies, name), Some(request(5)));
+    let policies = [("mesh", mesh), ("member", to(member, conf(6)))];
+    assert_eq!(with(&policies, name), None, "as the mesh says");
+    assert_eq!(with(&policies, TO_BACKEND), Some(request(6)));
+}
+
+#[test]
+fn egresses_know_what_holds_for_each_caller_and_sidecars_do_not() {
+    let (mut east, _) = world();
+    add(&mut east, dataplane("east", "batch-1", "batch", "10.1.0.3", 8080, "http"));
+    let conf = |seconds: u32| json!({"http": {"requestTimeout": format!("{seconds}s")}});
+    let extsvc = json!({"kind": "MeshExternalService", "name": "billing"});
+    let tagged = json!({"kind": "MeshService", "name": "ledger"});
+    // Of two that speak of tags, the first by name is the stronger one.
+    let mut of_web = to(extsvc, conf(4));
+    of_web["targetRef"] = json!({"kind": "MeshSubset", "tags": {"kuma.io/service": "web"}});
+    let all = to(json!({"kind": "Mesh"}), conf(3));
+    for (name, spec) in [("all", all), ("web", of_web), ("a-ledger", to(tagged, conf(5)))] {
+        east.put(global("MeshTimeout", "default", name, spec)).unwrap();
+    }
+    let mut world = World::new(east);
+    let shown = world.shown(&egress("east"));
+    let set =
+        |name: &str| shown["Caller"][&format!("default/{name}")]["policies"].as_str().unwrap().to_owned();
+    let (web, batch) = (set("web-1"), set("batch-1"));
+    assert!(web != batch && web.len() == 24, "{web} {batch}");
+    let said = |set: &str, name: &str| shown["Policies"].get(&format!("{set}|{name}")).map(request_of);
+    for (set, name, expected) in [
+        (&web, TO_ALL, Some(request(3))),
+        (&web, "default/extsvc//billing", Some(request(4))),
+        (&batch, TO_ALL, Some(request(3))),
+        (&batch, "default/extsvc//billing", None),
+        (&batch, "default/es/ledger", Some(request(5))),
+        (&batch, "default/es/httpbin", None),
+    ] {
+        assert_eq!(said(set, name), expected, "{name}: {:?}", shown["Policies"].keys());
+    }
+    assert_eq!(shown["Policies"].keys().filter(|name| !name.contains('|')).count(), 0);
+    let sidecars = world.shown(&sidecar("east", "web-1"));
+    assert!(!sidecars["Policies"].contains_key("default/extsvc//billing"));
+
+    // Without an egress a sidecar leaves the mesh itself.
+    let mut spec = strict();
+    spec["routing"]["zoneEgress"] = json!(false);
+    world.put(mesh(spec));
+    let sidecars = world.shown(&sidecar("east", "web-1"));
+    assert_eq!(request_of(&sidecars["Policies"]["default/es/ledger"]), request(5));
+    assert!(!world.shown(&egress("east")).contains_key("Policies"));
+}
+
+#[test]
+fn rules_that_name_an_entrys_server_name_hold_for_that_entry() {
+    let (east, _) = world();
+    let mut world = World::new(east);
+    let out = egress("east");
+    let sni = crate::compile::external::sni_of("default", "east", "billing", 80);
+    let spec = |sni: &str| {
+        let matched = json!({
+            "sni": {"type": "Exact", "value": sni}, "spiffeID": {"type": "Exact", "value": "spiffe://default/web"},
+        });
+        let rate = json!({"num": 5, "interval": "1s"});
+        let rules = json!([
+            {"matches": [matched], "default": {"local": {"http": {"requestRate": rate}}}},
+            {"default": {"local": {"http": {"requestRate": {"num": 1, "interval": "1h"}}}}},
+        ]);
+        json!({"targetRef": {"kind": "Dataplane", "labels": {"of": "nobody"}}, "rules": rules})
+    };
+    world.put(global("MeshRateLimit", "default", "few", spec(&sni)));
+    let limits =
+        |world: &World, entry: &str| world.one(&out, "Entry", entry)["policies"]["rateLimits"].clone();
+    let billing = limits(&world, "default/extsvc//billing");
+    assert_eq!(
+        billing,
+        json!({"requests": [{
+            "caller": {"spiffeExact": "spiffe://default/web"},
+            "rate": {"num": 5, "intervalMillis": 1000}, "status": 429,
+        }]})
+    );
+    assert_eq!(limits(&world, "default/es/httpbin"), Value::Null);
+    world.put(global("MeshRateLimit", "default", "few", spec("sni.extsvc.default.west.billing.80")));
+    assert_eq!(limits(&world, "default/extsvc//billing"), Value::Null, "another zone's egress");
+}
+
+#[test]
 fn one_port_is_not_another() {
     let port = |section: &str| json!({"kind": "MeshService", "labels": {"kuma.io/display-name": "backend"}, "sectionName": section});
     let conf = json!({"http": {"requestTimeout": "4s"}});

@@ -19,9 +19,10 @@ fn near_instances_first() {
         "localityAwareness: {localZone: {affinityTags: [{key: k8s/node, weight: 9}, {key: rack, weight: 1}]}, crossZone: {failover: [{from: {zones: [east]}, to: {type: Only, zones: [west]}}, {to: {type: None}}], failoverThreshold: {percentage: '66.6'}}}, loadBalancer: {type: Maglev, maglev: {tableSize: 65537}}, hashPolicies: [{type: Cookie, terminal: true, cookie: {name: s, ttl: 1h, path: /}}, {type: SourceIP, connection: {sourceIP: true}}]",
     );
     right(&near);
+    assert!(warnings(&near).is_empty());
     assert_eq!(
-        warnings(&near),
-        ["spec.to[0] has no effect: MeshMultiZoneServices have no name and no address yet"]
+        warnings(&near.replace("MeshMultiZoneService", "MeshExternalService")),
+        ["spec.to[0] has no effect: it holds inside the mesh, and this destination is outside of it"]
     );
     right(&to("kind: Mesh", "loadBalancer: {type: RingHash, ringHash: {hashFunction: MurmurHash2}}"));
     right(&to("kind: Mesh", "loadBalancer: {type: LeastRequest, leastRequest: {choiceCount: 2}}"));

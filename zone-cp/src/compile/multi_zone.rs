@@ -1,0 +1,164 @@
+//! MeshMultiZoneServices: MeshServices of several zones under one name.
+//!
+//! One destination a port: the zone's own instances first, then the other zones', by the endpoint sets that the
+//! MeshServices have anyhow. So an instance that comes or goes changes its MeshService's set and nothing here. A session
+//! to another zone bears the server name of the MeshService there: the ingress needs no further route, and who answers
+//! (and any rule there that asks for an `sni`) sees the service that it is. Rejected: Kuma's `sni.mzsvc...`, by which
+//! every zone's ingress would have to know every selection and follow every change of a label.
+
+use super::services::{destination_tls, set_names};
+use super::{Compiled, Inputs, Unit, port, protocol};
+use crate::picture::{MeshPicture, Picture, display_name};
+use crate::vip::{Owner, Range};
+use meridian_core::Key;
+use meridian_core::kinds::mesh_multi_zone_service::{MeshMultiZoneService, Port};
+use meridian_core::kinds::mesh_service::{self, MeshService};
+use meridian_policy::Parsed;
+use meridian_proxy_config::{Destination, DestinationTls, Outbound, Protocol, Target, types};
+use std::net::IpAddr;
+
+/// In the names of destinations where others have a zone; no zone is called so.
+const ALL_ZONES: &str = "*";
+
+pub(crate) fn owner(picture: &Picture, key: &Key) -> Option<Owner> {
+    picture.mesh(&key.mesh)?.multi_zone_services.get(key)?;
+    Some(owner_of(key))
+}
+
+pub(crate) fn owner_of(key: &Key) -> Owner {
+    Owner { range: Range::MeshMultiZoneService, name: format!("{}/{}", key.mesh, key.name) }
+}
+
+/// The name of the destination that is one port of it.
+pub(crate) fn destination_name(service: &Parsed<MeshMultiZoneService>, port: u32) -> String {
+    format!("{}/{ALL_ZONES}/{}/{port}", service.resource.key.mesh, display_name(&service.resource))
+}
+
+/// The MeshServices that it selects.
+pub(crate) fn selected<'a>(
+    mesh: &'a MeshPicture,
+    service: &'a Parsed<MeshMultiZoneService>,
+) -> impl Iterator<Item = &'a Parsed<MeshService>> {
+    let all = mesh.services.values().map(AsRef::as_ref);
+    all.filter(|it| service.spec.selector.matches(&it.resource.labels))
+}
+
+/// Those that select a MeshService.
+pub(crate) fn selecting<'a>(
+    mesh: &'a MeshPicture,
+    service: &'a Parsed<MeshService>,
+) -> impl Iterator<Item = &'a Key> {
+    let all = mesh.multi_zone_services.iter();
+    all.filter(|(_, it)| it.spec.selector.matches(&service.resource.labels)).map(|(key, _)| key)
+}
+
+/// Its names and destinations, and all endpoints that they name.
+pub(crate) fn units<'a>(
+    mesh: &'a MeshPicture,
+    service: &'a Parsed<MeshMultiZoneService>,
+) -> impl Iterator<Item = Unit> + 'a {
+    let own = Unit::MultiZone(service.resource.key.clone());
+    selected(mesh, service).map(|it| Unit::Endpoints(it.resource.key.clone())).chain([own])
+}
+
+/// One port, and who serves it.
+struct Offer<'a> {
+    protocol: Protocol,
+    /// The zone's own first.
+    by: Vec<(&'a Parsed<MeshService>, &'a mesh_service::Port)>,
+    /// They speak what the others don't.
+    left_out: Vec<&'a Parsed<MeshService>>,
+}
+
+/// The inbound that answers decides what is spoken on a session, so those that speak HTTP and those that don't can't
+/// serve one port. What is declared decides between them; `tcp`, which is also what it means to declare nothing, leaves it
+/// to the first.
+fn offer<'a>(
+    picture: &Picture,
+    mesh: &'a MeshPicture,
+    service: &'a Parsed<MeshMultiZoneService>,
+    declared: &Port,
+) -> Offer<'a> {
+    let with_port = selected(mesh, service)
+        .filter_map(|it| Some((it, it.spec.ports.iter().find(|port| port.port == declared.port)?)));
+    let mut by: Vec<_> = with_port.collect();
+    by.sort_by_key(|(it, _)| !picture.is_local(&it.resource.key));
+    let spoken = match protocol(&declared.app_protocol) {
+        Protocol::Tcp => by.first().map_or(Protocol::Tcp, |(_, port)| protocol(port.protocol())),
+        declared => declared,
+    };
+    let (by, others): (Vec<_>, Vec<_>) =
+        by.into_iter().partition(|(_, port)| protocol(port.protocol()).is_http() == spoken.is_http());
+    Offer { protocol: spoken, by, left_out: others.into_iter().map(|(it, _)| it).collect() }
+}
+
+/// What is spoken on one port.
+pub(crate) fn port_protocol(
+    picture: &Picture,
+    mesh: &MeshPicture,
+    service: &Parsed<MeshMultiZoneService>,
+    declared: &Port,
+) -> Protocol {
+    offer(picture, mesh, service, declared).protocol
+}
+
+/// Names and destinations.
+pub(crate) fn multi_zone(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
+    let picture = inputs.picture;
+    let Some(mesh) = picture.mesh(&key.mesh).filter(|mesh| mesh.spec().is_some()) else { return };
+    let Some(service) = mesh.multi_zone_services.get(key) else { return };
+    let vip = inputs.vips.address(&owner_of(key)).map(IpAddr::V4);
+    let hostnames = mesh.names.of(key);
+    for declared in &service.spec.ports {
+        let offer = offer(picture, mesh, service, declared);
+        for other in &offer.left_out {
+            let (name, zone) = (display_name(&other.resource), &other.resource.key.zone);
+            let (port, spoken) = (declared.port, if offer.protocol.is_http() { "HTTP" } else { "TCP" });
+            out.problem(
+                key,
+                format!("port {port}: {name} in {zone} has no part in it: {spoken} is spoken there"),
+            );
+        }
+        let name = destination_name(service, declared.port);
+        let destination = destination(picture, mesh, service, &offer);
+        out.push(key, types::DESTINATION, &name, &destination);
+        if let Some(vip) = vip {
+            let outbound = Outbound {
+                bind: None,
+                vips: vec![vip],
+                port: port(declared.port),
+                hostnames: hostnames.clone(),
+                target: Target::Destination(name.clone()),
+            };
+            out.push(key, types::OUTBOUND, &name, &outbound);
+        }
+    }
+}
+
+/// Without anybody who serves it there are no tiers, and callers are told that there is no endpoint.
+fn destination(
+    picture: &Picture,
+    mesh: &MeshPicture,
+    service: &Parsed<MeshMultiZoneService>,
+    offer: &Offer<'_>,
+) -> Destination {
+    let services: Vec<&Parsed<MeshService>> = offer.by.iter().map(|(it, _)| *it).collect();
+    let tls = destination_tls(picture, mesh, &service.resource.key.mesh, &services);
+    let (near, far): (Vec<_>, Vec<_>) =
+        offer.by.iter().partition(|(it, _)| picture.is_local(&it.resource.key));
+    // Plaintext can't cross zones.
+    let far = if tls == DestinationTls::Off { Vec::new() } else { far };
+    let sets = |of: Vec<&(&Parsed<MeshService>, &mesh_service::Port)>| -> Vec<String> {
+        of.into_iter().flat_map(|(it, port)| set_names(picture, mesh, it, port)).collect()
+    };
+    Destination {
+        service: display_name(&service.resource).to_owned(),
+        protocol: offer.protocol,
+        tls,
+        tiers: [sets(near), sets(far)].into_iter().filter(|tier| !tier.is_empty()).collect(),
+        spans_zones: true,
+    }
+}
+
+#[cfg(test)]
+mod tests;
