@@ -139,6 +139,9 @@ const INCOMING: &[Incoming] = &[
 /// Kinds that say where calls go.
 const ROUTES: [Kind; 2] = [MeshHttpRoute::KIND, MeshTcpRoute::KIND];
 
+/// Kinds whose `to` holds for calls that leave the mesh, too: executed where these leave it.
+const LEAVING: [Kind; 3] = [MeshTimeout::KIND, MeshRetry::KIND, MeshCircuitBreaker::KIND];
+
 /// Kinds that say something of a sidecar as a whole.
 const WHOLE: [Kind; 1] = [MeshMetric::KIND];
 
@@ -171,6 +174,15 @@ pub(crate) fn selection(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>) -> Se
 }
 
 impl Selection {
+    /// Those of them that hold for calls that leave the mesh: an egress is told of no others.
+    pub(crate) fn leaving(&self) -> Self {
+        Self(Arc::new(self.0.iter().filter(|key| LEAVING.contains(&key.kind)).cloned().collect()))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// What an egress calls it: the same for the same policies, whatever they say. Empty: no policy.
     pub(crate) fn name(&self) -> String {
         if self.0.is_empty() {
