@@ -242,7 +242,7 @@ fn path_parameter(name: &str) -> Value {
 }
 
 /// What is no kind: (method, path, summary).
-const FIXED: [(&str, &str, &str); 38] = [
+const FIXED: [(&str, &str, &str); 39] = [
     ("get", "/", "Product, version and instance."),
     ("get", "/ready", "Whether the control plane can serve."),
     ("get", "/healthy", "Whether the control plane lives."),
@@ -313,6 +313,7 @@ const FIXED: [(&str, &str, &str); 38] = [
         "A MeshService's names, and in which zones they are known.",
     ),
     ("get", "/meshes/{mesh}/meshexternalservices/{name}/_hostnames", "The same of a MeshExternalService."),
+    ("get", "/meshes/{mesh}/meshmultizoneservices/{name}/_hostnames", "The same of a MeshMultiZoneService."),
     ("get", "/_kri/{kri}", "The resource of that KRI, whatever its kind."),
     (
         "get",

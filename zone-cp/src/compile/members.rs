@@ -204,9 +204,12 @@ fn egresses(picture: &Picture) -> BTreeSet<Unit> {
         units.extend(mesh.dataplanes.keys().map(|key| Unit::Caller(key.clone())));
         units.insert(Unit::PassthroughEntries(name.clone()));
         let selections: BTreeSet<_> =
-            mesh.dataplanes.values().map(|it| policies::selection(mesh, it)).collect();
+            mesh.dataplanes.values().map(|it| policies::selection(mesh, it).leaving()).collect();
         units.extend(
-            selections.into_iter().map(|selection| Unit::EntryPolicies { mesh: name.clone(), selection }),
+            selections
+                .into_iter()
+                .filter(|selection| !selection.is_empty())
+                .map(|selection| Unit::EntryPolicies { mesh: name.clone(), selection }),
         );
     }
     units

@@ -411,7 +411,7 @@ pub(crate) fn caller(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
         dataplane: key.name.clone(),
         mode: passthrough.mode,
         entries: entries.collect(),
-        policies: policies::selection(mesh, dataplane).name(),
+        policies: policies::selection(mesh, dataplane).leaving().name(),
     };
     out.push(key, types::CALLER, &format!("{}/{}", key.mesh, key.name), &caller);
 }

@@ -57,6 +57,10 @@ async fn world(server: &Server) {
         store(server, zone, "ZoneIngress", "ingress", json!({"zone": zone, "networking": networking}), None)
             .await;
     }
+    for generator in meridian_core::kinds::hostname_generator::defaults() {
+        let change = Change::Put { resource: generator, expect: Expect::Absent };
+        server.store.write(&Author::system(), vec![change]).await.unwrap();
+    }
     let networking = json!({"address": "192.0.2.8", "port": 10002});
     store(server, "east", "ZoneEgress", "egress", json!({"zone": "east", "networking": networking}), None)
         .await;
@@ -269,6 +273,50 @@ async fn what_leaves_the_mesh_must_be_listed_and_permitted() {
     ] {
         assert_eq!(ask(&server, destination).await["allowed"], allowed, "{destination}");
     }
+}
+
+#[tokio::test]
+async fn a_service_of_several_zones_is_asked_by_its_own_name() {
+    let server = Server::start().await;
+    world(&server).await;
+    let of_all = |selected: &str| {
+        json!({
+            "selector": {"meshService": {"matchLabels": {"kuma.io/display-name": selected}}},
+            "ports": [{"port": 9000, "name": "api"}],
+        })
+    };
+    store(&server, "", "MeshMultiZoneService", "all", of_all("backend"), None).await;
+    store(&server, "", "MeshMultiZoneService", "none", of_all("nobody"), None).await;
+    let timeout = |target: Value, time: &str| json!({"to": [{"targetRef": target, "default": {"http": {"requestTimeout": time}}}]});
+    let all = json!({"kind": "MeshMultiZoneService", "name": "all", "sectionName": "api"});
+    let member = json!({"kind": "MeshService", "name": "backend"});
+    policy(&server, "MeshTimeout", "all", timeout(all, "4s")).await;
+    policy(&server, "MeshTimeout", "member", timeout(member, "5s")).await;
+    let answer = ask(&server, "all.mzsvc.mesh.local:9000").await;
+    assert_eq!(
+        step(&answer, "destination")["text"],
+        "MeshMultiZoneService all: MeshService backend of zone west, port 9000 (http)"
+    );
+    assert_eq!(step(&answer, "MeshTimeout")["policies"][0]["name"], "all");
+    assert_eq!(answer["destination"]["services"][0]["type"], "MeshMultiZoneService");
+    for (destination, text) in [
+        (
+            "all.mzsvc.mesh.local:81",
+            "MeshMultiZoneService all: MeshService backend of zone west has no port 81",
+        ),
+        (
+            "none.mzsvc.mesh.local:9000",
+            "MeshMultiZoneService none has no endpoints: it selects no MeshService with that port",
+        ),
+    ] {
+        let answer = ask(&server, destination).await;
+        assert_eq!(
+            (&answer["allowed"], &step(&answer, "destination")["text"]),
+            (&json!(false), &json!(text))
+        );
+    }
+    let member = ask(&server, "backend.svc.west.mesh.local:9000").await;
+    assert_eq!(step(&member, "MeshTimeout")["policies"][0]["name"], "member");
 }
 
 #[tokio::test]

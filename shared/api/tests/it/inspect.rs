@@ -230,6 +230,10 @@ async fn services_their_dataplanes_and_their_names() {
     assert_eq!((&offering["total"], &offering["items"][0]["name"]), (&json!(1), &json!("backend-1")));
 
     assert_eq!(server.put("/zones/west", json!({"type": "Zone", "name": "west"})).await.status, 201);
+    for generator in meridian_core::kinds::hostname_generator::defaults() {
+        let change = Change::Put { resource: generator, expect: Expect::Absent };
+        server.store.write(&Author::system(), vec![change]).await.unwrap();
+    }
     let names = server.get("/meshes/default/meshservices/backend/_hostnames").await.json();
     let (both, one) = (json!([{"name": "east"}, {"name": "west"}]), json!([{"name": "east"}]));
     assert_eq!(
@@ -241,6 +245,12 @@ async fn services_their_dataplanes_and_their_names() {
         ]})
     );
     assert_eq!(server.get("/meshes/default/meshservices/none/_hostnames").await.status, 404);
+    let spec = json!({
+        "selector": {"meshService": {"matchLabels": {"kuma.io/display-name": "backend"}}}, "ports": [{"port": 80}],
+    });
+    store(&server, "", "MeshMultiZoneService", "all", spec).await;
+    let names = server.get("/meshes/default/meshmultizoneservices/all/_hostnames").await.json();
+    assert_eq!(names, json!({"total": 1, "items": [{"hostname": "all.mzsvc.mesh.local", "zones": both}]}));
 }
 
 #[tokio::test]

@@ -36,6 +36,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, client::TlsStream};
 
+mod answers;
 mod policies;
 
 const MESH: &str = "default";

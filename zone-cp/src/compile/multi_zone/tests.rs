@@ -69,6 +69,7 @@ fn the_zones_own_come_first_and_every_member_may_answer() {
             "tls": {"mode": "mutual", "mesh": "default",
                 "identities": ["spiffe://default/backend", "spiffe://default/store"]},
             "tiers": [["default/east/backend/9000"], ["default/west/backend/9000", "default/west/store/9000"]],
+            "spansZones": true,
         })
     );
     // The name of the session is the member's: its zone's ingress knows no other.

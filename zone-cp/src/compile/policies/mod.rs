@@ -155,6 +155,9 @@ const INCOMING: &[Incoming] = &[
 /// Kinds that say where calls go.
 const ROUTES: [Kind; 2] = [MeshHttpRoute::KIND, MeshTcpRoute::KIND];
 
+/// Kinds whose `to` holds for calls that leave the mesh, too: executed where these leave it.
+const LEAVING: [Kind; 3] = [MeshTimeout::KIND, MeshRetry::KIND, MeshCircuitBreaker::KIND];
+
 /// Kinds that say something of a sidecar as a whole.
 const WHOLE: [Kind; 2] = [MeshMetric::KIND, MeshTrace::KIND];
 
@@ -197,6 +200,15 @@ fn is_patch(policy: &Policy) -> bool {
 }
 
 impl Selection {
+    /// Those of them that hold for calls that leave the mesh: an egress is told of no others.
+    pub(crate) fn leaving(&self) -> Self {
+        Self(Arc::new(self.0.iter().filter(|key| LEAVING.contains(&key.kind)).cloned().collect()))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// What an egress calls it: the same for the same policies, whatever they say. Empty: no policy.
     pub(crate) fn name(&self) -> String {
         if self.0.is_empty() {
@@ -438,15 +450,7 @@ impl<'a> Said<'a> {
 
     /// What holds for the whole mesh, and where what holds for one of `named` differs. `set`: who is meant, at an egress.
     fn say(&self, blamed: &Key, set: &str, named: Vec<Named<'_>>, out: &mut Compiled) {
-        let here = |mut policies: DestinationPolicies| {
-            if !set.is_empty() {
-                // The caller's sidecar does that.
-                policies.access_logs.clear();
-                policies.scripts.clear();
-            }
-            policies
-        };
-        let others = PROTOCOLS.map(|protocol| (protocol, here(self.of_mesh(protocol, out))));
+        let others = PROTOCOLS.map(|protocol| (protocol, self.of_mesh(protocol, out)));
         for (protocol, policies) in &others {
             if *policies != DestinationPolicies::default() {
                 let name = policies_of_callers(set, policies_for_others(*protocol));
@@ -457,7 +461,7 @@ impl<'a> Said<'a> {
             others.iter().all(|(of, others)| *of != protocol || others != policies)
         };
         for named in named {
-            let policies = here(self.of_port(&named, out));
+            let policies = self.of_port(&named, out);
             if differs(named.protocol, &policies) {
                 let name = policies_of_callers(set, &named.destination);
                 out.push(blamed, types::POLICIES, &name, &policies);

@@ -262,3 +262,78 @@ fn a_route_of_the_whole_mesh_is_compiled_once() {
         assert_eq!(world.shown(&sidecar("east", name))["Routes"].len(), 2);
     }
 }
+
+/// A name for all backends, called `all`.
+fn many(picture: &mut Picture) {
+    let spec = json!({
+        "selector": {"meshService": {"matchLabels": {"kuma.io/display-name": "backend"}}},
+        "ports": [{"port": 9000, "name": "api"}],
+    });
+    put(picture, "MeshMultiZoneService", "all", spec);
+}
+
+const TO_ALL_ZONES: &str = "default/*/all/9000";
+
+#[test]
+fn calls_to_a_name_of_many_zones_are_routed() {
+    for target in [
+        json!({"kind": "MeshMultiZoneService", "name": "all"}),
+        json!({"kind": "MeshMultiZoneService", "labels": {"kuma.io/display-name": "all"}, "sectionName": "api"}),
+    ] {
+        for (kind, rule) in [
+            ("MeshHTTPRoute", under("/a", only("v2", json!({})))),
+            ("MeshTCPRoute", json!({"default": only("v2", json!({}))})),
+        ] {
+            let mut east = east();
+            many(&mut east);
+            put(&mut east, kind, "r", json!({"to": [{"targetRef": target, "rules": [rule]}]}));
+            let world = World::new(east);
+            assert_eq!(problems(&world), [""; 0], "{kind} {target}");
+            let found = routes(&world, TO_ALL_ZONES).unwrap();
+            assert!(found.to_string().contains("default//v2/9000"), "{found}");
+            assert_eq!(world.shown(&sidecar("east", "web-1"))["Routes"].len(), 1, "the members have none");
+        }
+    }
+}
+
+#[test]
+fn routes_send_to_a_name_of_many_zones() {
+    let to_all = |more: Value| {
+        let mut backend = json!({"kind": "MeshMultiZoneService", "name": "all"});
+        backend.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"backendRefs": [backend]})
+    };
+    let mut east = east();
+    many(&mut east);
+    let spec = json!({"to": [{"targetRef": {"kind": "MeshService", "name": "v2"}, "rules": [
+        under("/all", to_all(json!({"port": 9000}))),
+        under("/section", to_all(json!({"sectionName": "api"}))),
+        under("/none", to_all(json!({"port": 81}))),
+    ]}]});
+    put(&mut east, "MeshHTTPRoute", "r", spec);
+    let mut own = dataplane("east", "less-1", "less", "10.1.0.4", 8080, "http");
+    own.spec["networking"]["transparentProxying"] = json!({
+        "redirectPortInbound": 15006, "redirectPortOutbound": 15001,
+        "reachableBackends": {"refs": [{"kind": "MeshService", "name": "v2"}]},
+        "reachableServices": ["v2"],
+    });
+    add(&mut east, own);
+    let mut world = World::new(east);
+    let rules = routes(&world, "default//v2/9000").unwrap()["http"]["rules"].clone();
+    let mut backends: Vec<String> =
+        rules.as_array().unwrap().iter().map(|rule| rule["backends"][0]["to"].to_string()).collect();
+    backends.sort();
+    let destination = json!({"destination": TO_ALL_ZONES}).to_string();
+    let missing = json!({"missing": "MeshMultiZoneService all port 81 has no such port"}).to_string();
+    assert_eq!(backends, [destination.clone(), destination, missing]);
+
+    // Who reaches less holds what it is led to, as long as it is there.
+    let holds = |world: &World| {
+        let shown = world.shown(&sidecar("east", "less-1"));
+        let has = |kind: &str, name: &str| shown.get(kind).is_some_and(|all| all.contains_key(name));
+        (has("Destination", TO_ALL_ZONES), has("EndpointSet", TO_BACKEND))
+    };
+    assert_eq!(holds(&world), (true, true));
+    world.remove(&Key::global(meridian_core::Kind::named("MeshMultiZoneService").unwrap(), "default", "all"));
+    assert_eq!(holds(&world), (false, false));
+}
