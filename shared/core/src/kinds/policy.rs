@@ -231,13 +231,13 @@ pub(super) fn warn_of_destinations<T>(to: Option<&Vec<Targeted<T>>>, out: &mut V
 
 /// Whether no proxy does what an item of `to` says, which is then said.
 pub(super) fn warn_of_destination(path: &str, kind: &TargetKind, out: &mut Vec<String>) -> bool {
-    let is_outside = *kind == TargetKind::MeshExternalService;
-    if is_outside {
-        out.push(format!(
-            "{path} has no effect: it holds inside the mesh, and this destination is outside of it"
-        ));
-    }
-    is_outside
+    let why = match kind {
+        TargetKind::MeshExternalService => "it holds inside the mesh, and this destination is outside of it",
+        TargetKind::MeshHttpRoute => "of routes only time limits and repetitions are told apart",
+        _ => return false,
+    };
+    out.push(format!("{path} has no effect: {why}"));
+    true
 }
 
 /// Fields of items whose destination is outside of the mesh, where the proxy that calls it makes no such choice.

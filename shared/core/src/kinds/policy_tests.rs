@@ -62,15 +62,6 @@ fn mesh_timeouts() {
 }
 
 #[test]
-fn what_no_proxy_executes_is_warned_of() {
-    let document = of("MeshMetric", "default: {}");
-    assert_eq!(
-        warnings(&document),
-        ["spec.default has no effect: every proxy serves Prometheus metrics on its readiness port"]
-    );
-}
-
-#[test]
 fn times_that_a_match_comes_too_late_for_are_warned_of() {
     let rule = "rules: [{matches: [{sni: {type: Exact, value: db.mesh}}], default: {connectionTimeout: 1m, http: {requestTimeout: 1s, maxStreamDuration: 1h}}}]";
     assert_eq!(
