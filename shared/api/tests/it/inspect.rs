@@ -118,7 +118,7 @@ async fn warnings_say_why_a_policy_does_less_than_it_says() {
     let patch = json!({
         "type": "MeshProxyPatch", "mesh": "default", "name": "patch",
         "spec": {"default": {"appendModifications": [
-            {"cluster": {"operation": "Patch", "match": {"origin": "outbound"}, "value": "connect_timeout: 5s"}},
+            {"listener": {"operation": "Patch", "match": {"origin": "outbound"}, "value": "traffic_direction: OUTBOUND"}},
         ]}},
     });
     assert_eq!(server.put("/meshes/default/meshproxypatches/patch", patch).await.status, 201);
@@ -137,7 +137,7 @@ async fn warnings_say_why_a_policy_does_less_than_it_says() {
     );
     assert_eq!(of("MeshTrafficPermission"), ["mTLS is off in this mesh: nobody is asked for a permission"]);
     assert!(
-        of("MeshProxyPatch")[0].starts_with("MeshProxyPatch patch: spec.default has no effect"),
+        of("MeshProxyPatch")[0].starts_with("MeshProxyPatch patch: spec.default.appendModifications[0]"),
         "{said:#}"
     );
 }
@@ -250,7 +250,10 @@ async fn services_their_dataplanes_and_their_names() {
     });
     store(&server, "", "MeshMultiZoneService", "all", spec).await;
     let names = server.get("/meshes/default/meshmultizoneservices/all/_hostnames").await.json();
-    assert_eq!(names, json!({"total": 1, "items": [{"hostname": "all.mzsvc.mesh.local", "zones": both}]}));
+    assert_eq!(
+        names,
+        json!({"total": 1, "items": [{"hostname": "all.mzsvc.mesh.local", "zones": [{"name": "west"}]}]})
+    );
 }
 
 #[tokio::test]

@@ -26,9 +26,14 @@ const REAL: &str = "198.51.100.53";
 
 /// A server of the host's, which counts what it is asked.
 async fn upstream() -> (SocketAddr, Arc<AtomicUsize>) {
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).await.unwrap();
+    // A port that is free in one protocol may be taken in the other.
+    let (udp, address, tcp) = loop {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = udp.local_addr().unwrap();
+        if let Ok(tcp) = TcpListener::bind(address).await {
+            break (udp, address, tcp);
+        }
+    };
     let asked = Arc::new(AtomicUsize::new(0));
     let answer = |query: &[u8], udp| {
         let question = parse_query(query).unwrap();
