@@ -19,9 +19,12 @@ const COUNT: usize = 1_000;
 /// Of each way the fastest counts: what disturbs a run only makes it slower.
 const RUNS: usize = 5;
 
+/// A name, and what the policy of a number selects.
+type Case = (&'static str, fn(usize) -> Value);
+
 fn main() {
     println!("{COUNT} policies of one kind, {COUNT} Dataplanes");
-    let cases: [(&str, fn(usize) -> Value); 4] = [
+    let cases: [Case; 4] = [
         ("one policy a service, by name", |i| json!({ "kind": "MeshService", "name": format!("s{i}") })),
         (
             "one policy a service, by label",

@@ -17,7 +17,8 @@ use std::{rc::Rc, sync::Arc};
 /// A request whose head was examined, and how its body will be.
 pub(super) struct Examined {
     guard: Option<Rc<Guard>>,
-    body: Option<BodyExaminer>,
+    /// Large, and mostly not there.
+    body: Option<Box<BodyExaminer>>,
 }
 
 /// Examines a request's head.
@@ -38,7 +39,7 @@ pub(super) fn examine(
     let mut body = None;
     if !guard.is_blocked() && filter.searches(RequestPart::Body) && !request.body().is_end_stream() {
         match body_examiner(&guard, inbound, request) {
-            Ok(examiner) => body = Some(examiner),
+            Ok(examiner) => body = Some(Box::new(examiner)),
             Err(what) => drop(guard.judge(&Finding { what, place: Place::Part(RequestPart::Body) })),
         }
     }
@@ -89,7 +90,7 @@ impl Examined {
     /// Examines the body on its way.
     pub(super) fn body(&mut self, body: Body) -> Body {
         match &self.guard {
-            Some(guard) => body.filtered(guard.clone(), self.body.take()),
+            Some(guard) => body.filtered(guard.clone(), self.body.take().map(|examiner| *examiner)),
             None => body,
         }
     }

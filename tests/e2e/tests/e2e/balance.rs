@@ -23,7 +23,8 @@ async fn answers(from: &Proxy, calls: usize, words: &[&str]) -> Result<BTreeMap<
         let (body, code) = said.rsplit_once('\n').unwrap_or_default();
         ensure!(code == "200", "{said}");
         let answer: serde_json::Value = serde_json::from_str(body).with_context(|| said.clone())?;
-        *counts.entry(answer["app"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+        let name = answer.get("app").and_then(serde_json::Value::as_str).unwrap_or_default();
+        *counts.entry(name.to_owned()).or_default() += 1;
     }
     Ok(counts)
 }

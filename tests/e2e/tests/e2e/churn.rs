@@ -199,7 +199,7 @@ fn memory(web: &Proxy, backend: &Proxy) -> Result<Vec<u64>> {
 async fn caught_up(mesh: &Mesh) -> Result<()> {
     until("the sidecars", DEADLINE, || async {
         let overviews = mesh.get(&mesh.global, "/meshes/default/dataplanes/_overview").await?;
-        let items = overviews["items"].as_array().context("no items")?;
+        let items = overviews.get("items").and_then(|items| items.as_array()).context("no items")?;
         let behind: Vec<_> = items.iter().filter(|item| item["behindMillis"] != 0).collect();
         ensure!(items.len() == 2 && behind.is_empty(), "{overviews}");
         Ok(())

@@ -30,7 +30,7 @@ async fn what_is_said_of_a_call_is_what_comes_of_it() -> Result<()> {
     explained("batch", "backend.mesh:80", &["DENIED", "MeshTrafficPermission"]).await?;
     curl_until(&batch, &["http://backend.mesh/"], "403", |said| said.ends_with("403")).await?;
     explained("web", "http://evil.example.net/", &["not-listed"]).await?;
-    explained("web", "http://api.example.com/", &["no-permission"]).await?;
+    explained("web", "http://api.example.com/", &["the egress refuses it", "no rule allows"]).await?;
     let said = web.curl(&["-i", "http://api.example.com/"]).await?;
     ensure!(said.contains("x-meridian-denied: no-permission"), "{said}");
 
