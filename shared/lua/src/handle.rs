@@ -153,7 +153,7 @@ pub(crate) fn register(registry: &mut UserDataRegistry<Handle>, waiting: &Table,
     registry.add_method("base64Escape", |lua, _, text: LuaString| {
         lua.create_string(STANDARD.encode(&*text.as_bytes()))
     });
-    // Routes are chosen after scripts, if at all.
+    // Routes are chosen before scripts, and stay.
     registry.add_method("clearRouteCache", |_, _, ()| Ok(()));
     registry.add_method("timestamp", |_, _, unit: Value| Ok(timestamp(&unit) as f64));
     registry.add_method("timestampString", |_, _, unit: Value| Ok(timestamp(&unit).to_string()));

@@ -25,6 +25,7 @@ pub use head::{
 };
 pub(crate) use kept::{Kept, Room};
 pub use mirrored::{CopyFate, CopyFrom, CopyTo, mirrored};
+pub(crate) use replay::PIECE;
 pub use replay::{Reader, Tape};
 pub(crate) use scripted::{Scripted, Wait};
 pub use serve::{Codec, LocalExecutor, client_h1, client_h2, detect, serve};

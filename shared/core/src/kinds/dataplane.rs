@@ -322,7 +322,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
         ("networking.transparentProxying.reachableServices", Warned("use reachableBackends")),
         ("networking.admin", Warned("the admin interface is a Unix socket")),
         ("networking.listeners", Warned("zone proxies are ZoneIngress and ZoneEgress resources")),
-        ("metrics", Warned("every proxy serves Prometheus metrics on its readiness port")),
+        ("metrics", Warned("use MeshMetric")),
         ("probes", Warned("use inbound[].serviceProbe")),
     ],
     ..KindInfo::new::<Dataplane>()

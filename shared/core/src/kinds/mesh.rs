@@ -262,7 +262,10 @@ pub(crate) const INFO: KindInfo = KindInfo {
         ("networking.outbound.passthrough", Executed),
         ("routing.zoneEgress", Executed),
         ("routing.defaultForbidMeshExternalServiceAccess", Executed),
-        ("routing.localityAwareLoadBalancing", Warned("the local zone is always preferred")),
+        (
+            "routing.localityAwareLoadBalancing",
+            Warned("the local zone is preferred unless a MeshLoadBalancingStrategy says otherwise"),
+        ),
         ("meshServices.mode", Executed),
         (
             "constraints",
@@ -271,7 +274,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
         ("skipCreatingInitialPolicies", Executed),
         ("tracing", Warned("use MeshTrace")),
         ("logging", Warned("use MeshAccessLog")),
-        ("metrics", Warned("every proxy serves Prometheus metrics on its readiness port")),
+        ("metrics", Warned("use MeshMetric")),
     ],
     ..KindInfo::new::<Mesh>()
 };

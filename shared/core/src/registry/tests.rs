@@ -49,7 +49,7 @@ fn what_is_not_executed_is_warned_of_or_refused() {
         warnings,
         [
             "mtls.backends[0].conf has no effect: the builtin authority has nothing to configure",
-            "routing.localityAwareLoadBalancing has no effect: the local zone is always preferred",
+            "routing.localityAwareLoadBalancing has no effect: the local zone is preferred unless a MeshLoadBalancingStrategy says otherwise",
         ]
     );
     let document = serde_json::json!({

@@ -159,7 +159,9 @@ impl Body {
     /// back for the server's word.
     pub fn tape(&mut self) -> Option<Tape> {
         match std::mem::replace(&mut self.kind, Kind::Empty) {
-            kind @ (Kind::Incoming(_) | Kind::Kept(_) | Kind::Scripted(_)) if !kind.is_end_stream() => {
+            kind @ (Kind::Full(_) | Kind::Incoming(_) | Kind::Kept(_) | Kind::Scripted(_))
+                if !kind.is_end_stream() =>
+            {
                 let tape = Tape::new(Source(kind));
                 self.kind = tape.read().map_or(Kind::Empty, Kind::Taped);
                 Some(tape)
@@ -259,6 +261,7 @@ impl Body {
     pub(crate) fn keep(&mut self, kept: Kept) {
         self.kind = Kind::Kept(Box::new(kept));
         self.counted = None;
+        self.watch = None;
     }
 
     /// Other bytes in place of its own; its trailers stay, if they were read.

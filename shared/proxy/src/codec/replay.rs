@@ -16,6 +16,8 @@ use std::{
     task::{Context, Poll},
 };
 
+/// What a piece costs besides its bytes: a peer may send one at a time.
+pub(crate) const PIECE: usize = 128;
 /// Bytes of one request's body that are kept for a repetition.
 const REPLAY: usize = 64 << 10;
 
@@ -80,7 +82,7 @@ impl Inner {
             return;
         }
         if let Some(data) = frame.data_ref() {
-            self.bytes += data.len();
+            self.bytes += data.len() + PIECE;
             self.kept.push(Piece::Data(data.clone()));
         } else if let Some(trailers) = frame.trailers_ref() {
             self.kept.push(Piece::Trailers(trailers.clone()));

@@ -270,10 +270,17 @@ impl Errand<'_> {
                 self.context.caller.report(&self.context.worker, self.inbound, &reason, &policy);
                 plumbing::refused(StatusCode::SERVICE_UNAVAILABLE, &reason)
             }
-            Err(Stopped::Body(error)) => self.examined.refusal().unwrap_or_else(|| {
+            Err(Stopped::Body(error)) => {
                 tracing::debug!(inbound = %self.inbound.config.name, %error, "the request ended early");
-                plumbing::plain(StatusCode::BAD_REQUEST, "the request ended early\n")
-            }),
+                let (answer, cause) = match self.examined.refusal() {
+                    Some(refusal) => (refusal, &Cause::FILTERED),
+                    None => {
+                        let text = "the request ended early\n";
+                        (plumbing::plain(StatusCode::BAD_REQUEST, text), &Cause::MALFORMED)
+                    }
+                };
+                plumbing::because(answer, cause)
+            }
         }
     }
 

@@ -1,8 +1,8 @@
 //! HTTP requests of the application, one by one, over shared connections to the destination's endpoints.
 
-use super::{attempt, leads_to, route};
+use super::{attempt, leads_to, mirror, route};
 use crate::{
-    codec::{self as plumbing, Body, CopyTo, Counted, How, detect},
+    codec::{self as plumbing, Body, Counted, How, detect},
     denial::Reason,
     exchange::{Cause, Exchange, Scene, Subject, Upstream},
     io::Socket,
@@ -15,7 +15,7 @@ use crate::{
         timeouts::{Clock, StreamLimits},
     },
     scripts::{Passage, Stopped},
-    snapshot::{Cluster, Outbound, Target},
+    snapshot::{Cluster, MirrorTo, Outbound, Target},
     trace::Tracer,
     upstream::{self, Balance, DialError, cluster_check},
     worker::{ConnectionInfo, Direction, Worker},
@@ -57,12 +57,14 @@ pub(super) struct Way<'a> {
     /// For logs and traces, if there are any.
     pub(super) exchange: Option<&'a Rc<Exchange>>,
     pub(super) scripts: Option<&'a Chain>,
+    /// Who gets a copy of what is sent.
+    pub(super) mirrors: &'a [MirrorTo],
 }
 
 impl<'a> Way<'a> {
     pub(super) fn to(cluster: &'a Arc<Cluster>, ends: (SocketAddr, SocketAddr)) -> Self {
         let (streams, retry) = (cluster.streams, cluster.retry.as_ref());
-        Self { ends, cluster, streams, retry, exchange: None, scripts: None }
+        Self { ends, cluster, streams, retry, exchange: None, scripts: None, mirrors: &[] }
     }
 }
 
@@ -82,8 +84,9 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted
     let context = Rc::new(Context {
         worker: worker.clone(),
         name: outbound.name.clone(),
-        cached: RefCell::new((worker.snapshot().generation, Some(outbound.clone()))),
-        tracer: RefCell::new(worker.snapshot().tracer.clone()),
+        // By the first request: what holds may change until it comes.
+        cached: RefCell::new((u64::MAX, None)),
+        tracer: RefCell::default(),
         ends,
         scene: OnceCell::new(),
     });
@@ -130,7 +133,7 @@ async fn answer(
     if let Some(routing) = &outbound.routing {
         return Box::pin(route::answer(worker, &way, routing, &authority, request)).await;
     }
-    let response = forward(worker, &way, &authority, request, Vec::new()).await;
+    let response = forward(worker, &way, &authority, request).await;
     (cluster.clone(), response)
 }
 
@@ -174,16 +177,14 @@ fn asked(cluster: &Cluster, request: &Request<Incoming>) -> Result<Authority, Re
     }
 }
 
-/// The answer to a request; `copies` get its body as it passes.
+/// The answer to a request.
 pub(super) async fn forward(
     worker: &Rc<Worker>,
     way: &Way<'_>,
     authority: &Authority,
     request: Request<Incoming>,
-    copies: Vec<CopyTo>,
 ) -> Response<Body> {
     let mut errand = way.errand(worker, request.map(Body::incoming));
-    errand.request.body_mut().copied(copies);
     if let Some(exchange) = way.exchange {
         errand.request.body_mut().watch(exchange.watch_request());
     }
@@ -213,6 +214,12 @@ struct Errand<'a> {
 }
 
 impl<'a> Way<'a> {
+    /// The same way to the same destination, as that is now.
+    fn through(&self, cluster: &'a Arc<Cluster>) -> Self {
+        let (streams, retry) = (self.streams, self.retry);
+        Self { streams, retry, exchange: self.exchange, ..Self::to(cluster, self.ends) }
+    }
+
     fn errand(&'a self, worker: &'a Rc<Worker>, request: Request<Body>) -> Errand<'a> {
         let tries = self.retry.is_some_and(|policy| policy.per_try.is_some());
         let clock = self.streams.begin(&worker.timer, request.body().is_end_stream(), tries);
@@ -242,14 +249,19 @@ impl Errand<'_> {
                 Ok(gone) => gone,
                 Err(_) => {
                     cluster.traffic.cell(worker.index).timeouts.inc();
-                    return plumbing::plain(clock.status(), "the request was not there in time\n");
+                    let answer = plumbing::plain(clock.status(), "the request was not there in time\n");
+                    return plumbing::because(answer, &Cause::LATE);
                 }
             },
             None => going.await,
         };
         match gone {
             Ok((request, authority)) => {
-                let answer = Self { worker, way, request, clock }.answer(&authority).await;
+                // A script may have waited, and the destination be another by now.
+                let newest = worker.snapshot().clusters.get(&cluster.name).cloned();
+                let now = newest.as_ref().unwrap_or(cluster);
+                let way = &Way { scripts: None, mirrors: way.mirrors, ..way.through(now) };
+                let answer = Errand { worker, way, request, clock }.answer(&authority).await;
                 passage.response(answer).await
             }
             Err(Stopped::Answered(answer)) => *answer,
@@ -260,7 +272,8 @@ impl Errand<'_> {
             }
             Err(Stopped::Body(error)) => {
                 tracing::debug!(service = %cluster.service, %error, "the request ended early");
-                plumbing::plain(StatusCode::BAD_REQUEST, "the request ended early\n")
+                let answer = plumbing::plain(StatusCode::BAD_REQUEST, "the request ended early\n");
+                plumbing::because(answer, &Cause::MALFORMED)
             }
         }
     }
@@ -294,6 +307,9 @@ impl Errand<'_> {
         let retry = way.retry.filter(|policy| {
             !matches!(how, How::Continue { .. }) && policy.covers(request.method(), request.headers())
         });
+        // As it is sent: what scripts refuse or take out goes nowhere.
+        let copies = mirror::begin(worker, way.mirrors, authority, &request);
+        request.body_mut().copied(copies);
         plumbing::prepare(&mut request, authority, http2, false);
         let errand = attempt::Errand { worker, cluster, how, clock, hash, exchange: way.exchange };
         let mut response = errand.answer(request, retry).await;

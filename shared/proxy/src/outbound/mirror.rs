@@ -12,7 +12,6 @@ use crate::{
 use http::{Request, header, uri::Authority};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 /// Copies of one worker that may be under way: each holds as much of a body as a mirror may be behind.
@@ -46,12 +45,12 @@ impl Drop for Place {
 }
 
 /// Begins the copies of a request that is about to be sent; its body is to be given to what is returned. `request` is as
-/// the rule has changed it.
+/// rules and scripts have changed it.
 pub(super) fn begin(
     worker: &Rc<Worker>,
     mirrors: &[MirrorTo],
     authority: &Authority,
-    request: &Request<Incoming>,
+    request: &Request<Body>,
 ) -> Vec<CopyTo> {
     // What changes its protocol is no request that could be answered twice.
     if mirrors.is_empty() || plumbing::is_upgrade(request) {
@@ -65,7 +64,7 @@ fn begin_one(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
     authority: &Authority,
-    request: &Request<Incoming>,
+    request: &Request<Body>,
 ) -> Option<CopyTo> {
     let cell = cluster.traffic.cell(worker.index);
     let Some(place) = worker.mirrors.take() else {

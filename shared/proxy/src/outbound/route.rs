@@ -4,10 +4,7 @@
 //! A rule's backend is chosen once: what is repeated is repeated there. A backend that is not there refuses its share
 //! with a 500, as in Kuma; nobody else gets it.
 
-use super::{
-    http::{Way, forward},
-    mirror,
-};
+use super::http::{Way, forward};
 use crate::{
     codec::{self as plumbing, Body},
     policy::routes::{Found, Rule},
@@ -42,7 +39,7 @@ pub(super) async fn answer(
     let verdict = routing.of_request(request.method(), request.uri(), request.headers());
     match verdict {
         Verdict::Itself => {
-            let response = forward(worker, itself, authority, request, Vec::new()).await;
+            let response = forward(worker, itself, authority, request).await;
             (own.clone(), response)
         }
         Verdict::Rule(found, rule, way) => {
@@ -62,7 +59,6 @@ pub(super) async fn answer(
                     },
                     authority,
                     request,
-                    Vec::new(),
                 )
                 .await;
                 (cluster.clone(), response)
@@ -93,17 +89,17 @@ impl Routed<'_> {
         };
         let host = self.change(&mut request);
         let authority = host.unwrap_or(authority);
-        let copies = mirror::begin(self.worker, &self.way.mirrors, authority, &request);
         let policies = self.rule.policies.as_ref();
         let way = Way {
             ends: self.itself.ends,
             exchange: self.itself.exchange,
             scripts: self.itself.scripts,
+            mirrors: &self.way.mirrors,
             cluster,
             streams: self.way.streams.unwrap_or(self.own.streams),
             retry: policies.map_or(self.own.retry.as_ref(), |policies| policies.retry.as_ref()),
         };
-        let response = forward(self.worker, &way, authority, request, copies).await;
+        let response = forward(self.worker, &way, authority, request).await;
         (cluster.clone(), response)
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Chain, MAX_HELD, call};
 use crate::{
-    codec::{self as plumbing, Body, BodyError, Kept, Room, Scripted, Wait},
+    codec::{self as plumbing, Body, BodyError, Kept, PIECE, Room, Scripted, Wait},
     metrics::Traffic,
     policy::lua::Script,
     worker::Worker,
@@ -312,7 +312,7 @@ async fn whole(body: &mut Body, room: &mut Room) -> Result<(Bytes, Option<Header
                 if length > MAX_BODY {
                     return Err(Unread::TooLong);
                 }
-                if !room.grow(data.len()) {
+                if !room.grow(data.len() + PIECE) {
                     return Err(Unread::NoRoom);
                 }
                 pieces.push(data);

@@ -4,7 +4,7 @@
 //! an inbound then refuses everybody, an entry or destination is gone, calls whose routes are unknown are refused, and so
 //! is unlisted traffic. Only a bundle
 //! keeps its last readable form, since without one nobody could be believed at all; and so do the policies of calls that go
-//! out, which guard nothing.
+//! out, which guard nothing, unless there are scripts among them.
 
 use crate::{
     access_log::{self, AccessLogs},
@@ -25,6 +25,12 @@ use meridian_delta::{Encoded, Id, Version};
 use meridian_proxy_config::{self as config, types};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, sync::Arc};
+
+/// In place of scripts that can't be understood.
+const CLOSED: &str = r#"function envoy_on_request(handle)
+    handle:respond({[":status"] = "503"}, "the scripts of these calls can't be understood\n")
+end
+"#;
 
 /// Type and name.
 type ResourceKey = (Arc<str>, Arc<str>);
@@ -88,7 +94,7 @@ impl Resources {
             }
             Err(reason) => {
                 tracing::error!(kind = %resource.type_, name = %resource.name, %reason, "configuration refused");
-                self.guard(&resource.type_, &resource.name);
+                self.guard(resource);
                 self.accepted.remove(&key);
                 self.refused.insert(key, (resource.clone(), reason.clone()));
             }
@@ -203,7 +209,8 @@ impl Resources {
     }
 
     /// After a refusal: nothing that the resource guards stays open.
-    fn guard(&mut self, kind: &str, name: &str) {
+    fn guard(&mut self, resource: &Encoded) {
+        let (kind, name) = (&*resource.type_, &*resource.name);
         match kind {
             types::PROXY => {
                 if let Some(proxy) = &mut self.proxy {
@@ -215,9 +222,21 @@ impl Resources {
                     self.refused_inbounds.insert(name.to_owned(), inbound);
                 }
             }
+            types::POLICIES if has_scripts(&resource.body) => self.close(name),
             types::BUNDLE | types::POLICIES => {}
             types::ROUTES => drop(self.routings.insert(name.to_owned(), None)),
             other => self.forget(other, name),
+        }
+    }
+
+    /// Calls are refused by a script in place of those that can't be understood: one of them may have been there to refuse.
+    fn close(&mut self, name: &str) {
+        let mut config = self.policies.get(name).map(|parts| (*parts.config).clone()).unwrap_or_default();
+        let policy = "scripts that can't be understood".to_owned();
+        config.scripts = vec![config::Script { policy, source: CLOSED.to_owned() }];
+        match policy_parts(Arc::new(config), &mut self.programs) {
+            Ok(parts) => drop(self.policies.insert(name.to_owned(), parts)),
+            Err(error) => tracing::error!(%error, "calls can't be closed"),
         }
     }
 
@@ -243,6 +262,12 @@ impl Resources {
             _ => {}
         }
     }
+}
+
+/// Whether policies on calls that go out have scripts, also those that can't be understood as a whole.
+fn has_scripts(body: &[u8]) -> bool {
+    let value: Result<serde_json::Value, _> = serde_json::from_slice(body);
+    value.map_or(true, |value| value.get("scripts").is_some())
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {

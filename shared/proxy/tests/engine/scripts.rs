@@ -5,13 +5,14 @@ use crate::{
         Answer, absolute, call, failing_app, get, http_app, http1, http2, raw, request, streaming, text,
         whole,
     },
-    world::{Pair, endpoint, soon, until},
+    world::{Pair, endpoint, resource, soon, until},
 };
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Frame;
 use meridian_proxy_config::{
-    DestinationTls, EndpointSet, FilterAction, Protocol, RequestFilter, RetryOn, RuleSet, Script, types,
+    DestinationPolicies, DestinationTls, EndpointSet, FilterAction, Protocol, RequestFilter, RetryOn,
+    RuleSet, Script, types,
 };
 use std::net::SocketAddr;
 
@@ -395,6 +396,22 @@ async fn an_upgrade_goes_through_scripts() {
 }
 
 /// A script changes under requests: those under way keep theirs.
+/// One of them may have been there to refuse; what else the policies say stays as it was.
+#[tokio::test]
+async fn calls_whose_scripts_cannot_be_understood_are_refused() {
+    let (application, seen) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    assert_eq!(call(pair.outbound, "/headers").await.status, 200);
+    let broken = DestinationPolicies { scripts: vec![script("function (")], ..Default::default() };
+    let refused = pair.web.engine.apply(&[resource(types::POLICIES, "backend", &broken)], &[]);
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    pair.settled().await;
+    assert_eq!(call(pair.outbound, "/headers").await.status, 503);
+    assert_eq!(seen.requests(), 1);
+    pair.policies(|_| {}).await;
+    assert_eq!(call(pair.outbound, "/headers").await.status, 200);
+}
+
 #[tokio::test]
 async fn a_script_is_exchanged_and_its_state_goes() {
     let (application, _) = http_app(false).await;

@@ -417,7 +417,8 @@ struct Said<'a> {
     kinds: Vec<(&'static Outgoing, SaidByKind)>,
     http: SaidByKind,
     tcp: SaidByKind,
-    patches: Patches,
+    /// `None`: they can't be read.
+    patches: Option<Patches>,
     /// Values of `kuma.io/service` that these name.
     patched: BTreeSet<String>,
 }
@@ -439,11 +440,10 @@ impl<'a> Said<'a> {
         let kinds = OUTGOING.iter().map(|of| (of, of_kind(of.kind))).collect();
         let patching = selected.iter().filter(|policy| is_patch(policy));
         let patching = sort(patching.map(|policy| Arc::clone(policy)).collect());
-        let patches = Patches::read(&patching).unwrap_or_else(|error| {
-            blame(patching.iter().map(|policy| policy.key()), &error, out);
-            Patches::default()
-        });
-        let patched = patches.tags();
+        let patches = Patches::read(&patching);
+        let patches =
+            patches.inspect_err(|error| blame(patching.iter().map(|policy| policy.key()), error, out)).ok();
+        let patched = patches.as_ref().map(Patches::tags).unwrap_or_default();
         let (http, tcp) = (of_kind(MeshHttpRoute::KIND), of_kind(MeshTcpRoute::KIND));
         Self { mesh: name, kinds, http, tcp, patches, patched }
     }
@@ -572,7 +572,11 @@ impl<'a> Said<'a> {
         let tags = service.map(|tag| BTreeMap::from([(labels::SERVICE.to_owned(), tag.to_owned())]));
         let cluster = service.map(str::to_owned);
         let place = Place { origin: "outbound", protocol, listener: None, tags: tags.as_ref(), cluster };
-        self.patches.destination(&place, policies);
+        match &self.patches {
+            Some(patches) => patches.destination(&place, policies),
+            None if protocol.is_http() => policies.scripts = proxy_patch::closed(),
+            None => {}
+        }
     }
 }
 

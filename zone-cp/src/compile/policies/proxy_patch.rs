@@ -150,8 +150,12 @@ impl Patches {
 
 /// Every call that comes in is refused: what holds for it can't be read.
 pub(crate) fn close(into: &mut InboundPolicies) {
-    into.scripts =
-        vec![Script { policy: "a policy that can't be read".to_owned(), source: CLOSED.to_owned() }];
+    into.scripts = closed();
+}
+
+/// In place of scripts that can't be read.
+pub(crate) fn closed() -> Vec<Script> {
+    vec![Script { policy: "a policy that can't be read".to_owned(), source: CLOSED.to_owned() }]
 }
 
 impl Place<'_> {

@@ -247,7 +247,7 @@ fn lua_filter(value: &Value) -> Result<Option<LuaFilter>, String> {
     let mut sources = Vec::new();
     for (name, value) in config.as_object().into_iter().flatten() {
         match camel(name).as_str() {
-            // Counters have names of their own, and there are no routes to choose anew.
+            // Counters have names of their own, and a route is chosen before scripts and stays.
             "@type" | "statPrefix" | "clearRouteCache" => {}
             "inlineCode" => sources.push(value.as_str().unwrap_or_default().to_owned()),
             "defaultSourceCode" => sources.push(source(value)?),
