@@ -54,9 +54,8 @@ async fn what_is_said_of_a_call_is_what_comes_of_it() -> Result<()> {
     explained("web", "backend.mesh:80", &["300ms", "a-quick"]).await?;
     let said = mesh.meridian(&["inspect", "dataplane", "web-1", "--type", "config"]).await?;
     ensure!(said.contains("300"), "{said}");
-    let layout = mesh.get(&mesh.global, "/meshes/default/dataplanes/web-1/_layout").await;
-    let layout = layout
-        .or(mesh.get(&mesh.zone("east")?.control_plane, "/meshes/default/dataplanes/web-1/_layout").await)?;
+    let zone = &mesh.zone("east")?.control_plane;
+    let layout = mesh.get(zone, "/meshes/default/dataplanes/web-1/_layout").await?;
     ensure!(layout.to_string().contains("backend"), "{layout}");
     Ok(())
 }
