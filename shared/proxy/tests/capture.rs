@@ -89,15 +89,29 @@ impl Outside {
     }
 
     fn listen(&self, address: &'static str, port: u16) -> TcpListener {
-        let listener = self.run(move || TcpListener::bind((address, port)).unwrap());
+        let listener = self.run(move || bound(|| TcpListener::bind((address, port))));
         listener.set_nonblocking(true).unwrap();
         listener
     }
 
     fn udp(&self, address: &'static str, port: u16) -> UdpSocket {
-        let socket = self.run(move || UdpSocket::bind((address, port)).unwrap());
+        let socket = self.run(move || bound(|| UdpSocket::bind((address, port))));
         socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         socket
+    }
+}
+
+/// A socket at a port that the test may have closed just before. A command that another test's thread starts holds a
+/// copy of every open socket from its fork to its exec, and with it the port.
+fn bound<T>(bind: impl Fn() -> io::Result<T>) -> T {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                thread::yield_now();
+            }
+            other => return other.unwrap(),
+        }
     }
 }
 
@@ -128,7 +142,7 @@ fn send_udp(uid: u32, address: &str, port: u16) -> io::Result<UdpSocket> {
 }
 
 fn listen(address: &str, port: u16) -> TcpListener {
-    let listener = TcpListener::bind((address, port)).unwrap();
+    let listener = bound(|| TcpListener::bind((address, port)));
     listener.set_nonblocking(true).unwrap();
     listener
 }
@@ -224,7 +238,7 @@ fn dns_comes_to_the_resolver_by_both_transports() {
     on_a_host(|_| {
         capture::install(&options(Enforce::Strict)).unwrap();
         for address in OUTSIDE {
-            let resolver = UdpSocket::bind((loopback(address), 15053)).unwrap();
+            let resolver = bound(|| UdpSocket::bind((loopback(address), 15053)));
             resolver.set_read_timeout(Some(DEADLINE)).unwrap();
             let app = send_udp(APP, address, 53).unwrap();
             let mut buffer = [0; 9];
