@@ -8,6 +8,13 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Each is a destination of its own in every zone, with all identities: what one zone writes must not fill the others.
+const MAX_PORTS: usize = 256;
+/// Each is told with each port.
+const MAX_IDENTITIES: usize = 64;
+/// Bytes: what SPIFFE allows an ID to have.
+const MAX_IDENTITY: usize = 2_048;
+
 /// A service: the Dataplanes that offer it, and its ports.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -205,10 +212,22 @@ impl Spec for MeshService {
                 "must specify only one of: dataplaneTags, dataplaneRef, or dataplaneLabels",
             );
         }
+        if self.ports.len() > MAX_PORTS {
+            out.push("spec.ports", format!("must have at most {MAX_PORTS} items"));
+        }
+        if self.identities.len() > MAX_IDENTITIES {
+            out.push("spec.identities", format!("must have at most {MAX_IDENTITIES} items"));
+        }
         if !self.state.is_known() {
             out.push("spec.state", validate::one_of("state", State::VALUES));
         }
         for (i, identity) in self.identities.iter().enumerate() {
+            if identity.value.len() > MAX_IDENTITY {
+                out.push(
+                    format!("spec.identities[{i}].value"),
+                    format!("must have at most {MAX_IDENTITY} bytes"),
+                );
+            }
             if !identity.type_.is_known() {
                 out.push(
                     format!("spec.identities[{i}].type"),

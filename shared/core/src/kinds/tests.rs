@@ -276,6 +276,17 @@ fn mesh_service() {
         ],
     );
     wrong("{type: MeshService, name: m}", &["spec: must be defined"]);
+    let ports: Vec<String> = (1..=257).map(|port| format!("{{port: {port}}}")).collect();
+    let identity = |value: &str| format!("{{type: ServiceTag, value: {value}}}");
+    let many = vec![identity("web"); 65].join(", ");
+    wrong(
+        &of(&format!("ports: [{}], identities: [{many}]", ports.join(", "))),
+        &["spec.identities: must have at most 64 items", "spec.ports: must have at most 256 items"],
+    );
+    wrong(
+        &of(&format!("identities: [{}]", identity(&"w".repeat(2_049)))),
+        &["spec.identities[0].value: must have at most 2048 bytes"],
+    );
 }
 
 #[test]
