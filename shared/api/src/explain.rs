@@ -6,7 +6,9 @@
 //! would say is told as unknown.
 
 mod inside;
+mod outgoing;
 mod outside;
+mod plaintext;
 mod question;
 mod routes;
 mod words;

@@ -38,7 +38,7 @@ pub use merge::{Merged, Origin, merge};
 pub use meta::{as_in_force, kri};
 pub use outbound::{MATCHES_HASH_TAG, ResourceRule, ResourceRules, ToItem, to_conf, to_items, to_rules};
 pub use passthrough::{Passthrough, PassthroughEntry, passthrough};
-pub use permission::inbound_permission;
+pub use permission::{caller_match, inbound_permission};
 pub use policy::{Form, Policy, PolicyError, sort};
 pub use proxy::proxy_conf;
 pub use routes::Routes;

@@ -29,7 +29,7 @@ pub fn inbound_permission(
 /// A caller chooses its session's server name, and an inbound takes any: it can't be what lets the caller in. Else a
 /// rule that opens one destination behind an egress would open every inbound to who claims that name.
 fn of_inbound(action: Action, matched: &RuleMatch) -> Option<CallerMatch> {
-    (matched.sni.is_none() || action == Action::Deny).then(|| caller(matched))
+    (matched.sni.is_none() || action == Action::Deny).then(|| caller_match(matched))
 }
 
 /// The conditions for a destination behind an egress whose server name is `sni`. The egress knows by the entry which
@@ -37,7 +37,7 @@ fn of_inbound(action: Action, matched: &RuleMatch) -> Option<CallerMatch> {
 /// the caller gave as its session's server name decides nothing.
 pub(crate) fn of_entry(matched: &RuleMatch, sni: &str) -> Option<CallerMatch> {
     let own = matched.sni.as_ref().is_none_or(|named| named.value == sni);
-    own.then(|| CallerMatch { sni: None, ..caller(matched) })
+    own.then(|| CallerMatch { sni: None, ..caller_match(matched) })
 }
 
 /// Collects policies from weak to strong.
@@ -130,7 +130,8 @@ fn from_rule(from: &From, policy: &str) -> Option<PermissionRule> {
     }
 }
 
-fn caller(matched: &RuleMatch) -> CallerMatch {
+/// Whom a match of `rules` means, as proxies compare it.
+pub fn caller_match(matched: &RuleMatch) -> CallerMatch {
     let mut caller = CallerMatch::default();
     if let Some(id) = &matched.spiffe_id {
         let value = Some(id.value.clone());

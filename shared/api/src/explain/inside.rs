@@ -1,34 +1,38 @@
 //! A call to a service of the mesh.
 
 use super::question::Question;
-use super::{Caller, Decider, Facts, Outcome, Step, display, routes, words};
+use super::{Caller, Decider, Facts, Outcome, Step, display, outgoing, plaintext, words};
 use crate::inspect::world::{kinds, subject};
 use meridian_core::kinds::dataplane::{Dataplane, Inbound, InboundState};
 use meridian_core::kinds::mesh::{MeshServicesMode, MtlsMode};
+use meridian_core::kinds::mesh_access_log::MeshAccessLog;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
 use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
-use meridian_core::kinds::mesh_service::{MeshService, Port, State, Status};
-use meridian_core::kinds::mesh_traffic_permission::{MeshTrafficPermission, RuleMatch, SpiffeIdMatchType};
-use meridian_core::{Kind, KindInfo, Resource, Standing, document};
+use meridian_core::kinds::mesh_service::{MeshService, Port, State};
+use meridian_core::kinds::mesh_traffic_permission::{MeshTrafficPermission, RuleMatch};
+use meridian_core::{Kind, KindInfo, Resource, Standing, document, labels};
 use meridian_policy::{
-    InboundRule, Merged, Parsed, ResourceRules, Section, hostnames, inbound_confs, inbound_permission,
-    inbound_rules, is_reachable, leads_to, legacy_hostname, offered, service_tag, to_conf,
+    InboundRule, Parsed, Section, caller_match, hostnames, inbound_confs, inbound_permission, inbound_rules,
+    is_reachable, leads_to, legacy_hostname, offered, refers, service_tag,
 };
-use meridian_proxy_config::{CallerMatch, Verdict};
+use meridian_proxy_config::{CallerIdentity, Verdict};
 use serde_json::{Value, json};
 
 /// Where `<service>.mesh` answers beside the ports of the service.
 const LEGACY_PORT: u16 = 80;
 /// Instances that are named one by one where they differ.
 const NAMED: usize = 5;
+/// Kinds of which every rule that matches a caller acts. Twin of those with `each` in `INCOMING` of
+/// `zone-cp/src/compile/policies/kinds.rs`.
+const EACH_ACTS: [Kind; 2] = [MeshFaultInjection::KIND, MeshAccessLog::KIND];
 
 /// The service that is meant.
 pub(super) struct Found<'a> {
     asked: &'a str,
     /// By whose name they are called, if by one's of several zones.
-    many: Option<&'a Parsed<MeshMultiZoneService>>,
+    pub(super) many: Option<&'a Parsed<MeshMultiZoneService>>,
     /// Of the caller's zone first.
-    services: Vec<&'a Parsed<MeshService>>,
+    pub(super) services: Vec<&'a Parsed<MeshService>>,
     /// By its `kuma.io/service`, in all zones.
     is_legacy: bool,
     /// `None`: it has no such port.
@@ -133,20 +137,33 @@ impl Found<'_> {
     fn is_known_to(&self, caller: &Caller<'_>) -> bool {
         let networking = caller.dataplane.spec.networking.as_ref();
         let transparent = networking.and_then(|it| it.transparent_proxying.as_ref());
+        // What an outbound of its Dataplane names, it knows in any case.
+        let outbounds = || networking.iter().flat_map(|it| &it.outbound);
+        let is_named = |resource: &Resource| {
+            let mut references = outbounds().filter_map(|it| it.backend_ref.as_ref());
+            references
+                .any(|to| to.kind == resource.key.kind.as_str() && refers(resource, &to.name, &to.labels))
+        };
         if let Some(many) = self.many {
-            return is_reachable(transparent, &many.resource);
+            return is_reachable(transparent, &many.resource) || is_named(&many.resource);
         }
         let listed = transparent.map(|it| &it.reachable_services).filter(|listed| !listed.is_empty());
         self.services.iter().any(|service| match (self.is_legacy, listed) {
-            (false, _) => is_reachable(transparent, &service.resource),
+            (false, _) => is_reachable(transparent, &service.resource) || is_named(&service.resource),
             (true, None) => true,
-            (true, Some(listed)) => {
-                service_tag(&service.spec).is_some_and(|tag| listed.iter().any(|it| it == tag))
-            }
+            (true, Some(listed)) => service_tag(&service.spec).is_some_and(|tag| {
+                listed.iter().any(|it| it == tag)
+                    || outbounds().any(|it| it.tags.get(labels::SERVICE).is_some_and(|it| it == tag))
+            }),
         })
     }
 
-    fn is_http(&self) -> bool {
+    /// Whether one name means instances of all zones.
+    fn spans_zones(&self) -> bool {
+        self.is_legacy || self.many.is_some()
+    }
+
+    pub(super) fn is_http(&self) -> bool {
         self.port.is_some_and(|port| is_http(port.protocol()))
     }
 
@@ -186,96 +203,29 @@ pub(super) fn steps(facts: &Facts, caller: &Caller<'_>, question: &Question, fou
     }
     let text = format!("{meant}, port {} ({})", port.port, port.protocol());
     let mut steps = vec![Step::passed("destination", text)];
-    steps.extend(outgoing(facts, caller, question, found, port));
-    steps.push(endpoints(facts, caller, found));
-    steps.push(identity(facts));
-    steps.extend(incoming(facts, caller, found));
-    steps
-}
-
-/// What policies say of the call on the caller's side.
-fn outgoing(
-    facts: &Facts,
-    caller: &Caller<'_>,
-    question: &Question,
-    found: &Found<'_>,
-    port: &Port,
-) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for info in kinds().filter(|info| info.targets.is_some_and(|targets| targets.to)) {
-        let is_route = info.kind.as_str() == "MeshHTTPRoute";
-        if is_route && !found.is_http() {
-            continue;
-        }
-        let Some(merged) = said_of(facts, caller, info.kind, found, port) else { continue };
-        let conf = merged.confs.first().cloned().unwrap_or_default();
-        let (conf, text) = match (is_route, routes::chosen(&conf, question)) {
-            (false, _) => (conf.clone(), words::conf(&conf)),
-            (true, Some(rule)) => {
-                let does = rule.get("default").map(words::conf).unwrap_or_default();
-                (rule.clone(), format!("{} {} takes a rule: {does}", question.method, question.path))
-            }
-            (true, None) => {
-                (conf, format!("no rule takes {} {}: it goes to the service", question.method, question.path))
-            }
-        };
-        let text = with_standing(text, info, &["to", "default"]);
-        steps.push(
-            Step { conf: Some(conf), ..Step::passed(info.kind.as_str(), text) }.by(Decider::all(&merged)),
-        );
+    let (said, elsewhere) = outgoing::steps(facts, caller, question, found, port);
+    steps.extend(said);
+    if let Some(elsewhere) = elsewhere {
+        steps.push(elsewhere);
+        return steps;
     }
+    let is_plain = plaintext::is_spoken(facts, caller.zone(), &found.services);
+    steps.push(endpoints(facts, caller, found, is_plain));
+    steps.push(identity(facts, is_plain));
+    steps.extend(incoming(facts, caller, found, is_plain));
     steps
-}
-
-/// As a zone compiles it: what is said by `kuma.io/service`, unless a policy names the resource itself.
-fn said_of(facts: &Facts, caller: &Caller<'_>, kind: Kind, found: &Found<'_>, port: &Port) -> Option<Merged> {
-    let service = found.services.first()?;
-    let (key, section) = match found.many {
-        None => (&service.resource.key, port.section_name()),
-        Some(many) => {
-            let declared = many.spec.ports.iter().find(|it| it.port == port.port)?;
-            (&many.resource.key, declared.section_name())
-        }
-    };
-    let policies = facts.world.selecting(kind, &caller.subject(), Section::Whole);
-    let by_resource = ResourceRules::new(&policies, &facts.world.destinations);
-    let named = |tag: &&str| policies.iter().any(|policy| policy.named_tags().any(|named| named == *tag));
-    // By a MeshMultiZoneService's name no `kuma.io/service` is called.
-    let tag = service_tag(&service.spec).filter(|_| found.many.is_none()).filter(named);
-    if let Some(tag) = tag.filter(|_| !by_resource.names_port(key, &section)) {
-        return to_conf(&policies, &facts.world.routes, tag, None);
-    }
-    by_resource.conf(key, &section, None).map(|rule| rule.merged.clone())
 }
 
 /// Where instances are, and whether the caller's zone has a way there.
-fn endpoints(facts: &Facts, caller: &Caller<'_>, found: &Found<'_>) -> Step {
+fn endpoints(facts: &Facts, caller: &Caller<'_>, found: &Found<'_>, is_plain: bool) -> Step {
     let mut said = Vec::new();
     let mut reachable = 0;
     for service in &found.services {
         let zone = service.resource.key.zone.as_str();
-        let status: Status = service
-            .resource
-            .status
-            .as_ref()
-            .and_then(|status| serde_json::from_value(status.clone()).ok())
-            .unwrap_or_default();
-        let (ready, total) = status.dataplane_proxies.map_or((0, 0), |it| (it.healthy, it.total));
-        let way = if zone == caller.zone() {
-            Ok("in the caller's zone".to_owned())
-        } else if !facts.mtls() {
-            Err("plaintext does not cross zones".to_owned())
-        } else if !facts.ingresses.contains(zone) {
-            Err(format!("zone {zone} has no ZoneIngress with an advertised address"))
-        } else if facts.egress_enforced() && !facts.egresses.contains(caller.zone()) {
-            Err(format!("zone {} has no ZoneEgress", caller.zone()))
-        } else if facts.egress_enforced() {
-            Ok(format!("by the ZoneEgress of {} and the ZoneIngress of {zone}", caller.zone()))
-        } else {
-            Ok(format!("by the ZoneIngress of {zone}"))
-        };
+        let (ready, total) =
+            plaintext::status_of(service).dataplane_proxies.map_or((0, 0), |it| (it.healthy, it.total));
         let usable = ready > 0 && (zone == caller.zone() || service.spec.state == State::Available);
-        match way {
+        match way(facts, caller, found, zone, is_plain) {
             Ok(way) => {
                 reachable += u32::from(usable);
                 said.push(format!("zone {zone}: {ready} of {total} ready, {way}"));
@@ -287,14 +237,42 @@ fn endpoints(facts: &Facts, caller: &Caller<'_>, found: &Found<'_>) -> Step {
     Step::new("endpoints", outcome, said.join("; "))
 }
 
-fn identity(facts: &Facts) -> Step {
+/// How the caller's zone gets to a zone of the service; an error says why it does not.
+fn way(
+    facts: &Facts,
+    caller: &Caller<'_>,
+    found: &Found<'_>,
+    zone: &str,
+    is_plain: bool,
+) -> Result<String, String> {
+    if zone == caller.zone() {
+        return Ok("in the caller's zone".to_owned());
+    }
+    // A service by its own name, of another zone, is always spoken to by mTLS where the mesh has it.
+    if !facts.mtls() || (is_plain && found.spans_zones()) {
+        Err("plaintext does not cross zones".to_owned())
+    } else if !facts.ingresses.contains(zone) {
+        Err(format!("zone {zone} has no ZoneIngress with an advertised address"))
+    } else if facts.egress_enforced() && !facts.egresses.contains(caller.zone()) {
+        Err(format!("zone {} has no ZoneEgress", caller.zone()))
+    } else if facts.egress_enforced() {
+        Ok(format!("by the ZoneEgress of {} and the ZoneIngress of {zone}", caller.zone()))
+    } else {
+        Ok(format!("by the ZoneIngress of {zone}"))
+    }
+}
+
+fn identity(facts: &Facts, is_plain: bool) -> Step {
     let mode = facts.mesh.spec.mtls_backend().map(|backend| backend.mode);
     let text = match mode {
         None => "mTLS is off: plaintext, and nobody is asked for a permission",
         Some(MtlsMode::Strict) => "mTLS (STRICT)",
+        Some(MtlsMode::Permissive) if is_plain => {
+            "plaintext until all of the service's instances in the caller's zone have certificates (PERMISSIVE), and \
+             nobody is asked for a permission"
+        }
         Some(MtlsMode::Permissive) => {
-            "mTLS once all of the service's instances have certificates (PERMISSIVE: plaintext is taken too, and \
-             permissions do not cover it)"
+            "mTLS (PERMISSIVE: plaintext is taken too, and permissions do not cover it)"
         }
     };
     Step::passed("identity", text).by([Decider::of(&facts.mesh.resource)])
@@ -304,10 +282,14 @@ fn identity(facts: &Facts) -> Step {
 type Instance<'a> = (&'a Parsed<Dataplane>, &'a Inbound);
 
 /// What the instances say.
-fn incoming(facts: &Facts, caller: &Caller<'_>, found: &Found<'_>) -> Vec<Step> {
+fn incoming(facts: &Facts, caller: &Caller<'_>, found: &Found<'_>, is_plain: bool) -> Vec<Step> {
     let mut instances: Vec<Instance<'_>> = Vec::new();
     let mut steps = Vec::new();
-    for service in &found.services {
+    let has_way =
+        |it: &Parsed<MeshService>| way(facts, caller, found, &it.resource.key.zone, is_plain).is_ok();
+    // Who can't be reached has no say, unless nobody can be.
+    let some_have = found.services.iter().any(|it| has_way(it));
+    for service in found.services.iter().filter(|it| !some_have || has_way(it)) {
         let zone = &service.resource.key.zone;
         if facts.here.as_ref().is_some_and(|here| here != zone) {
             let text = format!("decided by the instances in zone {zone}: ask global, or that zone");
@@ -327,11 +309,14 @@ fn incoming(facts: &Facts, caller: &Caller<'_>, found: &Found<'_>) -> Vec<Step> 
     if instances.is_empty() {
         return steps;
     }
-    if facts.mtls() {
+    if !is_plain {
         steps.extend(permission(facts, caller, &instances));
     }
+    // Who speaks plaintext is nobody to whom a rule could be.
+    let nobody = CallerIdentity::default();
+    let identity = if is_plain { &nobody } else { &caller.identity };
     for info in kinds().filter(|info| info.kind != MeshTrafficPermission::KIND) {
-        steps.extend(at_inbound(facts, caller, info, &instances));
+        steps.extend(at_inbound(facts, identity, info, &instances));
     }
     steps
 }
@@ -381,11 +366,16 @@ pub(super) fn decider(facts: &Facts, name: &str) -> Decider {
 }
 
 /// What policies of one kind say at the instances' inbounds of this caller.
-fn at_inbound(facts: &Facts, caller: &Caller<'_>, info: &KindInfo, instances: &[Instance<'_>]) -> Vec<Step> {
+fn at_inbound(
+    facts: &Facts,
+    caller: &CallerIdentity,
+    info: &KindInfo,
+    instances: &[Instance<'_>],
+) -> Vec<Step> {
     let said = |(dataplane, inbound): &Instance<'_>| {
         let policies = facts.world.selecting(info.kind, &subject(dataplane), Section::Inbound(inbound));
         let rules = inbound_rules(&policies);
-        if info.kind == MeshFaultInjection::KIND { every(&rules, caller) } else { first(&rules, caller) }
+        if EACH_ACTS.contains(&info.kind) { every(&rules, caller) } else { first(&rules, caller) }
     };
     let answers = by_answer(instances, said);
     let only = answers.len() == 1;
@@ -399,13 +389,13 @@ fn at_inbound(facts: &Facts, caller: &Caller<'_>, info: &KindInfo, instances: &[
 }
 
 /// What rules add up to for the caller: of the kinds of callers the first that it is.
-fn first(rules: &[InboundRule], caller: &Caller<'_>) -> Option<(Value, Vec<Decider>)> {
+fn first(rules: &[InboundRule], caller: &CallerIdentity) -> Option<(Value, Vec<Decider>)> {
     let conf = inbound_confs(rules).into_iter().find(|conf| means(conf.matched.as_ref(), caller))?;
     Some((conf.merged.confs.first().cloned().unwrap_or_default(), Decider::all(&conf.merged)))
 }
 
 /// Every rule that matches acts, and those for everybody are one.
-fn every(rules: &[InboundRule], caller: &Caller<'_>) -> Option<(Value, Vec<Decider>)> {
+fn every(rules: &[InboundRule], caller: &CallerIdentity) -> Option<(Value, Vec<Decider>)> {
     let (for_all, for_some): (Vec<InboundRule>, Vec<InboundRule>) =
         rules.iter().cloned().partition(|rule| rule.matched.is_none());
     let (mut confs, mut deciders) = (Vec::new(), Vec::new());
@@ -420,19 +410,8 @@ fn every(rules: &[InboundRule], caller: &Caller<'_>) -> Option<(Value, Vec<Decid
     (!confs.is_empty()).then_some((Value::Array(confs), deciders))
 }
 
-fn means(matched: Option<&RuleMatch>, caller: &Caller<'_>) -> bool {
-    let Some(matched) = matched else { return true };
-    let mut wanted =
-        CallerMatch { sni: matched.sni.as_ref().map(|it| it.value.clone()), ..CallerMatch::default() };
-    if let Some(id) = &matched.spiffe_id {
-        match id.type_ {
-            SpiffeIdMatchType::Prefix => wanted.spiffe_prefix = Some(id.value.clone()),
-            SpiffeIdMatchType::Exact | SpiffeIdMatchType::Other(_) => {
-                wanted.spiffe_exact = Some(id.value.clone())
-            }
-        }
-    }
-    wanted.matches(&caller.identity, None)
+fn means(matched: Option<&RuleMatch>, caller: &CallerIdentity) -> bool {
+    matched.is_none_or(|matched| caller_match(matched).matches(caller, None))
 }
 
 /// The instances by what they answer, in the order of their first.
@@ -458,7 +437,7 @@ fn named(who: &[String], all: bool) -> String {
 }
 
 /// Says so where nothing executes these lists of the kind.
-fn with_standing(text: String, info: &KindInfo, lists: &[&str]) -> String {
+pub(super) fn with_standing(text: String, info: &KindInfo, lists: &[&str]) -> String {
     let covers =
         |path: &str| lists.iter().any(|list| path == *list || path.strip_prefix(*list) == Some("[].default"));
     let warned = info.fields.iter().find_map(|(path, standing)| match standing {

@@ -2,14 +2,15 @@
 
 use super::inside::decider;
 use super::question::Question;
-use super::{Caller, Decider, Facts, Step, display};
+use super::{Caller, Decider, Facts, Outcome, Step, display};
+use meridian_core::kinds::data_source::DataSource;
 use meridian_core::kinds::external_service::ExternalService;
-use meridian_core::kinds::mesh_external_service::MeshExternalService;
+use meridian_core::kinds::mesh_external_service::{MeshExternalService, TlsVersion};
 use meridian_core::kinds::mesh_passthrough::MatchType;
-use meridian_core::{Key, document};
+use meridian_core::{Key, document, labels};
 use meridian_policy::{
-    Parsed, PassthroughEntry, external_service_permission, hostnames, legacy_hostname,
-    mesh_external_service_permission, passthrough,
+    Parsed, PassthroughEntry, external_service_permission, hostnames, is_reachable, legacy_hostname,
+    mesh_external_service_permission, passthrough, refers,
 };
 use meridian_proxy_config::sni::{Sni, SniKind};
 use meridian_proxy_config::{CallerMode, HostMatch, Permission, Verdict};
@@ -47,6 +48,92 @@ impl Entry<'_> {
         }
     }
 
+    /// Whether the caller's sidecar learns of it. A MeshPassthrough that selects the caller is told to it. Twin of
+    /// `sidecars` and `own_members` in `zone-cp/src/compile/members.rs`.
+    fn is_known_to(&self, caller: &Caller<'_>) -> bool {
+        let Some(networking) = &caller.dataplane.spec.networking else { return true };
+        let transparent = networking.transparent_proxying.as_ref();
+        match &self.listed {
+            Listed::Service(it) => {
+                let tag = it.spec.service();
+                let listed = transparent.map(|it| it.reachable_services.as_slice()).unwrap_or_default();
+                listed.is_empty()
+                    || listed.iter().any(|it| tag == Some(it))
+                    || networking
+                        .outbound
+                        .iter()
+                        .any(|it| tag.is_some() && it.tags.get(labels::SERVICE).map(String::as_str) == tag)
+            }
+            Listed::Mesh(it) => {
+                let references = networking.outbound.iter().filter_map(|it| it.backend_ref.as_ref());
+                is_reachable(transparent, &it.resource)
+                    || references
+                        .filter(|to| to.kind == MeshExternalService::KIND.as_str())
+                        .any(|to| refers(&it.resource, &to.name, &to.labels))
+            }
+            Listed::Passthrough(_) => true,
+        }
+    }
+
+    /// Why zones refuse it whoever asks, or may (`Unknown`). Twin of `extsvc_entry` and `service_entry` in
+    /// `zone-cp/src/compile/external.rs`.
+    fn flaw(&self) -> Option<Step> {
+        let (sources, version): ([(&str, Option<&DataSource>); 3], Option<&TlsVersion>) = match &self.listed {
+            Listed::Mesh(it) if it.spec.endpoints.is_empty() => {
+                let text = format!("{} has no endpoints: zones refuse it (invalid-entry)", self.named());
+                return Some(Step::denied("entry", text));
+            }
+            Listed::Mesh(it) => {
+                let tls = it.spec.tls.as_ref().filter(|tls| tls.enabled)?;
+                let of = tls.verification.as_ref();
+                let versions = tls.version.iter().flat_map(|it| it.min.iter().chain(&it.max));
+                let known = [TlsVersion::Auto, TlsVersion::Tls12, TlsVersion::Tls13];
+                let sources = [
+                    ("tls.verification.caCert", of.and_then(|it| it.ca_cert.as_ref())),
+                    ("tls.verification.clientCert", of.and_then(|it| it.client_cert.as_ref())),
+                    ("tls.verification.clientKey", of.and_then(|it| it.client_key.as_ref())),
+                ];
+                (sources, versions.into_iter().find(|version| !known.contains(version)))
+            }
+            Listed::Service(it) => {
+                let tls = it.spec.networking.as_ref()?.tls.as_ref().filter(|tls| tls.enabled)?;
+                let sources = [
+                    ("tls.caCert", tls.ca_cert.as_ref()),
+                    ("tls.clientCert", tls.client_cert.as_ref()),
+                    ("tls.clientKey", tls.client_key.as_ref()),
+                ];
+                (sources, None)
+            }
+            Listed::Passthrough(_) => return None,
+        };
+        let mut secrets = Vec::new();
+        for (field, source) in sources {
+            let Some(source) = source else { continue };
+            if let Some(name) = source.secret_name() {
+                secrets.push(format!("{field}: {name}"));
+            } else if source.inline_bytes().is_none_or(|bytes| String::from_utf8(bytes).is_err()) {
+                let text = format!("{}: {field} is no text: zones refuse it (invalid-entry)", self.named());
+                return Some(Step::denied("entry", text));
+            }
+        }
+        if let Some(version) = version {
+            let text = format!(
+                "{}: tls.version {version} is not spoken: zones refuse it (invalid-entry)",
+                self.named()
+            );
+            return Some(Step::denied("entry", text));
+        }
+        // Only administrators read Secrets, and who asks here need not be one.
+        (!secrets.is_empty()).then(|| {
+            let text = format!(
+                "{} needs Secrets, which are not looked at here ({}): without them zones refuse it (invalid-entry)",
+                self.named(),
+                secrets.join(", ")
+            );
+            Step::new("entry", Outcome::Unknown, text)
+        })
+    }
+
     fn decider(&self, facts: &Facts) -> Decider {
         match &self.listed {
             Listed::Service(it) => Decider::of(&it.resource),
@@ -70,9 +157,12 @@ pub(super) fn explain(facts: &Facts, caller: &Caller<'_>, question: &Question) -
     let selected = passthrough(&facts.mesh.spec, &caller.subject(), &facts.passthroughs);
     let mut entries = services(facts, caller, question);
     entries.extend(selected.entries.into_iter().filter_map(|entry| passed(entry, question)));
+    let (entries, hidden): (Vec<_>, Vec<_>) = entries.into_iter().partition(|it| it.is_known_to(caller));
     let nearest = entries.iter().find(|entry| entry.has(question.port)).or(entries.first());
     let Some(entry) = nearest else {
-        return (json!({ "asked": question.asked }), unlisted(facts, caller, question, selected.mode));
+        let step = hidden.first().map(|entry| vec![out_of_reach(facts, question, selected.mode, entry)]);
+        let steps = step.unwrap_or_else(|| unlisted(facts, caller, question, selected.mode));
+        return (json!({ "asked": question.asked }), steps);
     };
     let target =
         json!({ "asked": question.asked, "entry": entry.named(), "ports": entry.ports, "kri": kri(entry) });
@@ -88,6 +178,13 @@ pub(super) fn explain(facts: &Facts, caller: &Caller<'_>, question: &Question) -
     }
     let listed = format!("{} lists {}", entry.named(), question.shown());
     let mut steps = vec![Step::passed("allowlist", listed).by([entry.decider(facts)])];
+    if let Some(flaw) = entry.flaw() {
+        let is_refused = flaw.outcome == Outcome::Denied;
+        steps.push(flaw.by([entry.decider(facts)]));
+        if is_refused {
+            return (target, steps);
+        }
+    }
     steps.push(way(facts, caller, entry));
     if facts.mtls() {
         steps.extend(permission(facts, caller, entry));
@@ -191,6 +288,23 @@ fn unlisted(facts: &Facts, caller: &Caller<'_>, question: &Question, mode: Calle
         no_egress(caller)
     });
     steps
+}
+
+/// An entry that the caller's sidecar does not know. With passthrough it is a host like any other to the sidecar: what its
+/// name resolves to decides, and the egress.
+fn out_of_reach(facts: &Facts, question: &Question, mode: CallerMode, entry: &Entry<'_>) -> Step {
+    let (outcome, end) = match mode {
+        CallerMode::All => {
+            (Outcome::Unknown, "passthrough is on, so it depends on what the name resolves to")
+        }
+        _ => (Outcome::Denied, "its sidecar does not know it (not-listed)"),
+    };
+    let text = format!(
+        "{} lists {}, but is not among what the caller may reach: {end}",
+        entry.named(),
+        question.shown()
+    );
+    Step::new("allowlist", outcome, text).by([entry.decider(facts)])
 }
 
 fn no_egress(caller: &Caller<'_>) -> Step {

@@ -1,8 +1,9 @@
 //! Which rule of the routes to a service takes a request.
 //!
-//! The one place that knows how rules are chosen: by Kuma's order of what they match (an exact path, then the longest
-//! prefix, then a pattern; then a method, and more conditions on headers and the query), and among equal ones the
-//! strongest policy's first.
+//! By Kuma's order of what they match (an exact path, then the longest prefix, then a pattern; then a method, and more
+//! conditions on headers and the query), and among equal ones the strongest policy's first. What happens is decided by its
+//! twins: the order by `zone-cp/src/compile/policies/http_route.rs`, whether a match fits by
+//! `shared/proxy/src/policy/routes.rs`. What changes there must change here.
 
 use super::question::Question;
 use regex::Regex;

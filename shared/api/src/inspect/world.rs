@@ -6,7 +6,7 @@ use crate::problem::Problem;
 use crate::request::Asked;
 use crate::resources::{chain, read_problem};
 use meridian_core::kinds::dataplane::Dataplane;
-use meridian_core::kinds::mesh::{Mesh, MeshServicesMode};
+use meridian_core::kinds::mesh::Mesh;
 use meridian_core::{Kind, KindInfo, Resource, Scope, Spec};
 use meridian_policy::{
     Destinations, Parsed, Policy, PolicyIndex, ResourceRules, Routes, Section, Subject, from_rules,
@@ -81,12 +81,6 @@ impl World {
         Ok(Self { policies, unreadable, routes, destinations, services, mesh: found })
     }
 
-    /// Policies have no effect by `kuma.io/service`.
-    fn only_resources(&self) -> bool {
-        let mode = self.mesh.as_ref().map(|mesh| mesh.spec.mesh_services_mode());
-        mode == Some(MeshServicesMode::Exclusive)
-    }
-
     /// Policies of a kind that are in force for a part of a Dataplane, from weak to strong.
     pub(crate) fn selecting(
         &self,
@@ -125,8 +119,9 @@ impl World {
             });
             said.insert("toResourceRules".to_owned(), rules.collect());
         }
+        // Zones ask what is said by `kuma.io/service` whatever the mesh's `meshServices.mode`.
         let by_tag = to_rules(&whole, &self.routes);
-        if !self.only_resources() && !by_tag.is_empty() {
+        if !by_tag.is_empty() {
             said.insert("toRules".to_owned(), by_tag.iter().map(shown::subset).collect());
         }
         self.inbound_rules(info, subject, &mut said);

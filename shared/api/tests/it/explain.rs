@@ -228,6 +228,141 @@ async fn routes_say_which_rule_takes_the_request() {
     let taken = step(&answer, "MeshHTTPRoute");
     assert!(taken["text"].as_str().unwrap().contains("backend-v2"), "{taken}");
     assert_eq!(taken["policies"][0]["name"], "split");
+    assert_eq!(answer["allowed"], Value::Null, "the service dialled is not who answers: {answer:#}");
+    assert_eq!(
+        step(&answer, "endpoints")["text"],
+        "the route decides where it goes: ask for its backends by their names (MeshService backend-v2 port 9000)"
+    );
+    assert_eq!(steps(&answer), ["destination", "MeshHTTPRoute", "endpoints"]);
+}
+
+fn steps(answer: &Value) -> Vec<&str> {
+    answer["steps"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn what_a_route_changes_is_told_of_the_request() {
+    let server = Server::start().await;
+    world(&server).await;
+    policy(&server, "MeshTrafficPermission", "all", allow(json!({"kind": "Mesh"}), "web")).await;
+    let backend = json!({"kind": "MeshService", "name": "backend"});
+    let connections = json!({"to": [{"targetRef": backend, "rules": [
+        {"default": {"backendRefs": [{"kind": "MeshService", "name": "other", "port": 9000}]}},
+    ]}]});
+    policy(&server, "MeshTCPRoute", "connections", connections).await;
+    let answer = ask(&server, "backend.mesh").await;
+    assert_eq!(answer["allowed"], Value::Null, "{answer:#}");
+    assert_eq!(steps(&answer), ["destination", "MeshTCPRoute", "endpoints"]);
+
+    let rule = |path: &str, conf: Value| json!({"matches": [{"path": {"type": "PathPrefix", "value": path}}], "default": conf});
+    let redirect = json!({"type": "RequestRedirect", "requestRedirect": {"hostname": "new.example"}});
+    let rules = json!([
+        rule("/moved", json!({"filters": [redirect]})),
+        rule("/split", json!({"backendRefs": [{"kind": "MeshService", "name": "other", "port": 9000}]})),
+        rule("/plain", json!({})),
+    ]);
+    policy(&server, "MeshHTTPRoute", "mine", json!({"to": [{"targetRef": backend, "rules": rules}]})).await;
+    let timeouts = |target: Value, conf: Value| json!({"to": [{"targetRef": target, "default": conf}]});
+    let slow = json!({"connectionTimeout": "3s", "http": {"requestTimeout": "9s"}});
+    policy(&server, "MeshTimeout", "slow", timeouts(backend.clone(), slow.clone())).await;
+    let route = json!({"kind": "MeshHTTPRoute", "name": "mine"});
+    let quick = json!({"connectionTimeout": "1s", "http": {"requestTimeout": "1s"}});
+    policy(&server, "MeshTimeout", "quick", timeouts(route, quick)).await;
+
+    let answer = ask(&server, "backend.mesh/other").await;
+    assert_eq!(answer["allowed"], true, "{answer:#}");
+    let overridden = step(&answer, "MeshTCPRoute")["text"].as_str().unwrap();
+    assert!(overridden.ends_with("(not executed: a MeshHTTPRoute for the same destination comes first)"));
+    assert_eq!(step(&answer, "MeshTimeout")["conf"], slow);
+
+    let answer = ask(&server, "backend.mesh/plain").await;
+    assert_eq!(answer["allowed"], true, "{answer:#}");
+    let timeout = step(&answer, "MeshTimeout");
+    let sum = json!({"connectionTimeout": "3s", "http": {"requestTimeout": "1s"}});
+    assert_eq!(timeout["conf"], sum, "connections are the service's");
+    assert_eq!(timeout["policies"][0]["name"], "quick");
+
+    let answer = ask(&server, "backend.mesh/split").await;
+    assert_eq!(answer["allowed"], Value::Null, "{answer:#}");
+    assert_eq!(step(&answer, "MeshTimeout")["conf"], json!({"http": {"requestTimeout": "1s"}}));
+
+    let answer = ask(&server, "backend.mesh/moved").await;
+    assert_eq!(answer["allowed"], Value::Null, "{answer:#}");
+    assert_eq!(
+        step(&answer, "redirect")["text"],
+        "the caller's sidecar answers with a redirect (hostname new.example): ask for where it leads"
+    );
+    assert_eq!(steps(&answer), ["destination", "MeshHTTPRoute", "MeshTCPRoute", "redirect"]);
+}
+
+#[tokio::test]
+async fn plaintext_stays_in_its_zone() {
+    let server = Server::start().await;
+    world(&server).await;
+    let mesh = json!({
+        "type": "Mesh", "name": "default",
+        "mtls": {"enabledBackend": "ca", "backends": [{"name": "ca", "type": "builtin", "mode": "PERMISSIVE"}]},
+    });
+    assert_eq!(server.put("/meshes/default", mesh).await.status, 200);
+    let west = ask(&server, "backend.mesh").await;
+    assert_eq!(step(&west, "endpoints")["outcome"], "passed", "no instance of east is without: {west:#}");
+    assert_eq!(west["allowed"], false, "nobody permits it: {west:#}");
+
+    store(&server, "east", "Dataplane", "backend-3", dataplane("backend", 9000, "http"), None).await;
+    let service = json!({
+        "selector": {"dataplaneTags": {"kuma.io/service": "backend"}}, "state": "Available",
+        "ports": [{"port": 9000, "appProtocol": "http"}],
+    });
+    let status = json!({
+        "dataplaneProxies": {"connected": 1, "healthy": 1, "total": 1}, "tls": {"status": "NotReady"},
+    });
+    store(&server, "east", "MeshService", "backend", service, Some(status)).await;
+    let all = json!({
+        "selector": {"meshService": {"matchLabels": {"kuma.io/display-name": "backend"}}},
+        "ports": [{"port": 9000}],
+    });
+    store(&server, "", "MeshMultiZoneService", "all", all, None).await;
+    for name in ["backend.mesh", "all.mzsvc.mesh.local:9000"] {
+        let answer = ask(&server, name).await;
+        assert_eq!(
+            step(&answer, "endpoints")["text"],
+            "zone east: 1 of 1 ready, in the caller's zone; \
+             zone west: 2 of 2 ready, not reachable: plaintext does not cross zones"
+        );
+        assert_eq!(answer["allowed"], true, "plaintext needs no permission: {answer:#}");
+    }
+    let direct = ask(&server, "backend.svc.west.mesh.local:9000").await;
+    assert_eq!(step(&direct, "endpoints")["outcome"], "passed", "to another zone always mTLS: {direct:#}");
+
+    policy(&server, "MeshTLS", "strict", json!({"rules": [{"default": {"mode": "Strict"}}]})).await;
+    for name in ["backend.mesh", "all.mzsvc.mesh.local:9000"] {
+        let answer = ask(&server, name).await;
+        let text = step(&answer, "endpoints")["text"].as_str().unwrap();
+        assert!(!text.contains("plaintext"), "{text}");
+        assert_eq!(answer["allowed"], false, "nobody permits it: {answer:#}");
+    }
+}
+
+#[tokio::test]
+async fn every_access_log_that_is_written_is_told() {
+    let server = Server::start().await;
+    world(&server).await;
+    let log = |path: &str| json!({"backends": [{"type": "File", "file": {"path": path}}]});
+    let spec = json!({"rules": [
+        {"matches": [{"spiffeID": {"type": "Exact", "value": "spiffe://default/web"}}], "default": log("/web")},
+        {"matches": [{"spiffeID": {"type": "Prefix", "value": "spiffe://default"}}], "default": log("/mesh")},
+        {"default": log("/all")},
+    ]});
+    policy(&server, "MeshAccessLog", "logs", spec).await;
+    let answer = ask(&server, "backend.mesh").await;
+    let said = step(&answer, "MeshAccessLog");
+    let paths: Vec<&str> = said["conf"]
+        .as_array()
+        .unwrap_or_else(|| panic!("{said:#}"))
+        .iter()
+        .map(|conf| conf["backends"][0]["file"]["path"].as_str().unwrap())
+        .collect();
+    assert_eq!(paths, ["/web", "/mesh", "/all"]);
 }
 
 #[tokio::test]
@@ -272,6 +407,72 @@ async fn what_leaves_the_mesh_must_be_listed_and_permitted() {
         ("203.0.114.7:5432", false),
     ] {
         assert_eq!(ask(&server, destination).await["allowed"], allowed, "{destination}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_listed_must_be_known_and_whole() {
+    let server = Server::start().await;
+    world(&server).await;
+    let service = external("api", "api.example.com:443");
+    assert_eq!(server.put("/meshes/default/external-services/api", service).await.status, 201);
+    let spec = |endpoints: Value, tls: Value| json!({"match": {"port": 443, "protocol": "tcp"}, "endpoints": endpoints, "tls": tls});
+    let endpoints = json!([{"address": "pay.example.com", "port": 443}]);
+    let trusting = json!({"enabled": true, "verification": {"caCert": {"secret": "roots"}}});
+    for (name, spec) in [
+        ("pay", spec(endpoints.clone(), json!({"enabled": true}))),
+        ("empty", spec(json!([]), json!({"enabled": true}))),
+        ("trusting", spec(endpoints, trusting)),
+    ] {
+        store(&server, "", "MeshExternalService", name, spec, None).await;
+    }
+    for (name, outcome, end) in [
+        ("empty", "denied", "MeshExternalService empty has no endpoints: zones refuse it (invalid-entry)"),
+        (
+            "trusting",
+            "unknown",
+            "MeshExternalService trusting needs Secrets, which are not looked at here (tls.verification.caCert: roots): \
+             without them zones refuse it (invalid-entry)",
+        ),
+    ] {
+        let answer = ask(&server, &format!("{name}.extsvc.mesh.local:443")).await;
+        let entry = step(&answer, "entry");
+        assert_eq!((&entry["outcome"], &entry["text"]), (&json!(outcome), &json!(end)), "{answer:#}");
+        assert_ne!(answer["allowed"], true);
+    }
+    let reach = |services: Value, backends: Value| {
+        let mut spec = dataplane("narrow", 8080, "http");
+        spec["networking"]["transparentProxying"] =
+            json!({"reachableServices": services, "reachableBackends": {"refs": backends}});
+        spec
+    };
+    let web = json!([{"kind": "MeshService", "labels": {"kuma.io/display-name": "web"}}]);
+    let both = json!([{"kind": "MeshExternalService", "name": "pay"}]);
+    let mut by_outbound = reach(json!(["web"]), web.clone());
+    by_outbound["networking"]["outbound"] = json!([
+        {"port": 1, "tags": {"kuma.io/service": "api"}},
+        {"port": 2, "backendRef": {"kind": "MeshExternalService", "name": "pay", "port": 443}},
+    ]);
+    for (name, spec) in [
+        ("neither", reach(json!(["web"]), web)),
+        ("both", reach(json!(["api"]), both)),
+        ("outbound", by_outbound),
+    ] {
+        store(&server, "east", "Dataplane", name, spec, None).await;
+    }
+    for (source, known) in [("web-1", true), ("neither", false), ("both", true), ("outbound", true)] {
+        for (host, entry) in [
+            ("https://api.example.com", "ExternalService api lists api.example.com:443"),
+            ("pay.extsvc.mesh.local:443", "MeshExternalService pay lists pay.extsvc.mesh.local:443"),
+        ] {
+            let path = format!("/meshes/default/_explain?source={source}&destination={host}");
+            let answer = server.get(&path).await.json();
+            let text = step(&answer, "allowlist")["text"].as_str().unwrap();
+            let away =
+                ", but is not among what the caller may reach: its sidecar does not know it (not-listed)";
+            assert_eq!(text, format!("{entry}{}", if known { "" } else { away }), "{source}");
+            assert!(known || answer["allowed"] == false, "{answer:#}");
+        }
     }
 }
 

@@ -74,6 +74,27 @@ async fn what_policies_add_up_to_and_which_they_are() {
     assert_eq!(server.get("/meshes/default/dataplanes/none/_rules").await.status, 404);
 }
 
+/// Zones ask what is said by `kuma.io/service` whatever the mesh's `meshServices.mode`; unset, it is Exclusive.
+#[tokio::test]
+async fn what_is_said_by_tag_is_shown_in_every_mode() {
+    let server = server().await;
+    for mode in [None, Some("Exclusive"), Some("Disabled")] {
+        let mut mesh = json!({"type": "Mesh", "name": "default"});
+        mesh["meshServices"] = mode.map_or(json!({}), |mode| json!({ "mode": mode }));
+        assert_eq!(server.put("/meshes/default", mesh).await.status, 200);
+        let by_tag = json!({"to": [{
+            "targetRef": {"kind": "MeshService", "name": "elsewhere"}, "default": {"http": {"numRetries": 2}},
+        }]});
+        let body = json!({"type": "MeshRetry", "mesh": "default", "name": "by-tag", "spec": by_tag});
+        assert!(server.put("/meshes/default/meshretries/by-tag", body).await.status < 300);
+        let said = server.get("/meshes/default/dataplanes/web/_rules").await.json();
+        let mut rules = said["rules"].as_array().unwrap().iter();
+        let retries =
+            rules.find(|rule| rule["type"] == "MeshRetry").unwrap_or_else(|| panic!("{mode:?}: {said:#}"));
+        assert_eq!(retries["toRules"][0]["matchers"][0]["value"], "elsewhere", "{mode:?}: {retries:#}");
+    }
+}
+
 fn origin(origin: &Value) -> &str {
     origin["resourceMeta"]["name"].as_str().unwrap()
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::inbound_permission;
+use crate::{caller_match, inbound_permission};
 use meridian_core::kinds::mesh_traffic_permission::MeshTrafficPermission;
 use meridian_proxy_config::{Action, CallerMatch, Permission};
 
@@ -27,6 +27,24 @@ fn allows(permission: &Permission, caller: &CallerIdentity) -> bool {
 const ALL: &str = "{kind: Mesh}";
 const ALLOW_ALL: &str = "from: [{targetRef: {kind: Mesh}, default: {action: Allow}}]";
 const DENY_ALL: &str = "from: [{targetRef: {kind: Mesh}, default: {action: Deny}}]";
+
+#[test]
+fn a_match_means_whom_it_names() {
+    let id = Some("spiffe://default/web".to_owned());
+    for (matched, expected) in [
+        ("{}", CallerMatch::default()),
+        (
+            "{spiffeID: {type: Exact, value: 'spiffe://default/web'}}",
+            CallerMatch { spiffe_exact: id.clone(), ..CallerMatch::default() },
+        ),
+        (
+            "{spiffeID: {type: Prefix, value: 'spiffe://default/web'}, sni: {type: Exact, value: a.b}}",
+            CallerMatch { spiffe_prefix: id.clone(), sni: Some("a.b".to_owned()), ..CallerMatch::default() },
+        ),
+    ] {
+        assert_eq!(caller_match(&serde_saphyr::from_str(matched).unwrap()), expected, "{matched}");
+    }
+}
 
 #[test]
 fn without_a_policy_everything_is_denied() {
