@@ -19,7 +19,7 @@ use meridian_policy::{Parsed, external_service_permission, mesh_external_service
 use meridian_proxy_config::sni::{Sni, SniKind};
 use meridian_proxy_config::{
     AddressPolicy, CaSource, Entry, EntryKind, EntryPolicies, External, ExternalEndpoint, Host, HostMatch,
-    Origination, Outbound, SanMatch, Target, TlsVersion, Verification, Via, types,
+    Origination, SanMatch, Target, TlsVersion, Verification, Via, types,
 };
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -208,15 +208,9 @@ fn external_service(
     for (hostname, ports) in service_names(mesh, service) {
         let vip = inputs.vips.address(&host_owner(&key.mesh, &hostname));
         for number in ports {
-            names(
-                out,
-                key,
-                &format!("{name}/{hostname}/{number}"),
-                vip,
-                number,
-                vec![hostname.clone()],
-                &name,
-            );
+            let outbound = format!("{name}/{hostname}/{number}");
+            let target = Target::External(name.clone());
+            out.push_vip(key, &outbound, vip, number, std::slice::from_ref(&hostname), target);
         }
     }
 }
@@ -281,7 +275,8 @@ fn mesh_external_service(
         via,
     };
     out.push(key, types::EXTERNAL, &name, &external);
-    names(out, key, &name, inputs.vips.address(&extsvc_owner(key)), number, hostnames, &name);
+    let vip = inputs.vips.address(&extsvc_owner(key));
+    out.push_vip(key, &name, vip, number, &hostnames, Target::External(name.clone()));
 }
 
 /// What sidecars call it towards the egress. Where no generator names it, a name that nobody can have (RFC 2606): explicit
@@ -297,22 +292,6 @@ pub(crate) fn extsvc_protocol(declared: &extsvc::Protocol) -> meridian_proxy_con
         extsvc::Protocol::Grpc => meridian_proxy_config::Protocol::Grpc,
         extsvc::Protocol::Http => meridian_proxy_config::Protocol::Http,
         extsvc::Protocol::Http2 => meridian_proxy_config::Protocol::Http2,
-    }
-}
-
-fn names(
-    out: &mut Compiled,
-    key: &Key,
-    outbound: &str,
-    vip: Option<std::net::Ipv4Addr>,
-    port: u16,
-    hostnames: Vec<String>,
-    target: &str,
-) {
-    if let Some(vip) = vip {
-        let vips = vec![IpAddr::V4(vip)];
-        let target = Target::External(target.to_owned());
-        out.push(key, types::OUTBOUND, outbound, &Outbound { bind: None, vips, port, hostnames, target });
     }
 }
 

@@ -83,7 +83,7 @@ pub(crate) fn reaches_less(dataplane: &Parsed<Dataplane>) -> bool {
 pub(crate) fn group_members(picture: &Picture, group: &Group) -> BTreeSet<Unit> {
     match group {
         Group::Sidecars { mesh, reach } => {
-            picture.mesh(mesh).map(|it| sidecars(picture, mesh, it, reach)).unwrap_or_default()
+            picture.mesh(mesh).map(|it| sidecars(mesh, it, reach)).unwrap_or_default()
         }
         Group::Ingresses => ingresses(picture),
         Group::Egresses => egresses(picture),
@@ -131,7 +131,7 @@ pub(crate) fn own_members(picture: &Picture, proxy: &Key) -> BTreeSet<Unit> {
     units
 }
 
-fn sidecars(picture: &Picture, name: &str, mesh: &MeshPicture, reach: &Reach) -> BTreeSet<Unit> {
+fn sidecars(name: &str, mesh: &MeshPicture, reach: &Reach) -> BTreeSet<Unit> {
     let mut units = BTreeSet::from([Unit::Bundle(name.to_owned())]);
     if mesh.egress_enforced() {
         units.insert(Unit::Egresses);
@@ -155,7 +155,6 @@ fn sidecars(picture: &Picture, name: &str, mesh: &MeshPicture, reach: &Reach) ->
             tags.into_iter().filter(|tag| named(Some(tag))).flat_map(|tag| legacy_units(name, mesh, tag)),
         );
     }
-    let _ = picture;
     units
 }
 

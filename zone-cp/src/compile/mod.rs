@@ -23,9 +23,10 @@ use crate::picture::Picture;
 use crate::vip::{Owner, VipTable};
 use meridian_core::Key;
 use meridian_delta::Encoded;
+use meridian_proxy_config::{Outbound, Target, types};
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 /// What is compiled together. Names of resources are unique over all units that one proxy may hold.
@@ -98,6 +99,22 @@ impl Compiled {
             Ok(encoded) => self.resources.push(encoded),
             Err(reason) => self.problem(for_, reason),
         }
+    }
+
+    /// How calls to `port` of a virtual address, and of the names that lead there, reach `target`. Nothing while there is no
+    /// address.
+    fn push_vip(
+        &mut self,
+        for_: &Key,
+        name: &str,
+        vip: Option<Ipv4Addr>,
+        port: u16,
+        hostnames: &[String],
+        target: Target,
+    ) {
+        let Some(vip) = vip.map(IpAddr::V4) else { return };
+        let outbound = Outbound { bind: None, vips: vec![vip], port, hostnames: hostnames.to_vec(), target };
+        self.push(for_, types::OUTBOUND, name, &outbound);
     }
 
     fn problem(&mut self, key: &Key, reason: impl Into<String>) {

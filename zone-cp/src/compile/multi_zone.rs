@@ -14,8 +14,7 @@ use meridian_core::Key;
 use meridian_core::kinds::mesh_multi_zone_service::{MeshMultiZoneService, Port};
 use meridian_core::kinds::mesh_service::{self, MeshService};
 use meridian_policy::Parsed;
-use meridian_proxy_config::{Destination, DestinationTls, Outbound, Protocol, Target, types};
-use std::net::IpAddr;
+use meridian_proxy_config::{Destination, DestinationTls, Protocol, Target, types};
 
 /// In the names of destinations where others have a zone; no zone is called so.
 const ALL_ZONES: &str = "*";
@@ -107,7 +106,7 @@ pub(crate) fn multi_zone(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     let picture = inputs.picture;
     let Some(mesh) = picture.mesh(&key.mesh).filter(|mesh| mesh.spec().is_some()) else { return };
     let Some(service) = mesh.multi_zone_services.get(key) else { return };
-    let vip = inputs.vips.address(&owner_of(key)).map(IpAddr::V4);
+    let vip = inputs.vips.address(&owner_of(key));
     let hostnames = mesh.names.of(key);
     for declared in &service.spec.ports {
         let offer = offer(picture, mesh, service, declared);
@@ -122,16 +121,8 @@ pub(crate) fn multi_zone(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
         let name = destination_name(service, declared.port);
         let destination = destination(picture, mesh, service, &offer);
         out.push(key, types::DESTINATION, &name, &destination);
-        if let Some(vip) = vip {
-            let outbound = Outbound {
-                bind: None,
-                vips: vec![vip],
-                port: port(declared.port),
-                hostnames: hostnames.clone(),
-                target: Target::Destination(name.clone()),
-            };
-            out.push(key, types::OUTBOUND, &name, &outbound);
-        }
+        let target = Target::Destination(name.clone());
+        out.push_vip(key, &name, vip, port(declared.port), &hostnames, target);
     }
 }
 

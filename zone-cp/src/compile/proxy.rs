@@ -338,18 +338,12 @@ fn passthrough_externals(
             via,
         };
         out.push(key, types::EXTERNAL, &entry.key, &external);
-        if let Some(HostMatch::Exact(hostname)) = entry.hosts.first()
-            && let Some(vip) = inputs.vips.address(&host_owner(&key.mesh, hostname))
-        {
-            let outbound = Outbound {
-                bind: None,
-                vips: vec![IpAddr::V4(vip)],
-                // Without a port the external's own rule decides: every port.
-                port: entry.ports.first().copied().unwrap_or(0),
-                hostnames: vec![hostname.clone()],
-                target: Target::External(entry.key.clone()),
-            };
-            out.push(key, types::OUTBOUND, &entry.key, &outbound);
+        if let Some(HostMatch::Exact(hostname)) = entry.hosts.first() {
+            let vip = inputs.vips.address(&host_owner(&key.mesh, hostname));
+            // Without a port the external's own rule decides: every port.
+            let port = entry.ports.first().copied().unwrap_or(0);
+            let target = Target::External(entry.key.clone());
+            out.push_vip(key, &entry.key, vip, port, std::slice::from_ref(hostname), target);
         }
     }
 }

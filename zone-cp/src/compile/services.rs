@@ -11,12 +11,9 @@ use meridian_core::kinds::mesh_service::{IdentityType, MeshService, Port, State,
 use meridian_core::{Key, labels};
 use meridian_policy::{Parsed, leads_to};
 use meridian_proxy_config::sni::{Sni, SniKind};
-use meridian_proxy_config::{
-    Destination, DestinationTls, Endpoint, EndpointSet, Outbound, Protocol, Target, types,
-};
+use meridian_proxy_config::{Destination, DestinationTls, Endpoint, EndpointSet, Protocol, Target, types};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::IpAddr;
 
 /// A remote service counts as so many virtual endpoints at most.
 const MAX_REPLICAS: u32 = 32;
@@ -90,7 +87,7 @@ pub(crate) fn service(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     let picture = inputs.picture;
     let Some(mesh) = picture.mesh(&key.mesh) else { return };
     let (Some(service), Some(_)) = (mesh.service(key), mesh.spec()) else { return };
-    let vip = owner(picture, key).and_then(|owner| inputs.vips.address(&owner)).map(IpAddr::V4);
+    let vip = owner(picture, key).and_then(|owner| inputs.vips.address(&owner));
     let hostnames = mesh.names.of(key);
     for declared in &service.spec.ports {
         let name = destination_name(service, declared.port);
@@ -102,16 +99,8 @@ pub(crate) fn service(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
             spans_zones: false,
         };
         out.push(key, types::DESTINATION, &name, &destination);
-        if let Some(vip) = vip {
-            let outbound = Outbound {
-                bind: None,
-                vips: vec![vip],
-                port: port(declared.port),
-                hostnames: hostnames.clone(),
-                target: Target::Destination(name.clone()),
-            };
-            out.push(key, types::OUTBOUND, &name, &outbound);
-        }
+        let target = Target::Destination(name.clone());
+        out.push_vip(key, &name, vip, port(declared.port), &hostnames, target);
     }
 }
 
@@ -147,20 +136,14 @@ pub(crate) fn legacy(inputs: Inputs<'_>, mesh_name: &str, service: &str, out: &m
         out.push(&blame, types::DESTINATION, &legacy_name(mesh_name, service, *number), &destination);
     }
     let vip = legacy_owner(picture, mesh_name, service).and_then(|owner| inputs.vips.address(&owner));
-    let Some(vip) = vip.map(IpAddr::V4) else { return };
+    let hostnames = [hostnames::legacy(service)];
     let lowest = ports.keys().next().copied();
     let default = lowest
         .filter(|_| !ports.contains_key(&u32::from(LEGACY_PORT)))
         .map(|to| (u32::from(LEGACY_PORT), to));
     for (number, to) in ports.keys().map(|number| (*number, *number)).chain(default) {
-        let outbound = Outbound {
-            bind: None,
-            vips: vec![vip],
-            port: port(number),
-            hostnames: vec![hostnames::legacy(service)],
-            target: Target::Destination(legacy_name(mesh_name, service, to)),
-        };
-        out.push(&blame, types::OUTBOUND, &legacy_name(mesh_name, service, number), &outbound);
+        let target = Target::Destination(legacy_name(mesh_name, service, to));
+        out.push_vip(&blame, &legacy_name(mesh_name, service, number), vip, port(number), &hostnames, target);
     }
 }
 

@@ -4,25 +4,24 @@
 //! test holds incremental compiling to compiling from nothing.
 
 mod names;
+mod of_policies;
 
 use super::Unit;
 use super::members::{Group, is_external, reaches_less};
 use super::services::{selected, selected_inbounds, service_of, tls_ready};
 use super::{external, multi_zone, policies};
-use crate::picture::{MeshPicture, Picture, subject};
+use crate::picture::{MeshPicture, Picture};
+use meridian_core::Key;
 use meridian_core::kinds::dataplane::Dataplane;
 use meridian_core::kinds::mesh::Mesh;
 use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_passthrough::MeshPassthrough;
 use meridian_core::kinds::mesh_service::MeshService;
-use meridian_core::kinds::mesh_tls::MeshTls;
 use meridian_core::kinds::mesh_traffic_permission::MeshTrafficPermission;
 use meridian_core::kinds::secret::Secret;
 use meridian_core::kinds::trust_bundle::TrustBundle;
 use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
-use meridian_core::{Key, Resource, TargetKind, TargetRef};
-use meridian_policy::{Policy, Routes};
 use std::collections::BTreeSet;
 
 /// What to compile again.
@@ -86,43 +85,29 @@ pub(crate) fn touched(before: &Picture, after: &Picture, key: &Key) -> Touched {
             MeshMultiZoneService::KIND => many_zones(picture, key, &mut out),
             kind if is_external(kind) => external_destination(picture, key, &mut out),
             Secret::KIND => secret(picture, key, &mut out),
-            MeshTrafficPermission::KIND => permission(picture, key, &mut out),
-            MeshPassthrough::KIND => passthrough(picture, key, &mut out),
+            MeshTrafficPermission::KIND => of_policies::permission(picture, key, &mut out),
+            MeshPassthrough::KIND => of_policies::passthrough(picture, key, &mut out),
             ZoneIngress::KIND => ingress(picture, key, &mut out),
             ZoneEgress::KIND => egress(picture, key, &mut out),
-            kind if policies::is_executed(kind) => policy(picture, key, &mut out),
+            kind if policies::is_executed(kind) => of_policies::policy(picture, key, &mut out),
             _ => {}
         }
     }
     names::names(before, after, key, &mut out);
-    callers(before, after, key, &mut out);
+    of_policies::callers(before, after, key, &mut out);
     if addresses(before, key) != addresses(after, key) {
         for picture in [before, after] {
             out.units.extend(picture.egresses.keys().cloned().map(Unit::Gateway));
             unenforced_sidecars(picture, &mut out);
         }
     }
-    asked_tags(before, after, key, &mut out);
+    of_policies::asked_tags(before, after, key, &mut out);
     if same_reach(before, after, key) {
         out.groups = Groups::default();
         out.policies.clear();
         out.proxies.retain(|proxy| proxy == key);
     }
     out
-}
-
-/// Endpoints and proxies bear the tags that policies ask for: other ones once a policy asks for others.
-fn asked_tags(before: &Picture, after: &Picture, key: &Key, out: &mut Touched) {
-    let asked = |picture: &Picture| picture.mesh(&key.mesh).map(|mesh| mesh.asked_tags.clone());
-    let [old, new] = [before, after].map(|picture| asked(picture).unwrap_or_default());
-    if old.keys().eq(new.keys()) {
-        return;
-    }
-    for picture in [before, after] {
-        let Some(mesh) = picture.mesh(&key.mesh) else { continue };
-        mesh.services.keys().for_each(|service| service_units(picture, mesh, service, out));
-        out.units.extend(mesh.dataplanes.keys().cloned().map(Unit::Dataplane));
-    }
 }
 
 /// Whether the resource is there before and after, and nobody's set of units depends on what has changed in it. A service's
@@ -306,7 +291,7 @@ fn service(picture: &Picture, key: &Key, out: &mut Touched) {
 
 /// Sidecars that hold services for their routes' sake.
 fn routed(mesh: &MeshPicture, out: &mut Touched) {
-    if mesh.policies.values().any(|policy| policies::is_route(policy)) {
+    if mesh.policies.values().any(|policy| policies::says_where(policy)) {
         let less = mesh.dataplanes.iter().filter(|(_, it)| reaches_less(it));
         out.proxies.extend(less.map(|(key, _)| key.clone()));
     }
@@ -360,103 +345,6 @@ fn secret(picture: &Picture, key: &Key, out: &mut Touched) {
             out.units.extend([Unit::External(destination.clone()), Unit::Entry(destination.clone())]);
         }
     }
-}
-
-fn permission(picture: &Picture, key: &Key, out: &mut Touched) {
-    let Some(mesh) = picture.mesh(&key.mesh) else { return };
-    let Some(policy) = mesh.permissions.iter().find(|it| it.resource.key == *key) else { return };
-    out.units.extend(
-        selected_sidecars(mesh, &policy.resource, policy.spec.target_ref.as_ref()).map(Unit::Dataplane),
-    );
-    for destination in mesh.external_services.keys().chain(mesh.mesh_external_services.keys()) {
-        out.units.insert(Unit::Entry(destination.clone()));
-        if !mesh.egress_enforced() {
-            out.units.insert(Unit::External(destination.clone()));
-        }
-    }
-}
-
-fn passthrough(picture: &Picture, key: &Key, out: &mut Touched) {
-    let Some(mesh) = picture.mesh(&key.mesh) else { return };
-    let Some(policy) = mesh.passthroughs.iter().find(|it| it.resource.key == *key) else { return };
-    for dataplane in selected_sidecars(mesh, &policy.resource, policy.spec.target_ref.as_ref()) {
-        out.units.extend([Unit::Dataplane(dataplane.clone()), Unit::Caller(dataplane)]);
-    }
-    out.units.insert(Unit::PassthroughEntries(key.mesh.clone()));
-}
-
-/// A policy's own sidecars get other units where it comes or goes; what the units say may change at any time.
-fn policy(picture: &Picture, key: &Key, out: &mut Touched) {
-    let Some(mesh) = picture.mesh(&key.mesh) else { return };
-    let Some(policy) = mesh.policies.get(key) else { return };
-    let is_target = is_target(mesh, policy);
-    for (dataplane, it) in mesh.dataplanes.iter() {
-        if is_target || policies::selects_outgoing(mesh, policy, it) {
-            out.proxies.insert(dataplane.clone());
-        }
-        if policies::selects_incoming(policy, it) || policies::selects_whole(policy, it) {
-            out.units.insert(Unit::Dataplane(dataplane.clone()));
-        }
-    }
-    if policies::is_of_entries(policy) {
-        let entries = mesh.external_services.keys().chain(mesh.mesh_external_services.keys());
-        out.units.extend(entries.cloned().map(Unit::Entry));
-    }
-    out.policies.extend(policies::is_outgoing(policy).then(|| key.mesh.clone()));
-    if key.kind == MeshTls::KIND {
-        // How a service is spoken to may follow from what its inbounds take.
-        for service in mesh.services.keys().filter(|service| picture.is_local(service)) {
-            service_units(picture, mesh, service, out);
-        }
-        out.units.extend(picture.egresses.keys().cloned().map(Unit::Gateway));
-    }
-}
-
-/// Whether a policy is a route that decides whom the policies select that are about it.
-fn is_target(mesh: &MeshPicture, policy: &Policy) -> bool {
-    let is_of_routes = |it: &std::sync::Arc<Policy>| {
-        it.target().is_some_and(|target| target.kind == TargetKind::MeshHttpRoute)
-    };
-    Routes::is_route(policy) && mesh.policies.values().any(is_of_routes)
-}
-
-/// Callers of which an egress is told that other policies select them now.
-fn callers(before: &Picture, after: &Picture, key: &Key, out: &mut Touched) {
-    if !policies::is_executed(key.kind) {
-        return;
-    }
-    let of = |picture: &Picture| {
-        let mesh = picture.mesh(&key.mesh)?.clone();
-        let policy = mesh.policies.get(key)?.clone();
-        Some((mesh, policy))
-    };
-    let (old, new) = (of(before), of(after));
-    let decides = [&old, &new].into_iter().flatten().any(|(mesh, policy)| is_target(mesh, policy));
-    let Some(mesh) = after.mesh(&key.mesh) else { return };
-    for (dataplane, it) in mesh.dataplanes.iter() {
-        let selects = |of: &Option<(MeshPicture, std::sync::Arc<Policy>)>| {
-            of.as_ref().is_some_and(|(mesh, policy)| policies::selects_outgoing(mesh, policy, it))
-        };
-        if decides || selects(&old) != selects(&new) {
-            out.units.insert(Unit::Caller(dataplane.clone()));
-            out.groups.egresses = true;
-        }
-    }
-}
-
-/// Dataplanes of which the policy selects at least a part.
-fn selected_sidecars<'a>(
-    mesh: &'a MeshPicture,
-    policy: &'a Resource,
-    target: Option<&'a TargetRef>,
-) -> impl Iterator<Item = Key> + 'a {
-    let is_selected = move |dataplane: &&std::sync::Arc<meridian_policy::Parsed<Dataplane>>| {
-        let subject = subject(dataplane);
-        let inbounds = dataplane.spec.networking.iter().flat_map(|networking| &networking.inbound);
-        let mut parts = inbounds.map(Some).chain([None]);
-        parts.any(|inbound| meridian_policy::selects(policy, target, &subject, inbound))
-    };
-    mesh.dataplanes.values().filter(is_selected).map(|dataplane| dataplane.resource.key.clone())
 }
 
 fn ingress(picture: &Picture, key: &Key, out: &mut Touched) {

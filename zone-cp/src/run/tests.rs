@@ -22,7 +22,7 @@ use meridian_store::{Author, Change, Expect};
 use rustls_pki_types::CertificateDer;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -150,6 +150,65 @@ impl Global {
         let claims =
             DataplaneClaims { name: name.into(), mesh: "default".into(), tags, ..DataplaneClaims::default() };
         self.tokens.issue(&claims, time::Duration::hours(1), OffsetDateTime::now_utc()).unwrap()
+    }
+}
+
+/// A global control plane in this process.
+struct RealGlobal {
+    api: SocketAddr,
+    sync: SocketAddr,
+    data_dir: PathBuf,
+    /// Of its administrator.
+    token: String,
+    /// The file with which the zone east may join.
+    zone_token: PathBuf,
+    shutdown: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl RealGlobal {
+    /// All of it is kept in `dir`.
+    async fn start(dir: &Path) -> Self {
+        let (api, sync) = (free_address(), free_address());
+        let (data_dir, zone_token) = (dir.join("global"), dir.join("token"));
+        let config = meridian_global_cp::Config {
+            data_dir: Some(data_dir.clone()),
+            api_http: Some(api),
+            api_https: Some(free_address()),
+            sync_listen: Some(sync),
+            diagnostics: Some(free_address()),
+            ..Default::default()
+        };
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(meridian_global_cp::run(config, shutdown.clone()));
+        until("global is there", async || tokio::net::TcpStream::connect(api).await.is_ok()).await;
+        let token = std::fs::read_to_string(data_dir.join("admin-token")).unwrap();
+        let global = Self { api, sync, data_dir, token, zone_token, shutdown, task };
+        let asked = r#"{"zone": "east", "scope": ["cp"], "validFor": "1h"}"#;
+        let answer = global.ask("POST", "/tokens/zone", asked).await;
+        std::fs::write(&global.zone_token, answer.split("\r\n\r\n").nth(1).unwrap().trim()).unwrap();
+        global
+    }
+
+    /// One request of its administrator.
+    async fn ask(&self, method: &str, path: &str, body: &str) -> String {
+        rest(self.api.port(), method, path, &self.token, body).await
+    }
+
+    /// How a zone is configured that has joined it.
+    fn joined(&self) -> impl Fn(&mut Config) + use<> {
+        let address = format!("https://127.0.0.1:{}", self.sync.port());
+        let (ca, token) = (self.data_dir.join("ca.crt"), self.zone_token.clone());
+        move |config| {
+            config.global_address = Some(address.clone());
+            config.ca_cert_file = Some(ca.clone());
+            config.zone_token_file = Some(token.clone());
+        }
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap().unwrap();
     }
 }
 
@@ -471,32 +530,11 @@ fn free_address() -> SocketAddr {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_zone_enrols_with_global_follows_it_and_goes_on_without_it() {
     let dir = tempfile::tempdir().unwrap();
-    let (at_global, at_zone) = (dir.path().join("global"), dir.path().join("zone"));
+    let at_zone = dir.path().join("zone");
     std::fs::create_dir(&at_zone).unwrap();
-    let (api, sync) = (free_address(), free_address());
-    let config = meridian_global_cp::Config {
-        data_dir: Some(at_global.clone()),
-        api_http: Some(api),
-        api_https: Some(free_address()),
-        sync_listen: Some(sync),
-        diagnostics: Some(free_address()),
-        ..Default::default()
-    };
-    let stop_global = CancellationToken::new();
-    let global = tokio::spawn(meridian_global_cp::run(config, stop_global.clone()));
-    until("global is there", async || tokio::net::TcpStream::connect(api).await.is_ok()).await;
-    let admin = std::fs::read_to_string(at_global.join("admin-token")).unwrap();
-    let body = r#"{"zone": "east", "scope": ["cp"], "validFor": "1h"}"#;
-    let answer = rest(api.port(), "POST", "/tokens/zone", &admin, body).await;
-    let token = answer.split("\r\n\r\n").nth(1).unwrap().trim().to_owned();
-    std::fs::write(dir.path().join("token"), token).unwrap();
-
-    let with_global = |config: &mut Config| {
-        config.global_address = Some(format!("https://127.0.0.1:{}", sync.port()));
-        config.ca_cert_file = Some(at_global.join("ca.crt"));
-        config.zone_token_file = Some(dir.path().join("token"));
-    };
-    let zone = Zone::start_with(&at_zone, with_global).await;
+    let global = RealGlobal::start(dir.path()).await;
+    let joined = global.joined();
+    let zone = Zone::start_with(&at_zone, &joined).await;
     let mesh = Key::global(crate::compile::fixture::kind("Mesh"), "", "default");
     until("the mesh came down", async || zone.store.get(&mesh).await.unwrap().is_some()).await;
     until("the zone can sign", async || {
@@ -517,17 +555,17 @@ async fn a_zone_enrols_with_global_follows_it_and_goes_on_without_it() {
     let change = Change::Put { resource: service, expect: Expect::Any };
     zone.store.write(&Author::new("jo", "api"), vec![change]).await.unwrap();
     until("global has the zone's service", async || {
-        rest(api.port(), "GET", "/meshes/default/meshservices", &admin, "").await.contains("\"mine\"")
+        global.ask("GET", "/meshes/default/meshservices", "").await.contains("\"mine\"")
     })
     .await;
     until("what global deletes goes", async || {
         let path = "/meshes/default/external-services/out";
         let spec = r#"{"type": "ExternalService", "mesh": "default", "name": "out",
             "tags": {"kuma.io/service": "out"}, "networking": {"address": "out.example:443"}}"#;
-        rest(api.port(), "PUT", path, &admin, spec).await;
+        global.ask("PUT", path, spec).await;
         let key = Key::global(crate::compile::fixture::kind("ExternalService"), "default", "out");
         until("it came", async || zone.store.get(&key).await.unwrap().is_some()).await;
-        rest(api.port(), "DELETE", path, &admin, "").await;
+        global.ask("DELETE", path, "").await;
         until("it went", async || zone.store.get(&key).await.unwrap().is_none()).await;
         true
     })
@@ -543,8 +581,8 @@ async fn a_zone_enrols_with_global_follows_it_and_goes_on_without_it() {
     zone.stop().await;
 
     // A new token that global does not take: the certificate of before goes on.
-    std::fs::write(dir.path().join("token"), "revoked").unwrap();
-    let zone = Zone::start_with(&at_zone, with_global).await;
+    std::fs::write(&global.zone_token, "revoked").unwrap();
+    let zone = Zone::start_with(&at_zone, &joined).await;
     until("the old certificate goes on", async || {
         let link = rest(zone.bound.api_http.port(), "GET", "/_zone", "", "").await;
         link.contains("\"status\":\"online\"")
@@ -552,9 +590,8 @@ async fn a_zone_enrols_with_global_follows_it_and_goes_on_without_it() {
     .await;
     zone.stop().await;
 
-    stop_global.cancel();
-    global.await.unwrap().unwrap();
-    let alone = Zone::start_with(&at_zone, with_global).await;
+    global.stop().await;
+    let alone = Zone::start_with(&at_zone, &joined).await;
     assert!(alone.store.get(&mesh).await.unwrap().is_some());
     alone.stop().await;
 }

@@ -1,9 +1,10 @@
 //! MeshTLS: whether an inbound takes plaintext, and what sessions are like.
 //!
-//! It is no part of [`super::INCOMING`], since it acts before there is a caller, on both ends of a session, and on who may
+//! It is no part of [`INCOMING`](super::kinds::INCOMING), since it acts before there is a caller, on both ends of a session, and on who may
 //! be an endpoint at all.
 
-use super::by_caller;
+use super::blame;
+use super::kinds::by_caller;
 use crate::compile::Compiled;
 use crate::compile::services::selected_inbounds;
 use crate::picture::{MeshPicture, Picture, subject};
@@ -34,11 +35,8 @@ pub(crate) fn selects(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
 }
 
 /// What policies add up to for everybody; the kind tells no callers apart. An error where they can't be read.
-fn merged<'a>(
-    selecting: impl Iterator<Item = &'a Arc<Policy>>,
-    out: Option<&mut Compiled>,
-) -> Result<Conf, Unreadable> {
-    let rules = inbound_rules(&sort(selecting.cloned().collect()));
+fn merged(selecting: &[Arc<Policy>], out: Option<&mut Compiled>) -> Result<Conf, Unreadable> {
+    let rules = inbound_rules(selecting);
     match by_caller::<Conf>(&rules) {
         Ok(confs) => {
             let of_all = confs.into_iter().find(|(matched, _)| matched.is_none());
@@ -46,7 +44,7 @@ fn merged<'a>(
         }
         Err(error) => {
             if let Some(out) = out {
-                super::blame(rules.iter().map(|rule| &rule.origin.policy.key), &error, out);
+                blame(rules.iter().map(|rule| &rule.origin.policy.key), &error, out);
             }
             Err(Unreadable)
         }
@@ -59,9 +57,15 @@ fn of_inbound(
     inbound: &Inbound,
     out: Option<&mut Compiled>,
 ) -> Result<Conf, Unreadable> {
+    merged(&selecting(mesh, dataplane, Section::Inbound(inbound)), out)
+}
+
+/// From weak to strong.
+fn selecting(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>, section: Section<'_>) -> Vec<Arc<Policy>> {
     let subject = subject(dataplane);
-    let section = Section::Inbound(inbound);
-    merged(policies(mesh).filter(|policy| policy.selects(&Routes::default(), &subject, section)), out)
+    let mut selecting = mesh.policies.selecting(MeshTls::KIND, &Routes::default(), &subject, section);
+    selecting.retain(|policy| policy.is_incoming());
+    selecting
 }
 
 /// What an inbound takes: as the mesh says, unless a policy says otherwise. A policy that can't be read closes it to
@@ -103,11 +107,9 @@ pub(crate) fn sessions(
     dataplane: &Parsed<Dataplane>,
     out: &mut Compiled,
 ) -> Option<SessionTerms> {
-    let subject = subject(dataplane);
-    let whole = policies(mesh)
-        .filter(|policy| policy.selects(&Routes::default(), &subject, Section::Whole))
-        .filter(|policy| is_of_mesh(policy.target()));
-    merged(whole, Some(out)).ok().and_then(|conf| terms(&conf))
+    let mut whole = selecting(mesh, dataplane, Section::Whole);
+    whole.retain(|policy| is_of_mesh(policy.target()));
+    merged(&whole, Some(out)).ok().and_then(|conf| terms(&conf))
 }
 
 /// The same for an egress of the zone, at which all of a mesh's sidecars call.
@@ -116,7 +118,7 @@ pub(crate) fn sessions_of_egress(picture: &Picture, mesh: &MeshPicture) -> Optio
         let zone = &policy.key().zone;
         is_of_mesh(policy.target()) && (zone.is_empty() || *zone == picture.zone)
     });
-    merged(here, None).ok().and_then(|conf| terms(&conf))
+    merged(&sort(here.cloned().collect()), None).ok().and_then(|conf| terms(&conf))
 }
 
 /// Versions and ciphers are those of a whole mesh: both ends must agree on them.

@@ -42,31 +42,10 @@ async fn what_a_sidecar_holds_and_what_a_policy_that_is_tried_out_would_change()
 #[tokio::test(flavor = "multi_thread")]
 async fn global_asks_the_zone_that_compiles() {
     let dir = tempfile::tempdir().unwrap();
-    let (at_global, at_zone) = (dir.path().join("global"), dir.path().join("zone"));
+    let at_zone = dir.path().join("zone");
     std::fs::create_dir(&at_zone).unwrap();
-    let (api, sync) = (free_address(), free_address());
-    let config = meridian_global_cp::Config {
-        data_dir: Some(at_global.clone()),
-        api_http: Some(api),
-        api_https: Some(free_address()),
-        sync_listen: Some(sync),
-        diagnostics: Some(free_address()),
-        ..Default::default()
-    };
-    let stop_global = CancellationToken::new();
-    let global = tokio::spawn(meridian_global_cp::run(config, stop_global.clone()));
-    until("global is there", async || tokio::net::TcpStream::connect(api).await.is_ok()).await;
-    let admin = std::fs::read_to_string(at_global.join("admin-token")).unwrap();
-    let body = r#"{"zone": "east", "scope": ["cp"], "validFor": "1h"}"#;
-    let answer = rest(api.port(), "POST", "/tokens/zone", &admin, body).await;
-    let token = answer.split("\r\n\r\n").nth(1).unwrap().trim().to_owned();
-    std::fs::write(dir.path().join("token"), token).unwrap();
-    let zone = Zone::start_with(&at_zone, |config| {
-        config.global_address = Some(format!("https://127.0.0.1:{}", sync.port()));
-        config.ca_cert_file = Some(at_global.join("ca.crt"));
-        config.zone_token_file = Some(dir.path().join("token"));
-    })
-    .await;
+    let global = RealGlobal::start(dir.path()).await;
+    let zone = Zone::start_with(&at_zone, global.joined()).await;
     let resource = dataplane("east", "web-1", "web", "192.0.2.1", 8080, "http");
     let change = Change::Put { resource, expect: Expect::Any };
     zone.store.write(&Author::new("jo", "api"), vec![change]).await.unwrap();
@@ -74,7 +53,7 @@ async fn global_asks_the_zone_that_compiles() {
     let name = meridian_core::names::hashed("default", "web-1", "east", "");
     let path = format!("/meshes/default/dataplanes/{name}/_config?include=diff");
     until("global answers with what the zone says", async || {
-        let answer = rest(api.port(), "GET", &path, &admin, "").await;
+        let answer = global.ask("GET", &path, "").await;
         let body: serde_json::Value =
             serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap_or_default()).unwrap_or_default();
         body["xds"]["Inbound"]["8080"]["service"] == "web" && body["changes"] == json!([])
@@ -83,10 +62,9 @@ async fn global_asks_the_zone_that_compiles() {
 
     zone.stop().await;
     until("a zone that is away is told, and how to ask it", async || {
-        let answer = rest(api.port(), "GET", &path, &admin, "").await;
+        let answer = global.ask("GET", &path, "").await;
         answer.starts_with("HTTP/1.1 503") && answer.contains("meridian inspect dataplane web-1")
     })
     .await;
-    stop_global.cancel();
-    global.await.unwrap().unwrap();
+    global.stop().await;
 }

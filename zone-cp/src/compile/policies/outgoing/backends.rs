@@ -170,7 +170,7 @@ fn find<'a>(
 }
 
 /// What a sidecar must hold for a route, whatever else it may reach.
-pub(super) fn held(picture: &Picture, mesh: &MeshPicture, route: &Policy) -> Vec<Held> {
+pub(crate) fn held(picture: &Picture, mesh: &MeshPicture, route: &Policy) -> Vec<Held> {
     let found = references(route).into_iter().filter_map(|reference| {
         Some(match find(picture, mesh, &route.resource, &reference).ok()? {
             Backend::Service(service) => Held::Service(service.resource.key.clone()),

@@ -1,7 +1,8 @@
 //! The routes of each destination that routes name, with what policies say of each rule.
 
 use super::backends::Resolver;
-use super::{Named, Said, SaidByKind, blame, http_route};
+use super::{Named, Said, SaidByKind};
+use crate::compile::policies::{blame, http_route};
 use crate::compile::{Compiled, Inputs};
 use crate::picture::MeshPicture;
 use meridian_core::kinds::mesh_http_route::Rule;
@@ -97,6 +98,8 @@ impl Said<'_> {
         }
         let numbered = (0u32..).zip(rules.iter().map(|(_, rule)| rule.matches.as_slice()));
         let mut routes = HttpRoutes { matches: http_route::matches(numbered), rules: Vec::new() };
+        // What can't be read of it is told where it is said of the destination.
+        let unruled = of_routes(self.of_port(named, &mut Compiled::default()));
         for (matches, rule) in &rules {
             let origin = origin(merged, matches)?;
             let resolver = self.resolver(inputs, mesh, named, origin);
@@ -105,7 +108,7 @@ impl Said<'_> {
                 http_route::rule(hash.clone(), &rule.default, |reference| resolver.one(reference, true));
             let references = rule.default.backend_refs.as_deref().unwrap_or_default();
             compiled.backends = (!references.is_empty()).then(|| resolver.all(references, true));
-            compiled.policies = self.of_rule(mesh, named, &origin.key, &hash, out);
+            compiled.policies = self.of_rule(mesh, named, (&origin.key, &hash), &unruled, out);
             report(origin, compiled.backends.iter().flatten(), out);
             routes.rules.push(compiled);
         }
@@ -122,13 +125,14 @@ impl Said<'_> {
         Resolver { picture: inputs.picture, mesh, mesh_name: self.mesh, policy, named }
     }
 
-    /// What policies say of one rule, where that is not what they say of its destination.
+    /// What policies say of one rule (by its route and the hash of its matches), where that is not `unruled`, what they say
+    /// of its destination.
     fn of_rule(
         &self,
         mesh: &MeshPicture,
         named: &Named<'_>,
-        route: &Key,
-        hash: &str,
+        (route, hash): (&Key, &str),
+        unruled: &RoutePolicies,
         out: &mut Compiled,
     ) -> Option<RoutePolicies> {
         let of_rule: Vec<Option<Merged>> =
@@ -139,11 +143,8 @@ impl Said<'_> {
             let merged = own.or_else(|| kind.of_port(named));
             of.apply_merged(merged.as_ref(), named.protocol, &mut policies, out);
         }
-        let destinations = self.of_port(named, &mut Compiled::default());
-        let only =
-            |of: DestinationPolicies| RoutePolicies { stream_timeouts: of.stream_timeouts, retry: of.retry };
-        let (own, destinations) = (only(policies), only(destinations));
-        (own != destinations).then_some(own)
+        let own = of_routes(policies);
+        (own != *unruled).then_some(own)
     }
 }
 
@@ -163,6 +164,11 @@ impl SaidByKind {
         }
         to_conf(&self.policies, targets, named.tag?, Some(hash))
     }
+}
+
+/// The part that a rule of a route may have of its own.
+fn of_routes(policies: DestinationPolicies) -> RoutePolicies {
+    RoutePolicies { stream_timeouts: policies.stream_timeouts, retry: policies.retry }
 }
 
 /// The strongest policy that has a rule with these matches: what resolves its names, and what policies name it by.

@@ -1,0 +1,197 @@
+//! The tables of kinds: what is executed, and by which function. A new kind is a file beside this one and a line here.
+
+use super::{
+    access_log, blame, circuit_breaker, fault_injection, health_check, load_balancing, rate_limit,
+    request_filter, retry, timeout,
+};
+use crate::compile::Compiled;
+use crate::picture::display_name;
+use meridian_core::Kind;
+use meridian_core::kinds::mesh_access_log::MeshAccessLog;
+use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
+use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
+use meridian_core::kinds::mesh_health_check::MeshHealthCheck;
+use meridian_core::kinds::mesh_http_route::MeshHttpRoute;
+use meridian_core::kinds::mesh_load_balancing_strategy::MeshLoadBalancingStrategy;
+use meridian_core::kinds::mesh_metric::MeshMetric;
+use meridian_core::kinds::mesh_proxy_patch::MeshProxyPatch;
+use meridian_core::kinds::mesh_rate_limit::MeshRateLimit;
+use meridian_core::kinds::mesh_request_filter::MeshRequestFilter;
+use meridian_core::kinds::mesh_retry::MeshRetry;
+use meridian_core::kinds::mesh_tcp_route::MeshTcpRoute;
+use meridian_core::kinds::mesh_timeout::MeshTimeout;
+use meridian_core::kinds::mesh_tls::MeshTls;
+use meridian_core::kinds::mesh_trace::MeshTrace;
+use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
+use meridian_policy::{InboundRule, Merged, Policy, inbound_confs};
+use meridian_proxy_config::{DestinationPolicies, InboundPolicies, Protocol};
+use serde::de::DeserializeOwned;
+
+/// A kind whose `to` is executed.
+pub(super) struct Outgoing {
+    pub(super) kind: Kind,
+    apply: fn(&Merged, Protocol, &mut DestinationPolicies) -> Result<(), serde_json::Error>,
+}
+
+/// A kind whose `from` and `rules` are executed.
+pub(super) struct Incoming {
+    pub(super) kind: Kind,
+    pub(super) apply: fn(&[InboundRule], &mut InboundPolicies) -> Result<(), serde_json::Error>,
+    /// What holds if its policies can't be read: what guards must not be left out.
+    pub(super) unreadable: fn(&mut InboundPolicies),
+}
+
+impl Outgoing {
+    pub(super) fn apply_merged(
+        &self,
+        merged: Option<&Merged>,
+        protocol: Protocol,
+        policies: &mut DestinationPolicies,
+        out: &mut Compiled,
+    ) {
+        let Some(merged) = merged else { return };
+        if let Err(error) = (self.apply)(merged, protocol, policies) {
+            blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
+        }
+    }
+}
+
+pub(super) const OUTGOING: &[Outgoing] = &[
+    Outgoing {
+        kind: MeshTimeout::KIND,
+        apply: |merged, _, into| merged.conf().map(|conf| timeout::destination(&conf, into)),
+    },
+    Outgoing {
+        kind: MeshRetry::KIND,
+        apply: |merged, protocol, into| merged.conf().map(|conf| retry::destination(&conf, protocol, into)),
+    },
+    // Before MeshCircuitBreaker, whose panic threshold wins.
+    Outgoing {
+        kind: MeshHealthCheck::KIND,
+        apply: |merged, protocol, into| {
+            merged.conf().map(|conf| health_check::destination(&conf, protocol, into))
+        },
+    },
+    Outgoing {
+        kind: MeshCircuitBreaker::KIND,
+        apply: |merged, _, into| merged.conf().map(|conf| circuit_breaker::destination(&conf, into)),
+    },
+    Outgoing {
+        kind: MeshLoadBalancingStrategy::KIND,
+        apply: |merged, _, into| merged.conf().map(|conf| load_balancing::destination(&conf, into)),
+    },
+    Outgoing {
+        kind: MeshAccessLog::KIND,
+        apply: |merged, _, into| merged.conf().map(|conf| access_log::destination(&conf, into)),
+    },
+];
+
+pub(super) const INCOMING: &[Incoming] = &[
+    Incoming {
+        kind: MeshTimeout::KIND,
+        apply: |rules, into| by_caller(rules).map(|confs| timeout::inbound(&confs, into)),
+        unreadable: |_| {},
+    },
+    Incoming {
+        kind: MeshCircuitBreaker::KIND,
+        apply: |rules, into| by_caller(rules).map(|confs| circuit_breaker::inbound(&confs, into)),
+        unreadable: |_| {},
+    },
+    Incoming {
+        kind: MeshRateLimit::KIND,
+        apply: |rules, into| by_caller(rules).map(|confs| rate_limit::inbound(&confs, into)),
+        unreadable: |_| {},
+    },
+    Incoming {
+        kind: MeshFaultInjection::KIND,
+        apply: |rules, into| each(rules).map(|confs| fault_injection::inbound(&confs, into)),
+        unreadable: |_| {},
+    },
+    Incoming {
+        kind: MeshRequestFilter::KIND,
+        apply: |rules, into| {
+            request_filter::inbound(&by_caller(rules)?, into);
+            if let Some(policy) = strongest(rules) {
+                request_filter::named(policy, into);
+            }
+            Ok(())
+        },
+        unreadable: request_filter::close,
+    },
+    Incoming {
+        kind: MeshAccessLog::KIND,
+        apply: |rules, into| each(rules).map(|confs| access_log::inbound(&confs, into)),
+        unreadable: |_| {},
+    },
+];
+
+/// Kinds that say where calls go.
+pub(super) const ROUTES: [Kind; 2] = [MeshHttpRoute::KIND, MeshTcpRoute::KIND];
+
+/// Kinds whose `to` holds for calls that leave the mesh, too: executed where these leave it.
+pub(super) const LEAVING: [Kind; 3] = [MeshTimeout::KIND, MeshRetry::KIND, MeshCircuitBreaker::KIND];
+
+/// Kinds that say something of a sidecar as a whole.
+pub(super) const WHOLE: [Kind; 2] = [MeshMetric::KIND, MeshTrace::KIND];
+
+/// Kinds whose `rules` may name the server name of an entry: executed by egresses.
+pub(super) const OF_ENTRIES: [Kind; 2] = [MeshRateLimit::KIND, MeshFaultInjection::KIND];
+
+/// Protocols of destinations, as policies tell them apart: what is TLS to an entry is TCP to these.
+pub(super) const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
+
+/// Whether policies of a kind are turned into something here.
+pub(crate) fn is_executed(kind: Kind) -> bool {
+    let by_call = is_outgoing_kind(kind) || INCOMING.iter().any(|it| it.kind == kind);
+    by_call || WHOLE.contains(&kind) || kind == MeshTls::KIND || kind == MeshProxyPatch::KIND
+}
+
+fn is_outgoing_kind(kind: Kind) -> bool {
+    OUTGOING.iter().map(|it| it.kind).chain(ROUTES).any(|it| it == kind)
+}
+
+/// Whether a policy says something of calls that go out.
+pub(crate) fn is_outgoing(policy: &Policy) -> bool {
+    (is_outgoing_kind(policy.key().kind) && policy.is_outgoing()) || is_patch(policy)
+}
+
+/// A modification of a proxy is one of all that it does.
+pub(super) fn is_patch(policy: &Policy) -> bool {
+    policy.key().kind == MeshProxyPatch::KIND
+}
+
+/// Whether a policy says where calls go: [`meridian_policy::Routes::is_route`] means MeshHTTPRoutes alone.
+pub(crate) fn says_where(policy: &Policy) -> bool {
+    ROUTES.contains(&policy.key().kind)
+}
+
+/// Whether a policy may say something of entries.
+pub(crate) fn is_of_entries(policy: &Policy) -> bool {
+    OF_ENTRIES.contains(&policy.key().kind) && policy.is_incoming()
+}
+
+/// What rules add up to for each kind of caller: the first that matches decides, the last is for everybody.
+pub(super) fn by_caller<T: DeserializeOwned>(
+    rules: &[InboundRule],
+) -> Result<Vec<(Option<RuleMatch>, T)>, serde_json::Error> {
+    let confs = inbound_confs(rules);
+    confs.into_iter().map(|conf| Ok((conf.matched, conf.merged.conf()?))).collect()
+}
+
+/// Rules of which every one that matches a caller acts, and last what those for everybody add up to.
+fn each<T: DeserializeOwned>(
+    rules: &[InboundRule],
+) -> Result<Vec<(Option<RuleMatch>, T)>, serde_json::Error> {
+    let (for_all, for_some): (Vec<_>, Vec<_>) =
+        rules.iter().cloned().partition(|rule| rule.matched.is_none());
+    let read = |rule: InboundRule| Ok((rule.matched, T::deserialize(&rule.conf)?));
+    let mut confs = for_some.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    confs.extend(by_caller(&for_all)?);
+    Ok(confs)
+}
+
+/// The name of the policy that has the last word on what holds for everybody.
+fn strongest(rules: &[InboundRule]) -> Option<&str> {
+    let last = rules.iter().rfind(|rule| rule.matched.is_none())?;
+    Some(display_name(&last.origin.policy))
+}
