@@ -23,6 +23,8 @@ pub struct Facts {
 pub struct PeerFacts {
     /// Of its certificate.
     pub uris: Vec<String>,
+    /// Of the session, as OpenSSL names it: `TLSv1.3`.
+    pub tls_version: &'static str,
 }
 
 /// Dynamic metadata: what scripts on one request leave for the next one, and for its answer.

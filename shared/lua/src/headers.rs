@@ -6,7 +6,7 @@
 
 use crate::{
     exchange::{Exchange, Head, Start},
-    limits::MAX_HEADERS,
+    limits::{FIELD_OVERHEAD, MAX_HEADERS},
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
@@ -15,6 +15,10 @@ use http::{
 };
 use mlua::{Error, Lua, LuaString, Result, UserDataMethods, UserDataRegistry, Value, Variadic};
 use std::rc::Rc;
+
+/// How many calls of scripts one after the other have led to a request: what ends a circle of them. Scripts neither see nor
+/// write it.
+pub static HOPS: HeaderName = HeaderName::from_static("x-meridian-script-hops");
 
 /// How a script sees the headers of a message, or the fields after its body.
 pub(crate) struct Headers {
@@ -35,6 +39,18 @@ pub(crate) enum Pseudo {
     Authority,
     Scheme,
     Status,
+}
+
+impl Pseudo {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Method => ":method",
+            Self::Path => ":path",
+            Self::Authority => ":authority",
+            Self::Scheme => ":scheme",
+            Self::Status => ":status",
+        }
+    }
 }
 
 impl Name {
@@ -61,11 +77,14 @@ pub(crate) fn invalid(what: &str, text: &[u8]) -> Error {
 }
 
 /// Whether a header is the proxy's own: those of the length are kept right, and what a script does to them is left
-/// undone; those of the connection it must not touch.
+/// undone; those of the connection, and what counts its calls, it must not touch.
 pub(crate) fn guard(name: &HeaderName) -> Result<bool> {
     const OF_CONNECTION: [HeaderName; 5] = [CONNECTION, UPGRADE, TE, TRAILER, EXPECT];
     if *name == CONTENT_LENGTH || *name == TRANSFER_ENCODING {
         return Ok(false);
+    }
+    if *name == HOPS {
+        return Err(Error::runtime(format!("{name} is the proxy's own")));
     }
     if OF_CONNECTION.contains(name) || matches!(name.as_str(), "keep-alive" | "proxy-connection") {
         return Err(Error::runtime(format!("{name} belongs to the connection, not to the message")));
@@ -74,15 +93,33 @@ pub(crate) fn guard(name: &HeaderName) -> Result<bool> {
 }
 
 pub(crate) fn value(bytes: &[u8]) -> Result<HeaderValue> {
+    fits(bytes.len())?;
     HeaderValue::from_bytes(bytes).map_err(|_| invalid("header value", bytes))
 }
 
-/// Adds one, if there is room.
-pub(crate) fn append(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) -> Result<()> {
-    let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    if size + name.as_str().len() + value.len() > MAX_HEADERS {
+/// What a field counts.
+pub(crate) fn size(name: &str, value: &[u8]) -> usize {
+    name.len() + value.len() + FIELD_OVERHEAD
+}
+
+/// # Errors
+/// Headers of this size are too large; what is longer is not even copied.
+pub(crate) fn fits(size: usize) -> Result<()> {
+    if size > MAX_HEADERS {
         return Err(Error::runtime(format!("headers have at most {MAX_HEADERS} bytes")));
     }
+    Ok(())
+}
+
+/// Adds one to a message's own, if there is room.
+fn add(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) -> Result<()> {
+    let taken: usize = headers.iter().map(|(name, value)| size(name.as_str(), value.as_bytes())).sum();
+    fits(taken + size(name.as_str(), value.as_bytes()))?;
+    append(headers, name, value)
+}
+
+/// Adds one that there is room for.
+pub(crate) fn append(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) -> Result<()> {
     headers.try_append(name, value).map_err(|_| Error::runtime("there are too many headers"))?;
     Ok(())
 }
@@ -126,6 +163,7 @@ impl Head {
     }
 
     fn set(&mut self, pseudo: Pseudo, text: &[u8]) -> Result<()> {
+        fits(text.len())?;
         match (&mut self.start, pseudo) {
             (Start::Request { method, .. }, Pseudo::Method) => *method = self::method(text)?,
             (Start::Request { path, .. }, Pseudo::Path) => *path = self::path(text)?,
@@ -140,22 +178,16 @@ impl Head {
     }
 
     fn all(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let pseudo = [
-            (":authority", Pseudo::Authority),
-            (":path", Pseudo::Path),
-            (":method", Pseudo::Method),
-            (":scheme", Pseudo::Scheme),
-            (":status", Pseudo::Status),
-        ];
-        let pseudo = pseudo
-            .into_iter()
-            .filter_map(|(name, pseudo)| Some((name.as_bytes().to_vec(), self.pseudo(pseudo)?.into_bytes())));
+        let pseudo = [Pseudo::Authority, Pseudo::Path, Pseudo::Method, Pseudo::Scheme, Pseudo::Status];
+        let pseudo = pseudo.into_iter().filter_map(|pseudo| {
+            Some((pseudo.as_str().as_bytes().to_vec(), self.pseudo(pseudo)?.into_bytes()))
+        });
         pseudo.chain(fields(&self.headers)).collect()
     }
 }
 
 fn fields(headers: &HeaderMap) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
-    let fields = headers.iter().filter(|(name, _)| **name != HOST);
+    let fields = headers.iter().filter(|(name, _)| **name != HOST && **name != HOPS);
     fields.map(|(name, value)| (name.as_str().as_bytes().to_vec(), value.as_bytes().to_vec()))
 }
 
@@ -194,6 +226,7 @@ impl Headers {
                 self.read(|head| head.pseudo(pseudo).map(String::into_bytes), |_| None)
             }
             Name::Pseudo(_) => Ok(None),
+            Name::Field(name) if name == HOPS => Ok(None),
             Name::Field(name) => {
                 let of = |fields: &HeaderMap| {
                     fields.get_all(&name).iter().nth(index).map(|value| value.as_bytes().to_vec())
@@ -206,6 +239,7 @@ impl Headers {
     fn count(&self, name: &[u8]) -> Result<usize> {
         match Name::parse(name)? {
             Name::Pseudo(pseudo) => self.read(|head| usize::from(head.pseudo(pseudo).is_some()), |_| 0),
+            Name::Field(name) if name == HOPS => Ok(0),
             Name::Field(name) => {
                 let of = |fields: &HeaderMap| fields.get_all(&name).iter().count();
                 self.read(|head| of(&head.headers), of)
@@ -216,7 +250,9 @@ impl Headers {
     fn add(&self, name: &[u8], text: &[u8]) -> Result<()> {
         match Name::parse(name)? {
             Name::Pseudo(_) => Err(Error::runtime("there is one of those: replace it")),
-            Name::Field(name) if guard(&name)? => self.change(|headers| append(headers, name, value(text)?)),
+            Name::Field(name) if guard(&name)? => {
+                self.change(|headers| self::add(headers, name, value(text)?))
+            }
             Name::Field(_) => self.change(|_| Ok(())),
         }
     }
@@ -228,7 +264,7 @@ impl Headers {
                 let value = value(text)?;
                 self.change(|headers| {
                     headers.remove(&name);
-                    append(headers, name, value)
+                    self::add(headers, name, value)
                 })
             }
             Name::Field(_) => self.change(|_| Ok(())),

@@ -71,8 +71,7 @@ pub(crate) fn register_ssl(registry: &mut UserDataRegistry<Ssl>) {
     });
     registry.add_method("tlsVersion", |_, this, ()| {
         this.0.open()?;
-        // Sidecars speak nothing else among themselves.
-        Ok("TLSv1.3")
+        Ok(this.0.facts.peer.as_ref().map(|peer| peer.tls_version))
     });
 }
 

@@ -28,12 +28,13 @@ mod vm;
 
 pub use exchange::{Head, Start};
 pub use facts::{Dynamic, Facts, PeerFacts};
+pub use headers::HOPS;
 pub use log::{Level, Log};
 pub use meter::Budget;
 pub use program::{Program, UNSUPPORTED};
 pub use respond::{Call, Reply};
 pub use run::{Answer, Failure, Run, Step};
-pub use vm::{Phase, Vm};
+pub use vm::{Alive, Phase, Vm};
 
 #[cfg(test)]
 mod tests;

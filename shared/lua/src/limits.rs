@@ -5,8 +5,9 @@ use std::time::Duration;
 /// Calls, returns, rounds of loops and comparisons with patterns of one invocation. Scripts on headers take some hundred;
 /// a search for a pattern takes one a byte, so that a body of [`MAX_BODY`] can be searched.
 pub const STEPS: u32 = 2_000_000;
-/// How long one invocation may compute, waits for bodies and calls excluded: the most that it holds up the other requests
-/// of its worker. It ends what takes long in few steps (long strings).
+/// How long one invocation may compute, waits for bodies and calls excluded. The clock is looked at each step, and not
+/// within one: what a script does between two of them (comparing long strings) comes on top of it, and is bounded by
+/// [`MAX_SOURCE`] and [`MEMORY`].
 pub const TIME: Duration = Duration::from_millis(50);
 /// Of one state: what a script keeps between requests, and what it has at hand of those under way. A state takes some
 /// 100 KiB before a script does anything.
@@ -14,10 +15,15 @@ pub const MEMORY: usize = 8 << 20;
 /// Bytes of a body that `body()` waits for; also of an answer to `httpCall` and of what `setBytes` sets. As much as
 /// Envoy buffers of a request by default.
 pub const MAX_BODY: usize = 1 << 20;
-/// Names and values of a message's headers, as it leaves a script: what the proxies take from each other.
+/// Names and values of a message's headers, and [`FIELD_OVERHEAD`] for each, as it leaves a script: what the proxies take
+/// from each other.
 pub const MAX_HEADERS: usize = 48 << 10;
-/// Bytes of a script. Longer ones are programs that belong into a service.
-pub const MAX_SOURCE: usize = 64 << 10;
+/// Bytes that a header counts beside its name and value, as in HTTP/2's size of a list of headers: many short ones cost
+/// as much as few long ones.
+pub const FIELD_OVERHEAD: usize = 32;
+/// Bytes of a script. Longer ones are programs that belong into a service. It bounds what lies between two steps: as many
+/// comparisons of strings of 3 MB as a text of this length has room for take about half a second.
+pub const MAX_SOURCE: usize = 32 << 10;
 /// A pattern may be compared with so many bytes: the product of both lengths. The library looks at its interrupt only
 /// between such comparisons.
 pub const SEARCH_WORK: usize = 64 << 20;
@@ -36,5 +42,7 @@ pub const MAX_CALLS: usize = 32;
 pub const MAX_MESSAGE: usize = 1 << 10;
 /// Messages in the log of one state, at once and then each second: what a script logs must not fill a disk.
 pub const LOG_RATE: u32 = 20;
+/// Bytes of the name of a service that is called: no name is longer, and it is kept for logs.
+pub const MAX_CLUSTER: usize = 255;
 /// How long `httpCall` waits at most, whatever it asks for: a request that waits holds its memory.
 pub const LONGEST_CALL: Duration = Duration::from_secs(60);

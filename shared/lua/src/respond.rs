@@ -1,8 +1,8 @@
 //! Messages that a script makes: an answer of its own, and what it asks of other services.
 
 use crate::{
-    headers::{self, Name, Pseudo, append},
-    limits::{LONGEST_CALL, MAX_BODY},
+    headers::{self, HOPS, Name, Pseudo},
+    limits::{LONGEST_CALL, MAX_BODY, MAX_CLUSTER},
 };
 use bytes::Bytes;
 use http::{
@@ -40,6 +40,8 @@ pub struct Call {
 struct Fields {
     pseudo: Vec<(Pseudo, Vec<u8>)>,
     headers: HeaderMap,
+    /// Of all that it has been given, also of what it leaves out: nothing goes on for longer than there is room.
+    size: usize,
 }
 
 impl Fields {
@@ -66,11 +68,22 @@ impl Fields {
     }
 
     fn put(&mut self, name: &Name, value: &[u8]) -> Result<()> {
+        let text = match name {
+            Name::Pseudo(pseudo) => pseudo.as_str(),
+            Name::Field(name) => name.as_str(),
+        };
+        self.size += headers::size(text, value);
+        headers::fits(self.size)?;
         match name {
+            Name::Pseudo(pseudo) if self.pseudo(*pseudo).is_some() => {
+                return Err(Error::runtime(format!("a message has one {text}")));
+            }
             Name::Pseudo(pseudo) => self.pseudo.push((*pseudo, value.to_vec())),
             // The length is that of the body that is given.
             Name::Field(name) if *name == CONTENT_LENGTH || *name == TRANSFER_ENCODING => {}
-            Name::Field(name) => append(&mut self.headers, own(name)?, headers::value(value)?)?,
+            Name::Field(name) => {
+                headers::append(&mut self.headers, own(name)?, headers::value(value)?)?;
+            }
         }
         Ok(())
     }
@@ -85,11 +98,12 @@ fn own(name: &HeaderName) -> Result<HeaderName> {
 }
 
 fn body(body: Option<LuaString>) -> Result<Bytes> {
-    let body = body.map(|body| Bytes::copy_from_slice(&body.as_bytes())).unwrap_or_default();
-    if body.len() > MAX_BODY {
+    let Some(body) = body else { return Ok(Bytes::new()) };
+    let bytes = body.as_bytes();
+    if bytes.len() > MAX_BODY {
         return Err(Error::runtime(format!("a body has at most {MAX_BODY} bytes")));
     }
-    Ok(body)
+    Ok(Bytes::copy_from_slice(&bytes))
 }
 
 impl Reply {
@@ -131,6 +145,10 @@ impl Call {
         timeout_millis: f64,
         options: &CallOptions,
     ) -> Result<Self> {
+        let cluster = cluster.as_bytes();
+        if cluster.len() > MAX_CLUSTER {
+            return Err(Error::runtime(format!("the name of a service has at most {MAX_CLUSTER} bytes")));
+        }
         let fields = Fields::read(headers)?;
         let must = |pseudo| {
             let missing =
@@ -140,7 +158,7 @@ impl Call {
         // NaN and what is negative have no wait at all: the longest is then meant.
         let timeout = Duration::try_from_secs_f64(timeout_millis / 1_000.0).unwrap_or(LONGEST_CALL);
         Ok(Self {
-            cluster: String::from_utf8_lossy(&cluster.as_bytes()).into_owned(),
+            cluster: String::from_utf8_lossy(&cluster).into_owned(),
             method: headers::method(must(Pseudo::Method)?)?,
             path: headers::path(must(Pseudo::Path)?)?,
             authority: headers::authority(must(Pseudo::Authority)?)?,
@@ -156,7 +174,7 @@ impl Call {
 pub(crate) fn answered(lua: &Lua, reply: &Reply, duplicates: bool) -> Result<(Table, Option<LuaString>)> {
     let headers = lua.create_table()?;
     headers.raw_set(":status", reply.status.as_str())?;
-    for name in reply.headers.keys() {
+    for name in reply.headers.keys().filter(|name| **name != HOPS) {
         let mut values = reply.headers.get_all(name).iter().map(|value| lua.create_string(value.as_bytes()));
         if duplicates && values.size_hint().0 > 1 {
             headers.raw_set(name.as_str(), lua.create_sequence_from(values.collect::<Result<Vec<_>>>()?)?)?;

@@ -175,7 +175,8 @@ impl Failure {
         Self { budget: None, message: "the script has no such function".to_owned() }
     }
 
-    pub(crate) fn memory() -> Self {
+    /// There is no memory for it.
+    pub fn memory() -> Self {
         Self { budget: Some(Budget::Memory), message: Budget::Memory.to_string() }
     }
 

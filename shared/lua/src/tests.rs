@@ -53,7 +53,7 @@ fn facts() -> Rc<Facts> {
         local: "10.0.0.1:80".into(),
         remote: "10.0.0.2:4711".into(),
         server_name: "sni".into(),
-        peer: Some(PeerFacts { uris: vec!["spiffe://default/web".into()] }),
+        peer: Some(PeerFacts { uris: vec!["spiffe://default/web".into()], tls_version: "TLSv1.3" }),
     })
 }
 

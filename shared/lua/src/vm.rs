@@ -7,13 +7,13 @@ use crate::{
     handle::{self, Handle},
     headers::{self, Headers},
     info,
-    limits::{MAX_MOVE, MEMORY, SEARCH_WORK},
+    limits::{MAX_MESSAGE, MAX_MOVE, MEMORY, SEARCH_WORK},
     log::{Level, Log, Logger},
     meter::{Left, Meter},
     run::{Failure, Run},
 };
 use mlua::{Function, Lua, LuaOptions, Result, StdLib, Table, Value, Variadic};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 /// Which of a script's two functions is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,15 @@ pub struct Vm {
     meter: Rc<Meter>,
     on_request: Option<Function>,
     on_response: Option<Function>,
+}
+
+/// Tells whether a state still takes memory: runs keep it when its [`Vm`] has gone.
+pub struct Alive(Weak<Meter>);
+
+impl Alive {
+    pub fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
 }
 
 impl Vm {
@@ -100,6 +109,12 @@ impl Vm {
         !self.is_full()
     }
 
+    /// For who lets go of it and wants to know when it is gone.
+    pub fn alive(&self) -> Alive {
+        // The state itself keeps its meter, so that this goes with it and not before.
+        Alive(Rc::downgrade(&self.meter))
+    }
+
     fn is_full(&self) -> bool {
         self.lua.used_memory() > FULL
     }
@@ -144,15 +159,21 @@ impl Vm {
     }
 }
 
-/// Texts and numbers as they are; of other values what they are.
+/// Texts and numbers as they are; of other values what they are. No more of them than a message has room for.
 fn print(logger: &Logger, said: &[Value]) -> Result<()> {
     let mut line = Vec::new();
     for value in said {
+        if line.len() >= MAX_MESSAGE {
+            break;
+        }
         if !line.is_empty() {
             line.push(b' ');
         }
         match value {
-            Value::String(text) => line.extend_from_slice(&text.as_bytes()),
+            Value::String(text) => {
+                let bytes = text.as_bytes();
+                line.extend_from_slice(bytes.get(..MAX_MESSAGE).unwrap_or(&bytes));
+            }
             Value::Integer(number) => line.extend_from_slice(number.to_string().as_bytes()),
             Value::Number(number) => line.extend_from_slice(number.to_string().as_bytes()),
             Value::Boolean(value) => line.extend_from_slice(value.to_string().as_bytes()),

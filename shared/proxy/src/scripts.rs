@@ -2,7 +2,7 @@
 //!
 //! A worker has one state of Lua for each script, made when a request first needs it. A request goes through the scripts
 //! of its [`Chain`] in order, and its answer through the same ones the other way. What a script waits for is awaited here;
-//! while it computes, it holds up its worker, at most as long as its budget.
+//! while it computes, it holds up its worker, about as long as its budget.
 //!
 //! A script that fails ends as in Envoy: it is counted and logged, and the message goes on as the script has left it. But
 //! a request that the script might have answered is refused: who brings a script beyond its limits must not pass it by.
@@ -11,7 +11,7 @@ use crate::{
     policy::lua::{Chain, Script},
     snapshot::Snapshot,
 };
-use meridian_lua::{Failure, Level, Log, Program, Vm};
+use meridian_lua::{Alive, Failure, Level, Log, Program, Vm};
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
@@ -31,6 +31,15 @@ const MAX_HELD: usize = 64 << 20;
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 /// Calls of scripts under way, of one worker. They hold memory at both ends.
 const MAX_CALLS: usize = 256;
+/// How long a script that had no time or memory to begin waits for its next attempt: one that never begins takes no more
+/// than a twentieth of its worker's time.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// States of one script on one worker, with those that were full and live on for requests under way: so often a script
+/// may hold its memory.
+const MAX_STATES: usize = 4;
+/// Calls of scripts one after the other, each made for the one before it. Who asks a service that asks another is at two;
+/// what asks itself is a circle.
+const MAX_HOPS: u32 = 4;
 
 /// A worker's scripts.
 #[derive(Default)]
@@ -44,27 +53,57 @@ pub struct Scripts {
 
 struct Slot {
     _program: Arc<Program>,
-    state: Result<Rc<Vm>, Failure>,
+    state: State,
+    /// Full ones, whose place another has taken.
+    replaced: Vec<Alive>,
+}
+
+enum State {
+    /// It is made at the next request.
+    None,
+    Ready(Rc<Vm>),
+    Failed(Failure, Instant),
 }
 
 impl Scripts {
     /// The state of a script.
     ///
     /// # Errors
-    /// It could not be made, then or now: the script's own text fails, which another attempt does not change.
+    /// It could not be made, then or now: the script's own text fails, which another attempt does not change, or it had
+    /// no time or memory, which is tried again later.
     fn state(&self, script: &Script) -> Result<Rc<Vm>, Failure> {
         let mut states = self.states.borrow_mut();
         let address = Arc::as_ptr(&script.program).addr();
         let slot = states.entry(address).or_insert_with(|| Slot {
             _program: script.program.clone(),
-            state: Vm::start(&script.program, log(&script.policy)).map(Rc::new),
+            state: State::None,
+            replaced: Vec::new(),
         });
-        // What it keeps between requests fills its memory: it begins anew.
-        if slot.state.as_ref().is_ok_and(|state| !state.make_room()) {
-            tracing::warn!(policy = %script.policy, "a script's memory is full of what it keeps; it begins anew");
-            slot.state = Vm::start(&script.program, log(&script.policy)).map(Rc::new);
+        match &slot.state {
+            State::Ready(state) if state.make_room() => return Ok(state.clone()),
+            // What it keeps fills its memory: it begins anew.
+            State::Ready(full) => {
+                if self.tells() {
+                    tracing::warn!(policy = %script.policy, "a script's memory is full of what it keeps; it begins anew");
+                }
+                slot.replaced.push(full.alive());
+            }
+            State::Failed(failure, at) if failure.budget.is_none() || at.elapsed() < RESTART_PAUSE => {
+                return Err(failure.clone());
+            }
+            State::Failed(..) | State::None => {}
         }
-        slot.state.clone()
+        slot.state = State::None;
+        slot.replaced.retain(Alive::is_alive);
+        if slot.replaced.len() >= MAX_STATES {
+            return Err(Failure::memory());
+        }
+        let started = Vm::start(&script.program, log(&script.policy)).map(Rc::new);
+        slot.state = match &started {
+            Ok(state) => State::Ready(state.clone()),
+            Err(failure) => State::Failed(failure.clone(), Instant::now()),
+        };
+        started
     }
 
     /// Whether a failure is to be told of: they are counted, and what an operator reads must not be theirs alone.

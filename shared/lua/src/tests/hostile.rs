@@ -82,6 +82,148 @@ fn every_one_is_ended() {
     }
 }
 
+/// What is refused is not done first: each of these comes to its end within its time.
+#[test]
+fn what_is_refused_costs_little() {
+    for (name, body) in [
+        (
+            "a pseudo header many times",
+            "local s = string.rep('x', 1e6) local t = {[':status'] = table.create(100, s)} for i = 1, 20 do assert(not pcall(function() h:respond(t) end)) end",
+        ),
+        (
+            "a length many times",
+            "local s = string.rep('x', 1e6) local t = {[':status'] = '200', ['content-length'] = table.create(4e5, s)} for i = 1, 20 do assert(not pcall(function() h:respond(t) end)) end",
+        ),
+        (
+            "many empty headers",
+            "local t = {[':status'] = '200', a = table.create(48000, '')} for i = 1, 3 do assert(not pcall(function() h:respond(t) end)) end",
+        ),
+        (
+            "long headers",
+            "local s = string.rep('x', 2e6) for i = 1, 60 do assert(not pcall(function() h:headers():replace('a', s) end)) assert(not pcall(function() h:headers():replace(':authority', s) end)) end",
+        ),
+        (
+            "a long body",
+            "local s = string.rep('x', 2e6) for i = 1, 60 do assert(not pcall(function() h:respond({[':status'] = '200'}, s) end)) end",
+        ),
+        (
+            "a long name of a service",
+            "local s = string.rep('x', 2e6) for i = 1, 60 do assert(not pcall(function() h:httpCall(s, {[':method'] = 'GET', [':path'] = '/', [':authority'] = 'a'}, nil, 1, true) end)) end",
+        ),
+        (
+            "long lines",
+            "local t = table.create(100, string.rep('x', 1e6)) for i = 1, 20 do print(table.unpack(t)) end",
+        ),
+    ] {
+        // The machine of the tests has other things to do: once is enough.
+        let mut ends = (0..5).map(|_| changed(body, &[]));
+        assert!(ends.any(|ended| ended.is_ok()), "{name}: {:?}", changed(body, &[]).err());
+    }
+}
+
+#[test]
+fn what_a_script_makes_has_one_of_each_pseudo_header() {
+    let call = |headers: &str, cluster: &str| {
+        changed(
+            &format!(
+                "h:httpCall('{cluster}', {{[':method'] = 'GET', [':path'] = '/', {headers}}}, nil, 1, true)"
+            ),
+            &[],
+        )
+    };
+    assert!(call("[':authority'] = 'a'", "a").is_ok());
+    assert!(call("[':authority'] = {'a', 'a'}", "a").unwrap_err().contains("one :authority"));
+    assert!(call("[':authority'] = 'a', host = 'a'", "a").unwrap_err().contains("one :authority"));
+    let longest = crate::limits::MAX_CLUSTER;
+    assert!(call("[':authority'] = 'a'", &"a".repeat(longest)).is_ok());
+    assert!(call("[':authority'] = 'a'", &"a".repeat(longest + 1)).unwrap_err().contains("255"));
+}
+
+/// What a script does between two steps can't be ended, but after it the script is: it gets no second one.
+#[test]
+fn the_clock_is_looked_at_each_step() {
+    let compare = "_=a<b ".repeat(2_000);
+    let script = format!(
+        "local n = 0 local function f(a, b) local _ {compare} end
+        function envoy_on_request(h)
+            if h:headers():get('bad') then
+                local a, b = string.rep('x', 3e6), string.rep('x', 3e6 - 1)
+                f(a, b) n += 1 f(a, b) n += 1
+            end
+            h:headers():add('x-n', n)
+        end"
+    );
+    let (vm, _) = vm(&script).unwrap();
+    let failure = through(&vm, request(&[("bad", "yes")])).unwrap_err();
+    assert_eq!(failure.budget, Some(Budget::Time));
+    let (_, head) = through(&vm, request(&[])).unwrap();
+    assert_eq!(shown(&head.unwrap().headers), [("x-n", "0")]);
+}
+
+/// A script that could write how far a call has come could go on for ever.
+#[test]
+fn what_counts_a_scripts_calls_is_not_the_scripts() {
+    let hops = crate::HOPS.as_str();
+    for wrong in [
+        format!("h:headers():add('{hops}', '0')"),
+        format!("h:headers():replace('{hops}', '0')"),
+        format!("h:headers():remove('{hops}')"),
+        format!("h:respond({{[':status'] = '200', ['{hops}'] = '0'}})"),
+        "h:httpCall('a', {[':method'] = 'GET', [':path'] = '/', [':authority'] = 'a', ['X-Meridian-Script-Hops'] = '0'}, nil, 1)".to_owned(),
+    ] {
+        assert!(changed(&wrong, &[]).unwrap_err().contains("the proxy's own"), "{wrong}");
+    }
+    let mut head = request(&[("a", "b")]);
+    head.headers.insert(crate::HOPS.clone(), HeaderValue::from_static("3"));
+    let (vm, said) = vm(&format!(
+        "function envoy_on_request(h)
+            print(h:headers():get('{hops}'), h:headers():getAtIndex('{hops}', 0), h:headers():getNumValues('{hops}'))
+            for name in pairs(h:headers()) do print(name) end
+        end"
+    ))
+    .unwrap();
+    let (_, head) = through(&vm, head).unwrap();
+    assert_eq!(said.0.take()[0], "Info: nil nil 0");
+    assert_eq!(head.unwrap().headers[&crate::HOPS], "3", "it goes on");
+}
+
+/// Who replaces a state knows when the memory of the old one is free.
+#[test]
+fn a_state_lives_as_long_as_its_runs() {
+    let (vm, _) = vm("function envoy_on_request(h) h:body() end").unwrap();
+    let alive = vm.alive();
+    let mut run = run(&vm, Phase::Request, request(&[]), true);
+    run.resume(Answer::Begin).unwrap();
+    drop(vm);
+    assert!(alive.is_alive());
+    drop(run);
+    assert!(!alive.is_alive());
+}
+
+/// Prints what a step costs, and how long a script can be between two of them. Run it by hand, in release.
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn what_a_step_costs() {
+    let (loops, _) = vm("function envoy_on_request(h) for i = 1, 1e5 do end end").unwrap();
+    let start = Instant::now();
+    for _ in 0..20 {
+        through(&loops, request(&[])).unwrap();
+    }
+    println!("a step: {:?}", start.elapsed() / 2_000_000);
+    for (what, one) in [("comparing", "_=a<b "), ("joining", "_=a..b ")] {
+        let all = one.repeat((crate::limits::MAX_SOURCE - 200) / one.len());
+        for length in ["2e5", "5e5", "1e6", "2e6", "3e6"] {
+            let (vm, _) = vm(&format!(
+                "function envoy_on_request(h) local _ local a, b = string.rep('x', {length}), string.rep('x', {length} - 1) {all} end"
+            ))
+            .unwrap();
+            let start = Instant::now();
+            let ended = through(&vm, request(&[])).map(|_| ());
+            println!("{what} {length}: {:?} {ended:?}", start.elapsed());
+        }
+    }
+}
+
 #[test]
 fn each_budget_has_its_name() {
     let budget = |body: &str| {

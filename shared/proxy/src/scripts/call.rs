@@ -1,5 +1,6 @@
 //! What scripts ask of other services. It goes like a call of the application's own: to the same endpoints, with the same
-//! identity, under the same policies, but through no scripts, so that none can call itself for ever.
+//! identity, under the same policies, but through no scripts of this side. Those of the other side may call in turn, also
+//! back: so each call says how many led to it, and ends a circle.
 
 use super::MAX_CALLS;
 use crate::{
@@ -10,40 +11,52 @@ use crate::{
     worker::Worker,
 };
 use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::BodyExt;
-use meridian_lua::{Call, Reply, limits::MAX_BODY};
+use meridian_lua::{Call, HOPS, Reply, limits::MAX_BODY};
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
-/// The answer, or in place of one that does not come what Envoy says then.
-pub(super) async fn call(worker: &Rc<Worker>, call: Call) -> Reply {
+/// How many calls of scripts led to a request. What is no number counts as too many: it is not from a proxy.
+pub(super) fn hops(headers: &HeaderMap) -> u32 {
+    let values = headers.get_all(&HOPS).iter();
+    let count = |value: &HeaderValue| value.to_str().ok().and_then(|text| text.parse().ok());
+    values.map(|value| count(value).unwrap_or(u32::MAX)).max().unwrap_or_default()
+}
+
+/// The answer, or in place of one that does not come what Envoy says then. `hops`: of the request for which it is asked.
+pub(super) async fn call(worker: &Rc<Worker>, call: Call, hops: u32) -> Reply {
     let failed = || Reply {
         status: StatusCode::SERVICE_UNAVAILABLE,
         headers: HeaderMap::new(),
         body: Bytes::from_static(b"upstream failure"),
     };
     let Some(cluster) = find(&worker.snapshot(), &call.cluster) else {
-        tracing::warn!(cluster = %call.cluster, "a script calls a service that there is not");
+        if worker.scripts.tells() {
+            tracing::warn!(cluster = ?call.cluster, "a script calls a service that there is not");
+        }
         return failed();
     };
     let calls = &worker.scripts.calls;
     if calls.get() >= MAX_CALLS {
-        tracing::warn!(service = %cluster.service, "scripts make too many calls at once");
+        if worker.scripts.tells() {
+            tracing::warn!(service = ?cluster.service, "scripts make too many calls at once");
+        }
         return failed();
     }
     let _active = Active::new(calls);
     // Not the coarse timer's: scripts wait for milliseconds.
     let timeout = call.timeout;
-    let answer = tokio::time::timeout(timeout, Box::pin(ask(worker, &cluster, call))).await;
+    let answer = tokio::time::timeout(timeout, Box::pin(ask(worker, &cluster, call, hops))).await;
     answer.ok().flatten().unwrap_or_else(failed)
 }
 
-async fn ask(worker: &Rc<Worker>, cluster: &Arc<Cluster>, call: Call) -> Option<Reply> {
+async fn ask(worker: &Rc<Worker>, cluster: &Arc<Cluster>, call: Call, hops: u32) -> Option<Reply> {
     let body = if call.body.is_empty() { Body::empty() } else { Body::full(call.body) };
     let mut request = Request::new(body);
     *request.method_mut() = call.method;
     *request.uri_mut() = call.path.into();
     *request.headers_mut() = call.headers;
+    request.headers_mut().insert(HOPS.clone(), hops.saturating_add(1).into());
     let response = outbound::ask(worker, cluster, &call.authority, request).await;
     let (head, mut body) = response.into_parts();
     let mut bytes = Vec::new();
@@ -92,5 +105,29 @@ fn by_host(snapshot: &Snapshot, host: &str, port: u16) -> Option<Arc<Cluster>> {
     match &outbound.target {
         Target::Cluster(cluster) => Some(cluster.clone()).filter(|it| it.protocol.is_http()),
         Target::External(_) | Target::Missing(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_number_of_hops_is_too_many() {
+        for (values, expected) in [
+            (&[][..], 0),
+            (&["0"], 0),
+            (&["3"], 3),
+            (&["3", "1"], 3),
+            (&["1", "x"], u32::MAX),
+            (&["-1"], u32::MAX),
+            (&["99999999999"], u32::MAX),
+            (&["\u{fc}"], u32::MAX),
+            (&[""], u32::MAX),
+        ] {
+            let value = |value: &&str| HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            let headers: HeaderMap = values.iter().map(|text| (HOPS.clone(), value(text))).collect();
+            assert_eq!(hops(&headers), expected, "{values:?}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A request and its answer on their way through scripts.
 
-use super::{Chain, MAX_HELD, call};
+use super::{Chain, MAX_HELD, MAX_HOPS, call};
 use crate::{
     codec::{self as plumbing, Body, BodyError, Kept, PIECE, Room, Scripted, Wait},
     metrics::Traffic,
@@ -30,6 +30,8 @@ pub struct Passage {
     heads: Cell<bool>,
     /// So does the request that goes on: its answer has no body, whatever it says of one.
     bodiless: Cell<bool>,
+    /// Calls of scripts that led to the request.
+    hops: Cell<u32>,
 }
 
 /// Why a request goes no further.
@@ -67,6 +69,7 @@ impl Passage {
             traffic: traffic.clone(),
             heads: Cell::new(false),
             bodiless: Cell::new(false),
+            hops: Cell::new(0),
         })
     }
 
@@ -81,6 +84,12 @@ impl Passage {
     ) -> Result<(Request<Body>, Authority), Stopped> {
         let (mut parts, mut body) = request.into_parts();
         self.heads.set(parts.method == Method::HEAD);
+        self.hops.set(call::hops(&parts.headers));
+        if self.hops.get() > MAX_HOPS {
+            self.failed(0, &"its request comes of too many calls of scripts; one of them may call itself");
+            let answer = plumbing::plain(StatusCode::LOOP_DETECTED, "scripts call each other in a circle\n");
+            return Err(Stopped::Answered(Box::new(answer)));
+        }
         let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
         let start = Start::Request { method: parts.method, path, authority: authority.clone() };
         let mut head = Head { start, headers: parts.headers };
@@ -136,7 +145,7 @@ impl Passage {
             if let Some(phrase) = reason.and_then(|reason| ReasonPhrase::try_from(reason).ok()) {
                 parts.extensions.insert(phrase);
             }
-            let empty = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+            let empty = plumbing::has_no_body(status);
             if empty && status != parts.status {
                 body.keep(Kept::new(Bytes::new(), None, self.room()));
                 head.headers.remove(CONTENT_LENGTH);
@@ -222,7 +231,7 @@ impl Passage {
                     read = true;
                     Answer::Body(self.read(body, phase).await?)
                 }
-                Ok(Step::Call(call)) => Answer::Called(call::call(&self.worker, call).await),
+                Ok(Step::Call(call)) => Answer::Called(call::call(&self.worker, call, self.hops.get()).await),
             };
         }
     }
@@ -262,8 +271,8 @@ impl Passage {
     /// Makes the calls that a script does not wait for.
     pub(crate) fn post(&self, run: &Run) {
         for call in run.posts() {
-            let worker = self.worker.clone();
-            self.worker.spawn(async move { drop(call::call(&worker, call).await) });
+            let (worker, hops) = (self.worker.clone(), self.hops.get());
+            self.worker.spawn(async move { drop(call::call(&worker, call, hops).await) });
         }
     }
 

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Frame;
 use meridian_proxy_config::{
-    DestinationPolicies, DestinationTls, EndpointSet, FilterAction, Protocol, RequestFilter, RetryOn,
-    RuleSet, Script, types,
+    DestinationPolicies, DestinationTls, EndpointSet, FilterAction, Outbound, Protocol, RequestFilter,
+    RetryOn, RuleSet, Script, Target, types,
 };
 use std::net::SocketAddr;
 
@@ -32,6 +32,17 @@ async fn inbound(protocol: Protocol, application: SocketAddr, scripts: Vec<Scrip
     let pair = Pair::start(protocol, application).await;
     pair.inbound_policies(|policies| policies.scripts = scripts).await;
     pair
+}
+
+/// A service of the mesh at port 8080, as the application would call it.
+fn by_name(service: &str) -> Outbound {
+    Outbound {
+        bind: None,
+        vips: vec!["240.0.0.7".parse().unwrap()],
+        port: 8080,
+        hostnames: vec![format!("{service}.mesh")],
+        target: Target::Destination(format!("default//{service}/8080")),
+    }
 }
 
 async fn send(pair: &Pair, request: Request<crate::apps::Payload>) -> Answer {
@@ -275,14 +286,7 @@ async fn another_service_decides() {
     auth.service = "auth".into();
     auth.tiers = vec![vec!["auth".into()]];
     pair.web.feed(types::DESTINATION, "default//auth/8080", &auth);
-    let outbound = meridian_proxy_config::Outbound {
-        bind: None,
-        vips: vec!["240.0.0.7".parse().unwrap()],
-        port: 8080,
-        hostnames: vec!["auth.mesh".into()],
-        target: meridian_proxy_config::Target::Destination("default//auth/8080".into()),
-    };
-    pair.web.feed(types::OUTBOUND, "auth", &outbound);
+    pair.web.feed(types::OUTBOUND, "auth", &by_name("auth"));
     let asks = |cluster: &str, path: &str, timeout: u32| {
         on_request(&format!(
             r#"
@@ -320,6 +324,89 @@ async fn another_service_decides() {
     let post = r#"h:httpCall("auth", {[":method"] = "GET", [":path"] = "/headers", [":authority"] = "a"}, nil, 5000, true)"#;
     assert_eq!(ask(on_request(post)).await.status, 200);
     until("the call", async || (asked.requests() > before).then_some(())).await;
+}
+
+/// A script whose own service it asks is asked in turn, so often and no more.
+#[tokio::test]
+async fn a_script_that_calls_itself_comes_to_an_end() {
+    let (application, seen) = http_app(false).await;
+    let asks = r#"
+        local headers = h:httpCall("backend", {[":method"] = "GET", [":path"] = "/headers", [":authority"] = "backend.mesh"}, nil, 3000)
+        h:headers():add("x-asked", headers[":status"])
+    "#;
+    let pair = inbound(Protocol::Http, application, on_request(asks)).await;
+    let itself = crate::world::destination(Protocol::Http, &["backend"]);
+    pair.backend.feed(types::DESTINATION, "default//backend/8080", &itself);
+    let endpoints = EndpointSet { endpoints: vec![endpoint(pair.inbound, "east")] };
+    pair.backend.feed(types::ENDPOINTS, "backend", &endpoints);
+    pair.backend.feed(types::OUTBOUND, "backend", &by_name("backend"));
+    let mut policies = pair.backend.inbound(Protocol::Http, pair.inbound, pair.application);
+    policies.permission = crate::world::allow(&["web", "backend"]);
+    policies.policies.scripts = on_request(asks);
+    pair.backend.feed(types::INBOUND, "main", &policies);
+    pair.settled().await;
+    let answer = call(pair.outbound, "/headers").await;
+    assert!(answer.text().contains("x-asked: 200"), "{}", answer.text());
+    // The request, and four that come of it; the fifth is refused.
+    assert_eq!((seen.requests(), counted(&pair)), (5, (1, 0)));
+    // Who says so of his own request is refused.
+    let forged = async |hops: &str| {
+        let mut request = get("/headers");
+        request.headers_mut().insert("x-meridian-script-hops", hops.parse().unwrap());
+        send(&pair, request).await.status
+    };
+    assert_eq!((forged("5").await, forged("x").await, seen.requests()), (508, 508, 5));
+    assert_eq!((forged("4").await, seen.requests()), (200, 6));
+}
+
+/// A machine that was slow for a moment does not turn a script off.
+#[tokio::test]
+async fn a_script_that_had_no_time_to_begin_begins_later() {
+    let (application, _) = http_app(false).await;
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    let late = format!(
+        "if os.time() < {} then while true do end end
+        function envoy_on_request(h) h:headers():add('x-begun', 'yes') end",
+        now + 2
+    );
+    let pair = inbound(Protocol::Http, application, vec![script(&late)]).await;
+    let begun = async || call(pair.outbound, "/headers").await.text().contains("x-begun: yes");
+    assert!(!begun().await);
+    until("the script", async || begun().await.then_some(())).await;
+}
+
+/// Requests that wait hold their states: there are no more than a few of them.
+#[tokio::test]
+async fn full_states_that_live_on_are_few() {
+    let (application, _) = http_app(true).await;
+    let keeps = r#"
+        local kept = string.rep("x", 65e5)
+        h:body()
+        if #kept == 0 then h:respond({[":status"] = "403"}) end
+    "#;
+    let pair = inbound(Protocol::Http2, application, on_request(keeps)).await;
+    assert_eq!(call(pair.outbound, "/headers").await.status, 200);
+    let mut client = http2(pair.outbound).await;
+    let (mut senders, mut answers) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let (sender, body) = streaming();
+        sender.send(Frame::data(Bytes::from_static(b"x"))).await.unwrap();
+        senders.push(sender);
+        answers.push(tokio::spawn(client.send_request(absolute(Method::POST, "/echo", body))));
+        client.ready().await.unwrap();
+    }
+    let again = async |expected: u16| {
+        until("another answer", async || {
+            (call(pair.outbound, "/headers").await.status == expected).then_some(())
+        })
+        .await;
+    };
+    again(503).await;
+    drop(senders);
+    for answer in answers {
+        assert_eq!(soon("an answer", answer).await.unwrap().unwrap().status(), 200);
+    }
+    again(200).await;
 }
 
 /// What a script makes of a method or a status leaves no length of a body that does not come.
