@@ -12,7 +12,7 @@ use std::{
 
 mod parse;
 
-pub use parse::{Malformed, parse};
+pub use parse::{Malformed, parse, parse_up_to};
 
 /// Families by name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,8 +68,9 @@ impl Kind {
         }
     }
 
-    fn is_single(self) -> bool {
-        matches!(self, Self::Counter | Self::Gauge | Self::Untyped)
+    /// Whether samples of another type can be said under this one. Where it says nothing, any single number can.
+    fn takes(self, other: Self) -> bool {
+        self == other || (self == Self::Untyped && matches!(other, Self::Counter | Self::Gauge))
     }
 }
 
@@ -126,8 +127,17 @@ impl Exposition {
         }
     }
 
-    /// One set of several: what comes first holds. How many samples were left out, since they contradict what
-    /// came before them, is the second part.
+    /// Samples of all families.
+    pub fn len(&self) -> usize {
+        self.families.values().map(|family| family.samples.len()).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One set of several: what comes first holds, a family's type too. How many samples were left out, since they
+    /// contradict what came before them, is the second part.
     pub fn merged(parts: impl IntoIterator<Item = Self>) -> (Self, usize) {
         let mut merged = Self::default();
         let mut known = HashSet::new();
@@ -135,6 +145,11 @@ impl Exposition {
         let mut left_out = 0;
         for (name, mut family) in parts.into_iter().flat_map(|part| part.families) {
             let all = family.samples.len();
+            let first = merged.families.get(&name);
+            if first.is_some_and(|first| !first.kind.takes(family.kind)) {
+                left_out += all;
+                continue;
+            }
             family.samples.retain(|sample| {
                 // `x_count` may be a counter here and a part of the histogram `x` there.
                 let owner = owners.entry(format!("{name}{}", sample.part.suffix()));
@@ -144,7 +159,7 @@ impl Exposition {
             match merged.families.get_mut(&name) {
                 None if family.samples.is_empty() => {}
                 None => drop(merged.families.insert(name, family)),
-                Some(first) => left_out += first.extend(family),
+                Some(first) => first.samples.extend(family.samples),
             }
         }
         (merged, left_out)
@@ -162,18 +177,6 @@ impl Exposition {
 }
 
 impl Family {
-    /// Takes another's samples in, as far as one kind can hold them; how many it can't.
-    fn extend(&mut self, other: Self) -> usize {
-        match (self.kind, other.kind) {
-            (own, its) if own == its => {}
-            // Each of them is a number. Nothing more can be said of all.
-            (own, its) if own.is_single() && its.is_single() => self.kind = Kind::Untyped,
-            _ => return other.samples.len(),
-        }
-        self.samples.extend(other.samples);
-        0
-    }
-
     fn write(&self, name: &str, out: &mut String) -> fmt::Result {
         if !self.help.is_empty() {
             writeln!(out, "# HELP {name} {}", self.help.replace('\\', "\\\\").replace('\n', "\\n"))?;

@@ -17,6 +17,11 @@ use tokio::time::Instant;
 const AT_ONCE: usize = 4;
 /// Bytes of all applications' pages together, beyond which no more are taken: a scrape must not fill the proxy's memory.
 const MAX_PAGES: usize = 8 << 20;
+/// Samples of one application's page. The largest in the wild have some ten thousand; with its labels one takes about a
+/// KiB, whatever it takes on the page.
+const MAX_SAMPLES: usize = 50_000;
+/// Samples of all applications together: about 100 MiB, for each scrape that is under way.
+const MAX_ALL_SAMPLES: usize = 100_000;
 
 /// Pages that are together larger are read on a thread of their own: the control thread answers names, too.
 const LARGE: usize = 64 << 10;
@@ -138,28 +143,106 @@ fn assemble(
     identity: &[(&'static str, String)],
 ) -> Exposition {
     let any = !pages.is_empty();
+    // What is said of applications goes before what they say.
     let (mut parts, mut state) = (vec![sidecar], Exposition::default());
+    let mut room = MAX_ALL_SAMPLES;
     for (name, page) in pages {
         let labels = [("application", name.as_str())];
-        let read = page.and_then(|page| Ok(exposition::parse(&page)?));
+        let read = page.and_then(|page| Ok(exposition::parse_up_to(&page, MAX_SAMPLES.min(room))?));
         let up = Sample::new(&labels, f64::from(u8::from(read.is_ok())));
         state.push(UP, Kind::Gauge, "1 if the application gave its metrics.", up);
         match read {
             Ok(mut page) => {
+                room = room.saturating_sub(page.len());
                 page.label(&labels);
                 parts.push(page);
             }
             Err(error) => tracing::debug!(application = name, %error, "no metrics"),
         }
     }
+    if any {
+        let help = "Samples left out, as they contradict what came before them.";
+        state.push(LEFT_OUT, Kind::Gauge, help, Sample::new(&[], 0.0));
+    }
+    parts.insert(0, state);
     let identity: Vec<_> = identity.iter().map(|(name, value)| (*name, value.as_str())).collect();
     // Before they are merged: a label that is added may make two series one.
     parts.iter_mut().for_each(|part| part.label(&identity));
-    let (merged, left_out) = Exposition::merged(parts);
-    if any {
-        let help = "Samples left out, as they contradict what came before them.";
-        state.push(LEFT_OUT, Kind::Gauge, help, Sample::new(&[], left_out as f64));
+    let (mut merged, left_out) = Exposition::merged(parts);
+    // An application may have put more under this name; the first is the proxy's.
+    if any && let Some(count) = merged.families.get_mut(LEFT_OUT).and_then(|it| it.samples.first_mut()) {
+        count.value = left_out as f64;
+        if left_out > 0 {
+            tracing::debug!(samples = left_out, "applications contradict what came before them");
+        }
     }
-    state.label(&identity);
-    Exposition::merged([state, merged]).0
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(sidecar: &str, pages: Vec<(&str, String)>) -> Exposition {
+        let pages = pages.into_iter().map(|(name, page)| (name.to_owned(), Ok(page))).collect();
+        assemble(exposition::parse(sidecar).unwrap(), pages, &[("mesh", "default".to_owned())])
+    }
+
+    fn up(page: &Exposition) -> Vec<f64> {
+        page.families[UP].samples.iter().map(|sample| sample.value).collect()
+    }
+
+    fn left_out(page: &Exposition) -> f64 {
+        page.families[LEFT_OUT].samples[0].value
+    }
+
+    fn numbered(name: &str, samples: usize) -> String {
+        (0..samples).map(|i| format!("{name}{{i=\"{i}\"}} 1\n")).collect()
+    }
+
+    #[test]
+    fn a_page_of_too_many_samples_is_not_taken_and_the_others_are() {
+        let page = of(
+            "own 1\n",
+            vec![
+                ("small", "a 1\n".to_owned()),
+                ("large", "a 1\n".repeat(MAX_SAMPLES + 1)),
+                ("after", "b 1\n".to_owned()),
+            ],
+        );
+        assert_eq!(up(&page), [1.0, 0.0, 1.0]);
+        assert_eq!((page.families["a"].samples.len(), left_out(&page)), (1, 0.0));
+        assert!(page.families.contains_key("own") && page.families.contains_key("b"));
+    }
+
+    #[test]
+    fn all_pages_share_a_room() {
+        let page = of(
+            "own 1\n",
+            vec![
+                ("first", numbered("a", MAX_SAMPLES)),
+                ("second", numbered("b", MAX_SAMPLES - 1)),
+                ("third", numbered("c", 2)),
+                ("fourth", numbered("d", 1)),
+                ("fifth", numbered("e", 1)),
+            ],
+        );
+        assert_eq!(up(&page), [1.0, 1.0, 0.0, 1.0, 0.0]);
+        assert!(page.families.contains_key("own") && page.families.contains_key("d"));
+    }
+
+    #[test]
+    fn applications_do_not_change_the_types_of_the_proxy() {
+        let sidecar = "# TYPE meridian_proxy_requests_total counter\nmeridian_proxy_requests_total 7\n";
+        let liar = format!(
+            "# TYPE meridian_proxy_requests_total gauge\nmeridian_proxy_requests_total 1\n\
+             # TYPE {UP} counter\n{UP} 1\n# TYPE {LEFT_OUT} counter\n{LEFT_OUT} 9\n"
+        );
+        let page = of(sidecar, vec![("liar", liar), ("good", "a 1\n".to_owned())]);
+        let requests = &page.families["meridian_proxy_requests_total"];
+        assert_eq!((requests.kind, requests.samples.len()), (Kind::Counter, 1));
+        assert_eq!(page.families[UP].kind, Kind::Gauge);
+        assert_eq!((page.families[LEFT_OUT].samples.len(), left_out(&page)), (1, 3.0));
+        assert_eq!(page.families["a"].samples.len(), 1);
+    }
 }

@@ -22,16 +22,16 @@ use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior},
 };
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{
+    Code,
+    transport::{Channel, Uri},
+};
 
+pub(crate) mod client;
 mod convert;
 
 pub use convert::{Clock, messages};
 
-/// For a connection to a collector, addresses and all.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For one message: OpenTelemetry's own default.
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Applications have so long, or an interval if that is shorter.
 const GATHER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -62,18 +62,24 @@ pub async fn send(
         let deadline = Instant::now() + GATHER_LIMIT.min(interval);
         let page = gatherer.gather(&publication, deadline).await;
         let failed = export(&mut client, &gatherer, page).await.err();
-        if let Some(status) = &failed {
-            tracing::debug!(collector = name, %status, "metrics were not taken");
+        // In our words: what the collector says of it may be of any length and form.
+        let reason = failed.map(|code| code.description().to_owned());
+        if let Some(reason) = &reason {
+            tracing::debug!(collector = name, reason, "metrics were not taken");
         }
-        scrapes.set_collector(&name, failed.map(|status| status.code().description().to_owned()));
+        scrapes.set_collector(&name, reason);
     }
 }
 
+/// Sends a page. A message that is refused does not keep the others back: an application may have made it so.
+///
+/// # Errors
+/// The last failure of a message.
 async fn export(
     client: &mut MetricsServiceClient<Channel>,
     gatherer: &Gatherer,
     page: Exposition,
-) -> Result<(), tonic::Status> {
+) -> Result<(), Code> {
     let now = SystemTime::now();
     let nanos = |time: SystemTime| {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -81,13 +87,29 @@ async fn export(
     };
     let started = now.checked_sub(gatherer.started.elapsed()).unwrap_or(UNIX_EPOCH);
     let clock = Clock { started: nanos(started), now: nanos(now) };
+    let mut all = Ok(());
     for message in messages(page, &gatherer.identity(), clock) {
-        let taken = client.export(message).await?.into_inner();
-        if let Some(partial) = taken.partial_success.filter(|partial| partial.rejected_data_points > 0) {
-            tracing::debug!(points = partial.rejected_data_points, "the collector refuses some metrics");
+        match client.export(message).await {
+            Ok(taken) => {
+                let partial = taken.into_inner().partial_success;
+                if let Some(partial) = partial.filter(|partial| partial.rejected_data_points > 0) {
+                    tracing::debug!(
+                        points = partial.rejected_data_points,
+                        "the collector refuses some metrics"
+                    );
+                }
+            }
+            Err(status) if is_gone(status.code()) => return Err(status.code()),
+            Err(status) => all = Err(status.code()),
         }
     }
-    Ok(())
+    all
+}
+
+/// Whether it is the collector that fails, and not a message: each further one would only wait as long as this did.
+fn is_gone(code: Code) -> bool {
+    // tonic calls its own time limit `Cancelled`.
+    matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
 }
 
 /// What is said of a collector ends with it.
@@ -115,9 +137,7 @@ fn channel(
     authority: &str,
     shared: Arc<Shared>,
 ) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{authority}"))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(EXPORT_TIMEOUT);
+    let endpoint = client::endpoint(authority)?;
     let (host, port) = (collector.host.clone(), collector.port.get());
     let connector = tower::service_fn(move |_: Uri| {
         let (shared, host) = (shared.clone(), host.clone());

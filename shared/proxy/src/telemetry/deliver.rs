@@ -2,11 +2,14 @@
 
 use super::queue::{Batch, Queue};
 use std::{fmt, time::Duration};
+use tokio::time::Instant;
 
 /// A backend that failed is tried again after so long, doubled each time...
 const BACK_OFF: Duration = Duration::from_millis(100);
 /// ...up to this: a collector that restarts is found soon, and one that is gone is not hammered.
 const BACK_OFF_LONGEST: Duration = Duration::from_secs(10);
+/// What a backend does wrong is told at most once in so long: one that takes every second batch must not fill our own log.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);
 
 /// Sends entries to one backend, within a time of its own.
 pub(super) trait Export: Send + 'static {
@@ -30,6 +33,43 @@ impl Failure {
     }
 }
 
+/// What is said at most once in [`TOLD_AGAIN`].
+#[derive(Default)]
+pub(super) struct Seldom(Option<Instant>);
+
+impl Seldom {
+    /// Whether it may be said now; if so, it is.
+    pub(super) fn may(&mut self, now: Instant) -> bool {
+        let may = self.0.is_none_or(|last| now.saturating_duration_since(last) >= TOLD_AGAIN);
+        if may {
+            self.0 = Some(now);
+        }
+        may
+    }
+}
+
+/// What the log says of a backend: that it fails, once and not again soon, and that it no longer does, if the former was
+/// said.
+#[derive(Default)]
+struct Health {
+    is_told: bool,
+    seldom: Seldom,
+}
+
+impl Health {
+    /// Whether a failure is to be told.
+    fn fails(&mut self, now: Instant) -> bool {
+        let tell = !self.is_told && self.seldom.may(now);
+        self.is_told |= tell;
+        tell
+    }
+
+    /// Whether it is to be told that nothing fails.
+    fn works(&mut self) -> bool {
+        std::mem::take(&mut self.is_told)
+    }
+}
+
 /// Runs until nobody can hand over more. What a backend has not taken when its last user is gone is tried once.
 pub(super) async fn deliver<E: Export>(
     name: String,
@@ -37,7 +77,7 @@ pub(super) async fn deliver<E: Export>(
     mut export: E,
     batch: Batch,
 ) {
-    let mut healthy = true;
+    let mut health = Health::default();
     while let Some(entries) = queue.next(&batch).await {
         if entries.is_empty() {
             queue.settle(0, true);
@@ -47,26 +87,22 @@ pub(super) async fn deliver<E: Export>(
         let written = loop {
             match export.send(&entries).await {
                 Ok(()) => {
-                    if !healthy {
+                    if health.works() {
                         tracing::info!(backend = %name, "entries are taken again");
                     }
-                    healthy = true;
                     break true;
                 }
                 Err(Failure::Rejected(reason)) => {
-                    if healthy {
+                    if health.fails(Instant::now()) {
                         tracing::warn!(backend = %name, %reason, entries = entries.len(), "entries are refused");
                     }
-                    healthy = false;
                     break false;
                 }
                 Err(Failure::Again(reason)) => {
                     queue.failed();
-                    // Once: a backend that is gone for hours must not fill our own log.
-                    if healthy {
+                    if health.fails(Instant::now()) {
                         tracing::warn!(backend = %name, %reason, "entries can't be written; trying again");
                     }
-                    healthy = false;
                     if queue.is_orphaned() {
                         break false;
                     }
@@ -128,6 +164,27 @@ mod tests {
         drop(sender);
         task.await.unwrap();
         assert_eq!(export.0.lock().unwrap().1, [2]);
+    }
+
+    #[test]
+    fn a_backend_that_is_gone_for_hours_is_told_once() {
+        let (mut health, began) = (Health::default(), Instant::now());
+        let told = (0..10_000).filter(|second| health.fails(began + Duration::from_secs(*second)));
+        assert_eq!(told.count(), 1);
+        assert!(health.works() && !health.works());
+    }
+
+    #[test]
+    fn a_backend_that_takes_every_second_batch_is_told_seldom() {
+        let (mut health, began) = (Health::default(), Instant::now());
+        let (mut failures, mut recoveries) = (0, 0);
+        for tenth in 0..6_000 {
+            let now = began + Duration::from_millis(100 * tenth);
+            failures += u32::from(health.fails(now));
+            recoveries += u32::from(health.works());
+        }
+        // Of ten minutes.
+        assert_eq!((failures, recoveries), (10, 10));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,8 +1,9 @@
 //! OTLP over gRPC: log records and spans.
 
-use super::deliver::{Export, Failure};
+use super::deliver::{Export, Failure, Seldom};
 use crate::{
     access_log::resource_of,
+    metrics::otlp::client::{self, scope},
     trace::{Span, resource_spans},
 };
 use meridian_proxy_config::Proxy;
@@ -11,19 +12,14 @@ use opentelemetry_proto::tonic::{
         logs::v1::{ExportLogsServiceRequest, logs_service_client::LogsServiceClient},
         trace::v1::{ExportTraceServiceRequest, trace_service_client::TraceServiceClient},
     },
-    common::v1::InstrumentationScope,
     logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
 };
-use std::{sync::Arc, time::Duration};
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use std::sync::Arc;
+use tokio::time::Instant;
+use tonic::{Code, transport::Channel};
 
-/// Longer than a lost SYN that is sent again twice.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// OTLP's own default for an export.
-const EXPORT_LIMIT: Duration = Duration::from_secs(10);
+/// Characters of what a collector says, as far as a log line has room for somebody else's words.
+const MAX_REASON: usize = 200;
 
 /// An entry, and who says it.
 pub struct Of<T> {
@@ -31,15 +27,22 @@ pub struct Of<T> {
     pub entry: T,
 }
 
-pub(super) struct Logs(LogsServiceClient<Channel>);
+pub(super) struct Logs {
+    client: LogsServiceClient<Channel>,
+    refusals: Seldom,
+}
 
-pub(super) struct Spans(TraceServiceClient<Channel>);
+pub(super) struct Spans {
+    client: TraceServiceClient<Channel>,
+    refusals: Seldom,
+}
 
 impl Logs {
     /// # Errors
     /// `endpoint` is no `HOST:PORT`.
     pub(super) fn new(endpoint: &str) -> Result<Self, tonic::transport::Error> {
-        channel(endpoint).map(|channel| Self(LogsServiceClient::new(channel)))
+        let client = LogsServiceClient::new(channel(endpoint)?);
+        Ok(Self { client, refusals: Seldom::default() })
     }
 }
 
@@ -47,27 +50,20 @@ impl Spans {
     /// # Errors
     /// `endpoint` is no `HOST:PORT`.
     pub(super) fn new(endpoint: &str) -> Result<Self, tonic::transport::Error> {
-        channel(endpoint).map(|channel| Self(TraceServiceClient::new(channel)))
+        let client = TraceServiceClient::new(channel(endpoint)?);
+        Ok(Self { client, refusals: Seldom::default() })
     }
 }
 
 fn channel(endpoint: &str) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{endpoint}"))?;
-    Ok(endpoint.connect_timeout(CONNECT_LIMIT).timeout(EXPORT_LIMIT).connect_lazy())
+    Ok(client::endpoint(endpoint)?.connect_lazy())
 }
 
-fn scope() -> InstrumentationScope {
-    InstrumentationScope {
-        name: "meridian".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        ..InstrumentationScope::default()
-    }
-}
-
-/// OTLP's own list of what may be tried again, and what a connection that broke off is told as.
-fn failure(status: &Status) -> Failure {
-    let text = format!("{:?}: {}", status.code(), status.message());
-    match status.code() {
+/// OTLP's own list of what may be tried again, and what a connection that broke off is told as. In our words: a collector's
+/// own may have any length and form, and would stand in a line of our log.
+fn failure(code: Code) -> Failure {
+    let text = code.description().to_owned();
+    match code {
         Code::Cancelled
         | Code::DeadlineExceeded
         | Code::Aborted
@@ -96,7 +92,12 @@ impl Export for Logs {
             ..ResourceLogs::default()
         });
         let request = ExportLogsServiceRequest { resource_logs: resource_logs.collect() };
-        self.0.export(request).await.map(drop).map_err(|status| failure(&status))
+        let answer = self.client.export(request).await.map_err(|status| failure(status.code()))?;
+        if let Some(partial) = answer.into_inner().partial_success {
+            let count = partial.rejected_log_records;
+            refused("log records", count, &partial.error_message, &mut self.refusals);
+        }
+        Ok(())
     }
 }
 
@@ -105,6 +106,47 @@ impl Export for Spans {
 
     async fn send(&mut self, batch: &[Span]) -> Result<(), Failure> {
         let request = ExportTraceServiceRequest { resource_spans: resource_spans(batch, &scope()) };
-        self.0.export(request).await.map(drop).map_err(|status| failure(&status))
+        let answer = self.client.export(request).await.map_err(|status| failure(status.code()))?;
+        if let Some(partial) = answer.into_inner().partial_success {
+            refused("spans", partial.rejected_spans, &partial.error_message, &mut self.refusals);
+        }
+        Ok(())
+    }
+}
+
+/// A collector may take a message and refuse some of what is in it: it would do so again.
+fn refused(what: &str, count: i64, reason: &str, refusals: &mut Seldom) {
+    if count > 0 && refusals.may(Instant::now()) {
+        tracing::warn!(what, count, reason = one_line(reason), "the collector refuses some");
+    }
+}
+
+/// Somebody else's words, as far as they fit into a line.
+fn one_line(text: &str) -> String {
+    text.chars().map(|char| if char.is_control() { ' ' } else { char }).take(MAX_REASON).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Status;
+
+    #[test]
+    fn a_collectors_words_make_no_lines() {
+        assert_eq!(one_line("too old\nERROR\r\u{1b}[31m"), "too old ERROR  [31m");
+        assert_eq!(one_line(&"ä".repeat(10 * MAX_REASON)).chars().count(), MAX_REASON);
+        assert_eq!(one_line(""), "");
+    }
+
+    #[test]
+    fn what_failed_is_told_in_our_words() {
+        let said = |status: Status| match failure(status.code()) {
+            Failure::Again(text) => (true, text),
+            Failure::Rejected(text) => (false, text),
+        };
+        let liar = "gone\n2026-01-01 INFO all is well";
+        for (status, again) in [(Status::unavailable(liar), true), (Status::invalid_argument(liar), false)] {
+            assert_eq!(said(status.clone()), (again, status.code().description().to_owned()));
+        }
     }
 }

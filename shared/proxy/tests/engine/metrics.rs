@@ -104,6 +104,8 @@ async fn application(pages: &'static [(&'static str, &'static str, &'static str)
                 let (status, form, page) = match pages.iter().find(|(known, _, _)| *known == path) {
                     Some((_, form, page)) => (200, *form, (*page).to_owned()),
                     None if path == "/huge" => (200, "text/plain", "a 1\n".repeat(2 << 20)),
+                    // A few bytes each, and far more in memory.
+                    None if path == "/many" => (200, "text/plain", "a 1\n".repeat(100_000)),
                     None => (500, "text/plain", "a 1\n".to_owned()),
                 };
                 let response = http::Response::builder().status(status).header("content-type", form);
@@ -261,7 +263,7 @@ async fn applications_are_scraped_with_the_sidecar_and_none_spoils_the_rest() {
     let (at, host) = (address(), application(&[
         ("/metrics?all=1", TEXT, "# TYPE jobs_total counter\njobs_total{queue=\"a\\\"b\"} 3\nmesh_like{mesh=\"mine\"} 1\n# TYPE envoy_server_live histogram\nenvoy_server_live_bucket{le=\"+Inf\"} 1\n"),
         ("/om", "application/openmetrics-text; version=1.0.0", "# TYPE jobs gauge\njobs 1\n# TYPE reads counter\nreads_total 7 # {a=\"b\"} 1\n# EOF\n"),
-        ("/typed", TEXT, "# TYPE jobs_total gauge\njobs_total 1\njobs_total 2\n"),
+        ("/typed", TEXT, "# TYPE jobs_total gauge\njobs_total 1\nown 1\nown 2\n# TYPE envoy_server_uptime counter\nenvoy_server_uptime 3\n"),
         ("/html", "text/html", "jobs_total 9\n"),
         ("/broken", TEXT, "jobs_total 9\nwhat is this\n"),
     ])
@@ -269,7 +271,7 @@ async fn applications_are_scraped_with_the_sidecar_and_none_spoils_the_rest() {
     let named =
         |name: &str, path: &str| ApplicationMetrics { name: name.into(), address: host, path: path.into() };
     let nobody = ApplicationMetrics { name: "nobody".into(), address: address(), path: "/metrics".into() };
-    let bad = ["/html", "/broken", "/gone", "/huge", "/hang", "/hang", "/hang", "/hang", "no path"];
+    let bad = ["/html", "/broken", "/gone", "/huge", "/many", "/hang", "/hang", "/hang", "/hang", "no path"];
     let mut applications =
         vec![named("good", "/metrics?all=1"), named("om", "/om"), named("typed", "/typed"), nobody];
     applications.extend(bad.iter().enumerate().map(|(i, path)| named(&format!("bad-{i}"), path)));
@@ -292,12 +294,15 @@ async fn applications_are_scraped_with_the_sidecar_and_none_spoils_the_rest() {
         page.value("jobs_total", &["application=\"good\"", "queue=\"a\\\"b\"", "mesh=\"default\""]),
         Some(3.0)
     );
-    assert_eq!(page.value("jobs_total", &["application=\"typed\""]), Some(1.0), "the first word holds");
+    assert_eq!(page.value("own", &["application=\"typed\""]), Some(1.0), "the first word holds");
+    assert_eq!(page.value("jobs_total", &["application=\"typed\""]), None, "of another type");
     assert_eq!(page.value("mesh_like", &["exported_mesh=\"mine\"", ",mesh=\"default\""]), Some(1.0));
     assert_eq!(page.value("reads_total", &["application=\"om\""]), Some(7.0));
     assert_eq!(page.value("envoy_server_live", &[]), Some(1.0), "the sidecar's own goes before");
-    assert_eq!(page.value("meridian_proxy_application_left_out", &[]), Some(2.0));
-    assert!(text.contains("# TYPE jobs_total untyped\n"));
+    assert_eq!(page.value("meridian_proxy_application_left_out", &[]), Some(4.0));
+    for first in ["jobs_total counter", "envoy_server_uptime gauge"] {
+        assert!(text.contains(&format!("# TYPE {first}\n")), "{first}");
+    }
     let told = include_str!("../../../../docs/metrics.md");
     for name in ["meridian_proxy_application_up", "meridian_proxy_application_left_out"] {
         assert!(page.has(name) && told.contains(&format!("`{name}`")), "{name}");
@@ -339,6 +344,60 @@ impl MetricsService for Collector {
         self.0.send(request.into_inner()).await.map_err(|_| tonic::Status::unavailable("nobody reads"))?;
         Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
     }
+}
+
+/// Refuses what has a metric of a name.
+struct Picky(&'static str, mpsc::Sender<Vec<String>>);
+
+#[tonic::async_trait]
+impl MetricsService for Picky {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportMetricsServiceRequest>,
+    ) -> Result<tonic::Response<ExportMetricsServiceResponse>, tonic::Status> {
+        let resources = request.into_inner().resource_metrics.into_iter();
+        let scopes = resources.flat_map(|resource| resource.scope_metrics);
+        let names: Vec<_> = scopes.flat_map(|scope| scope.metrics).map(|metric| metric.name).collect();
+        if names.iter().any(|name| name == self.0) {
+            return Err(tonic::Status::invalid_argument("a line\nand another"));
+        }
+        drop(self.1.send(names).await);
+        Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_refused_does_not_keep_the_others_back() {
+    let (app, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, app).await;
+    publish(&pair.web);
+    // As many as a message has: it is one of its own.
+    let page: String = (0..2_000).map(|i| format!("bad{{i=\"{i}\"}} 1\n")).collect();
+    let page: &'static str = format!("{page}zebra 1\n").leak();
+    let host = application(vec![("/metrics", "text/plain", page)].leak()).await;
+
+    let (sending, mut sent) = mpsc::channel(16);
+    let listener = TcpListener::bind(address()).await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let service = MetricsServiceServer::new(Picky("bad", sending));
+    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    let collector = OpenTelemetry {
+        host: Host::Ip(at.ip()),
+        port: at.port().try_into().unwrap(),
+        interval_millis: 50.try_into().unwrap(),
+    };
+    let applications =
+        vec![ApplicationMetrics { name: "app".into(), address: host, path: "/metrics".into() }];
+    let told = Metrics { prometheus: vec![], open_telemetry: vec![collector], applications, ..metrics(at) };
+    pair.web.feed(types::METRICS, "self", &told);
+    soon("what comes after it", async { while !sent.recv().await.unwrap().contains(&"zebra".to_owned()) {} })
+        .await;
+    let said = format!("no metrics to {at}: {}", tonic::Code::InvalidArgument.description());
+    until("the problem", async || {
+        (pair.web.engine.shared().scrapes.problems() == [said.as_str()]).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

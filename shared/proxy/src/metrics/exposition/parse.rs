@@ -28,19 +28,30 @@ enum Type {
     Loose,
 }
 
-/// Reads a page.
+/// Reads a page of one's own; for any other there is [`parse_up_to`].
 ///
 /// # Errors
 /// The first line that is none of the format's.
 pub fn parse(text: &str) -> Result<Exposition, Malformed> {
+    parse_up_to(text, usize::MAX)
+}
+
+/// Reads a page of at most so many samples. Its bytes don't bound its memory: a sample of four bytes takes a kilobyte once
+/// it has its labels.
+///
+/// # Errors
+/// The first line that is none of the format's, or has a sample too many: nothing after it is read.
+pub fn parse_up_to(text: &str, most: usize) -> Result<Exposition, Malformed> {
     let mut declared: HashMap<&str, Declared> = HashMap::new();
     let mut out = Exposition::default();
+    let mut left = most;
     for (index, line) in text.lines().enumerate() {
         let wrong = |what| Malformed { line: index + 1, what };
         let line = line.trim_matches([' ', '\t', '\r']);
         if let Some(comment) = line.strip_prefix('#') {
             comment_line(comment, &mut declared, &out).map_err(wrong)?;
         } else if !line.is_empty() {
+            left = left.checked_sub(1).ok_or_else(|| wrong("there are more samples than are taken"))?;
             let (name, sample) = sample_line(line).map_err(wrong)?;
             put(name, sample, &declared, &mut out);
         }
@@ -215,9 +226,9 @@ fn number(word: &str) -> Option<f64> {
 /// Milliseconds of the text format are whole; seconds of OpenMetrics have a point, or are too few to be milliseconds.
 fn timestamp(word: &str) -> Option<i64> {
     /// 1970-04-26 in milliseconds, the year 5138 in seconds.
-    const EARLIEST_MILLIS: i64 = 10_000_000_000;
+    const EARLIEST_MILLIS: u64 = 10_000_000_000;
     if let Ok(whole) = word.parse::<i64>() {
-        let millis = if whole.abs() < EARLIEST_MILLIS { whole.checked_mul(1_000)? } else { whole };
+        let millis = if whole.unsigned_abs() < EARLIEST_MILLIS { whole.checked_mul(1_000)? } else { whole };
         return Some(millis);
     }
     let seconds: f64 = word.parse().ok()?;

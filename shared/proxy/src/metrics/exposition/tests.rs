@@ -67,6 +67,22 @@ fn what_is_wrong_is_said_with_its_line() {
     }
 }
 
+#[test]
+fn a_page_has_so_many_samples_at_most() {
+    let page = "# TYPE a gauge\na 1\n\na 2\nb 3\nb 4\n";
+    assert_eq!(parse_up_to(page, 4).unwrap().len(), 4);
+    let error = parse_up_to(page, 2).unwrap_err().to_string();
+    assert_eq!(error, "line 5: there are more samples than are taken");
+}
+
+#[test]
+fn no_time_is_too_large() {
+    let page = format!("a 1 {}\nb 1 {}\nc 1 -10\n", i64::MIN, i64::MAX);
+    let read = parse(&page).unwrap();
+    let times: Vec<_> = read.families.values().map(|family| family.samples[0].timestamp).collect();
+    assert_eq!(times, [Some(i64::MIN), Some(i64::MAX), Some(-10_000)]);
+}
+
 fn merged(pages: &[&str]) -> (String, usize) {
     let (merged, left_out) = Exposition::merged(pages.iter().map(|page| parse(page).unwrap()));
     (merged.text(), left_out)
@@ -83,9 +99,16 @@ fn the_first_word_on_a_series_holds() {
 }
 
 #[test]
-fn types_that_contradict_each_other_become_none_or_give_way() {
+fn a_type_that_contradicts_the_first_gives_way() {
+    for other in ["# TYPE a gauge\na{b=\"c\"} 2\n", "a{b=\"c\"} 2\n"] {
+        assert_eq!(
+            merged(&["# TYPE a counter\na 1\n", other, "# TYPE a counter\na{b=\"c\"} 3\n"]),
+            ("# TYPE a counter\na 1\na{b=\"c\"} 3\n".to_owned(), 1)
+        );
+    }
+    // Where the first says nothing, nothing is contradicted.
     assert_eq!(
-        merged(&["# TYPE a counter\na 1\n", "# TYPE a gauge\na{b=\"c\"} 2\n"]),
+        merged(&["a 1\n", "# TYPE a gauge\na{b=\"c\"} 2\n"]),
         ("# TYPE a untyped\na 1\na{b=\"c\"} 2\n".to_owned(), 0)
     );
     let histogram = "# TYPE a histogram\na_bucket{le=\"+Inf\"} 1\na_sum 1\na_count 1\n";

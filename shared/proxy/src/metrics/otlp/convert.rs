@@ -1,9 +1,13 @@
 //! From a page of metrics to OpenTelemetry's messages.
 
-use crate::metrics::exposition::{Exposition, Family, Kind, Part, Sample};
+use super::client;
+use crate::{
+    access_log::key_value as pair,
+    metrics::exposition::{Exposition, Family, Kind, Part, Sample},
+};
 use opentelemetry_proto::tonic::{
     collector::metrics::v1::ExportMetricsServiceRequest,
-    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
+    common::v1::KeyValue,
     metrics::v1::{
         AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint,
         ResourceMetrics, ScopeMetrics, Sum, Summary, SummaryDataPoint, metric::Data, number_data_point,
@@ -11,10 +15,17 @@ use opentelemetry_proto::tonic::{
     },
     resource::v1::Resource,
 };
-use std::collections::BTreeMap;
+use prost::Message;
+use std::{collections::BTreeMap, mem};
 
-/// Points of one message: some hundred KiB, far below the 4 MiB that gRPC servers take.
+/// Points of one message: mostly some hundred KiB.
 const MAX_POINTS: usize = 2_000;
+/// Bytes of one message, where points are large: gRPC servers take 4 MiB, and what is around the points needs room, too.
+const MAX_BYTES: usize = 2 << 20;
+/// Bytes of a help text, which every part of a large family repeats. What is longer helps nobody and is left out.
+const MAX_HELP: usize = 4 << 10;
+/// Bytes that say how long a point is, and what it is.
+const FRAME: usize = 8;
 
 const CUMULATIVE: i32 = AggregationTemporality::Cumulative as i32;
 
@@ -26,28 +37,49 @@ pub struct Clock {
     pub now: u64,
 }
 
-/// The messages that say a page.
+/// The messages that say a page. None is larger than a collector takes, unless a single point is.
 pub fn messages(
     page: Exposition,
     identity: &[(&'static str, String)],
     clock: Clock,
 ) -> Vec<ExportMetricsServiceRequest> {
     let mut messages = Vec::new();
-    let (mut metrics, mut points) = (Vec::new(), 0);
+    let (mut metrics, mut size) = (Vec::new(), Size::default());
     for (name, family) in page.families {
-        for (metric, size) in convert(&name, family, clock) {
-            if points + size > MAX_POINTS && !metrics.is_empty() {
-                messages.push(message(std::mem::take(&mut metrics), identity));
-                points = 0;
+        for (metric, its) in convert(&name, family, clock) {
+            if size.plus(its).is_too_large() && !metrics.is_empty() {
+                messages.push(message(mem::take(&mut metrics), identity));
+                size = Size::default();
             }
             metrics.push(metric);
-            points += size;
+            size = size.plus(its);
         }
     }
     if !metrics.is_empty() {
         messages.push(message(metrics, identity));
     }
     messages
+}
+
+/// Of what goes into a message.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    points: usize,
+    bytes: usize,
+}
+
+impl Size {
+    fn of(points: usize, encoded: &impl Message) -> Self {
+        Self { points, bytes: encoded.encoded_len() + FRAME }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self { points: self.points + other.points, bytes: self.bytes + other.bytes }
+    }
+
+    fn is_too_large(self) -> bool {
+        self.points > MAX_POINTS || self.bytes > MAX_BYTES
+    }
 }
 
 fn message(metrics: Vec<Metric>, identity: &[(&'static str, String)]) -> ExportMetricsServiceRequest {
@@ -59,11 +91,7 @@ fn message(metrics: Vec<Metric>, identity: &[(&'static str, String)]) -> ExportM
         _ => None,
     };
     let attributes = identity.iter().filter_map(attribute).collect();
-    let scope = InstrumentationScope {
-        name: "meridian".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        ..InstrumentationScope::default()
-    };
+    let scope = client::scope();
     ExportMetricsServiceRequest {
         resource_metrics: vec![ResourceMetrics {
             resource: Some(Resource { attributes, ..Resource::default() }),
@@ -73,14 +101,12 @@ fn message(metrics: Vec<Metric>, identity: &[(&'static str, String)]) -> ExportM
     }
 }
 
-fn pair(key: &str, value: &str) -> KeyValue {
-    let value = AnyValue { value: Some(any_value::Value::StringValue(value.to_owned())) };
-    KeyValue { key: key.to_owned(), value: Some(value), ..KeyValue::default() }
-}
-
-/// A family as one metric, or as several where it has more points than a message takes; with the number of points.
-fn convert(name: &str, family: Family, clock: Clock) -> Vec<(Metric, usize)> {
-    let Family { kind, help, samples } = family;
+/// A family as one metric, or as several where it has more points than a message takes.
+fn convert(name: &str, family: Family, clock: Clock) -> Vec<(Metric, Size)> {
+    let Family { kind, mut help, samples } = family;
+    if help.len() > MAX_HELP {
+        help.clear();
+    }
     let metric = |data: Data| Metric {
         name: name.to_owned(),
         description: help.clone(),
@@ -115,12 +141,21 @@ fn convert(name: &str, family: Family, clock: Clock) -> Vec<(Metric, usize)> {
     }
 }
 
-fn chunks<T>(points: Vec<T>, metric: impl Fn(Vec<T>) -> Metric) -> Vec<(Metric, usize)> {
-    let mut points = points.into_iter().peekable();
+fn chunks<T: Message>(points: Vec<T>, metric: impl Fn(Vec<T>) -> Metric) -> Vec<(Metric, Size)> {
+    // Its name and help.
+    let empty = Size::of(0, &metric(Vec::new()));
+    let (mut chunk, mut size) = (Vec::new(), empty);
     let mut out = Vec::new();
-    while points.peek().is_some() {
-        let chunk: Vec<T> = points.by_ref().take(MAX_POINTS).collect();
-        let size = chunk.len();
+    for point in points {
+        let its = Size::of(1, &point);
+        if size.plus(its).is_too_large() && !chunk.is_empty() {
+            out.push((metric(mem::take(&mut chunk)), size));
+            size = empty;
+        }
+        chunk.push(point);
+        size = size.plus(its);
+    }
+    if !chunk.is_empty() {
         out.push((metric(chunk), size));
     }
     out
@@ -286,5 +321,44 @@ mod tests {
         let page: String = (0..2 * MAX_POINTS + 1).map(|i| format!("a{{i=\"{i}\"}} 1\n")).collect();
         let all = messages(parse(&page).unwrap(), &[], CLOCK);
         assert_eq!(all.len(), 3);
+    }
+
+    /// How many points a collector got, and of the largest message how many bytes.
+    fn sizes(all: &[ExportMetricsServiceRequest]) -> (usize, usize) {
+        let scopes = all.iter().flat_map(|it| &it.resource_metrics).flat_map(|it| &it.scope_metrics);
+        let points = scopes.flat_map(|it| &it.metrics).map(|metric| match &metric.data {
+            Some(Data::Gauge(gauge)) => gauge.data_points.len(),
+            other => panic!("{other:?}"),
+        });
+        (points.sum(), all.iter().map(Message::encoded_len).max().unwrap())
+    }
+
+    #[test]
+    fn a_message_has_so_many_bytes_at_most() {
+        let long = "x".repeat(4_096);
+        // In one family, and in many.
+        for several in [false, true] {
+            let line =
+                |i: usize| format!("a{}{{i=\"{i}\",long=\"{long}\"}} 1\n", if several { i } else { 0 });
+            let page: String = (0..MAX_POINTS / 2).map(line).collect();
+            let all = messages(parse(&page).unwrap(), &[("mesh", "default".to_owned())], CLOCK);
+            let (points, bytes) = sizes(&all);
+            assert_eq!(points, MAX_POINTS / 2);
+            assert!(bytes <= MAX_BYTES + 1_024 && all.len() <= 3, "{bytes} {}", all.len());
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_alone_is_alone() {
+        let page = format!("a 1\nb{{c=\"{}\"}} 2\nd 3\n", "x".repeat(2 * MAX_BYTES));
+        let all = messages(parse(&page).unwrap(), &[], CLOCK);
+        let sizes: Vec<bool> = all.iter().map(|message| message.encoded_len() > MAX_BYTES).collect();
+        assert_eq!(sizes, [false, true, false]);
+    }
+
+    #[test]
+    fn a_help_that_is_a_book_is_left_out() {
+        let page = format!("# HELP a {}\na 1\n", "x".repeat(MAX_HELP + 1));
+        assert_eq!(metrics(&page)[0].description, "");
     }
 }

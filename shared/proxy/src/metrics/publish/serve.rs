@@ -4,10 +4,15 @@ use crate::metrics::gather::{Gatherer, Publication};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::{Semaphore, watch},
     time::Instant,
@@ -21,6 +26,12 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 const DEFAULT_LIMIT: Duration = Duration::from_secs(10);
 /// For any scrape: who says more is not believed.
 const LONGEST_LIMIT: Duration = Duration::from_secs(30);
+/// A connection's: a scraper that reads nothing would keep its place, and its page, for ever. One that comes again and again
+/// opens another after it, at no time in the middle of a scrape.
+const LIFE: Duration = Duration::from_secs(120);
+/// For the rest of a scrape that is under way at its connection's end: as long as the longest is gathered, and as long again
+/// for its page to travel.
+const REST: Duration = Duration::from_secs(60);
 /// Of what a server says it waits: the page still has to travel.
 const SHARE: f64 = 0.8;
 const WAITS: &str = "x-prometheus-scrape-timeout-seconds";
@@ -50,11 +61,7 @@ impl Scrapers {
                 let scrapers = scrapers.clone();
                 async move { Ok::<_, Infallible>(scrapers.answer(&request).await) }
             });
-            let serving = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), handler);
-            if let Some(Err(error)) = closing.run_until_cancelled(serving).await {
+            if let Some(Err(error)) = closing.run_until_cancelled(serve(stream, handler)).await {
                 tracing::debug!(%error, "a scraper's connection");
             }
             drop(permit);
@@ -84,6 +91,28 @@ impl Scrapers {
     }
 }
 
+/// Serves a connection to its end, or the end of its [`LIFE`].
+async fn serve<I, S, F>(stream: I, handler: S) -> hyper::Result<()>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+    S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible, Future = F>,
+    F: Future<Output = Result<Response<Full<Bytes>>, Infallible>>,
+{
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), handler);
+    let mut serving = pin!(serving);
+    match tokio::time::timeout(LIFE, serving.as_mut()).await {
+        Ok(ended) => return ended,
+        Err(_) => serving.as_mut().graceful_shutdown(),
+    }
+    tokio::time::timeout(REST, serving).await.unwrap_or_else(|_| {
+        tracing::debug!("a scraper does not read");
+        Ok(())
+    })
+}
+
 fn limit(waits: Option<&HeaderValue>) -> Duration {
     let said = waits.and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
     let said = said.filter(|seconds| *seconds > 0.0).map(|seconds| seconds * SHARE);
@@ -101,6 +130,10 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+        task::JoinHandle,
+    };
 
     #[test]
     fn a_server_says_how_long_it_waits() {
@@ -111,5 +144,44 @@ mod tests {
             assert_eq!(of(odd), DEFAULT_LIMIT, "{odd}");
         }
         assert_eq!(of("1e9"), LONGEST_LIMIT);
+    }
+
+    const ASKS: &[u8] = b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    /// Answers with so many bytes.
+    fn serving(stream: DuplexStream, bytes: usize) -> JoinHandle<hyper::Result<()>> {
+        let handler = service_fn(move |_| async move {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![b'a'; bytes]))))
+        });
+        tokio::spawn(serve(stream, handler))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_scraper_that_does_not_read_is_left() {
+        let (mut scraper, stream) = tokio::io::duplex(1_024);
+        let serving = serving(stream, 1 << 20);
+        scraper.write_all(ASKS).await.unwrap();
+        let ended = tokio::time::timeout(LIFE + REST + Duration::from_secs(1), serving).await;
+        ended.expect("it holds its place").unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_scraper_that_comes_again_and_again_loses_no_page() {
+        let (mut scraper, stream) = tokio::io::duplex(1_024);
+        let serving = serving(stream, 4);
+        let began = Instant::now();
+        let mut pages = 0;
+        let mut page = [0; 1_024];
+        while scraper.write_all(ASKS).await.is_ok() {
+            match scraper.read(&mut page).await {
+                Ok(0) | Err(_) => break,
+                Ok(read) => assert!(page[..read].ends_with(b"aaaa")),
+            }
+            pages += 1;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+        assert!((12..=13).contains(&pages), "{pages}");
+        assert!(began.elapsed() <= LIFE + Duration::from_secs(10));
+        serving.await.unwrap().unwrap();
     }
 }
