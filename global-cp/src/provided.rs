@@ -9,7 +9,7 @@ use crate::trust;
 use meridian_api::{Problem, Source};
 use meridian_core::kinds::data_source::DataSource;
 use meridian_core::kinds::{mesh::Mesh, secret::Secret};
-use meridian_core::{Key, Resource};
+use meridian_core::{Key, Resource, labels};
 use meridian_pki::{RootCa, lifetime};
 use meridian_store::Store;
 use time::OffsetDateTime;
@@ -79,6 +79,12 @@ async fn text(store: &Store, mesh: &str, field: &str, source: &DataSource) -> Re
                     format!("there is no Secret {secret} in mesh {mesh}: {first}"),
                 )
             })?;
+            let sync = stored.resource.labels.get(labels::KDS_SYNC).map(String::as_str);
+            if field == "key" && sync != Some("disabled") {
+                let label = format!("Secret {secret} must have the label {}: disabled", labels::KDS_SYNC);
+                let why = "so that no zone gets the key, whatever names it, before and after this mesh does";
+                return Err(invalid(".key.secret", format!("{label}, {why}")));
+            }
             stored.resource.parse::<Secret>().ok().and_then(|secret| secret.bytes())
         }
         None => source.inline_bytes(),

@@ -84,7 +84,10 @@ pub(crate) async fn proxy_config(
         Ok(Outcome::Problem(problem)) => {
             let status =
                 u16::try_from(problem.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
-            let status = status.filter(|status| !status.is_success()).unwrap_or(StatusCode::BAD_GATEWAY);
+            // Nothing that would speak of the asker's own request to global, or change the connection.
+            let is_error = |it: &StatusCode| it.is_client_error() || it.is_server_error();
+            let status = status.filter(|it| is_error(it) && *it != StatusCode::UNAUTHORIZED);
+            let status = status.unwrap_or(StatusCode::BAD_GATEWAY);
             return Err(Problem::new(status, problem.title, format!("Zone {zone}: {}", problem.detail)));
         }
         Ok(Outcome::Hello(_)) => Unanswered::Unreadable,

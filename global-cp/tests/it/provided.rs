@@ -27,7 +27,10 @@ impl Ca {
 }
 
 async fn secret(global: &Replica, mesh: &str, name: &str, text: &str) {
-    let body = json!({"type": "Secret", "mesh": mesh, "name": name, "data": STANDARD.encode(text)});
+    let mut body = json!({"type": "Secret", "mesh": mesh, "name": name, "data": STANDARD.encode(text)});
+    if name.ends_with("-key") {
+        body["labels"] = json!({"kuma.io/kds-sync": "disabled"});
+    }
     Replica::written(&global.put(&format!("/meshes/{mesh}/secrets/{name}"), body).await);
 }
 
@@ -110,6 +113,9 @@ async fn what_can_not_be_a_root_is_refused_at_the_write() {
     refused("there is no Secret ca-cert in mesh corp").await;
     secret(&global, "corp", "ca-cert", &ca.certificate).await;
     refused("there is no Secret ca-key in mesh corp").await;
+    let key = json!({"type": "Secret", "mesh": "corp", "name": "ca-key", "data": STANDARD.encode(&ca.key)});
+    Replica::written(&global.put("/meshes/corp/secrets/ca-key", key).await);
+    refused("must have the label kuma.io/kds-sync: disabled").await;
     secret(&global, "corp", "ca-key", &other.key).await;
     refused("does not belong to the certificate").await;
     secret(&global, "corp", "ca-key", &ca.key).await;

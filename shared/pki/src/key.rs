@@ -43,11 +43,6 @@ impl PrivateKey {
         Self::of(&pair(pkcs8)?)
     }
 
-    /// PKCS#8.
-    pub fn to_der(&self) -> &[u8] {
-        &self.pkcs8
-    }
-
     /// PKCS#8. The caller keeps it as secret as the key.
     pub fn to_pem(&self) -> Zeroizing<String> {
         Zeroizing::new(crate::pem::encode("PRIVATE KEY", &self.pkcs8))

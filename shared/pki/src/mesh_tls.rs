@@ -175,18 +175,9 @@ impl MeshAcceptor {
     }
 }
 
-/// The signatures of a verifier that takes TLS 1.3 and P-256 only, from its field `algorithms`.
-macro_rules! only_tls13_signatures {
+/// What both kinds of verifiers share.
+macro_rules! tls13_signatures {
     () => {
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            Err(rustls::Error::General("TLS 1.2 where only 1.3 was offered".into()))
-        }
-
         fn verify_tls13_signature(
             &self,
             message: &[u8],
@@ -199,6 +190,23 @@ macro_rules! only_tls13_signatures {
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
             vec![SignatureScheme::ECDSA_NISTP256_SHA256]
         }
+    };
+}
+pub(crate) use tls13_signatures;
+
+/// The signatures of a verifier that takes TLS 1.3 and P-256 only, from its field `algorithms`.
+macro_rules! only_tls13_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Err(rustls::Error::General("TLS 1.2 where only 1.3 was offered".into()))
+        }
+
+        crate::mesh_tls::tls13_signatures!();
     };
 }
 pub(crate) use only_tls13_signatures;
@@ -215,18 +223,7 @@ macro_rules! mesh_signatures {
             rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.algorithms)
         }
 
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signed: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.algorithms)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-        }
+        crate::mesh_tls::tls13_signatures!();
     };
 }
 

@@ -18,10 +18,11 @@ pub use body::{Body, BodyError, Counted, Gate};
 pub use filtered::Guard;
 pub use forward::{ForwardError, How, copy, send, timed};
 pub(crate) use grpc::Own;
-pub use grpc::{in_grpc, is_grpc};
+pub use grpc::{in_grpc, is_grpc, is_grpc_type};
 pub use head::{
-    Malformed, OVERLOADED, authority, because, denied, expects_continue, is_upgrade, malformed, overloaded,
-    plain, prepare, refused, strip_response, upgrades_out_of_http, version,
+    Malformed, OVERLOADED, authority, because, denied, expects_continue, has_no_body, is_upgrade, malformed,
+    overloaded, plain, prepare, receive, refused, strip_request, strip_response, upgrades_out_of_http,
+    version,
 };
 pub(crate) use kept::{Kept, Room};
 pub use mirrored::{CopyFate, CopyFrom, CopyTo, mirrored};

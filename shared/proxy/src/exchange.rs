@@ -23,7 +23,7 @@ use crate::{
     trace::{Started, Tracer},
     worker::{Direction, Worker},
 };
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response};
 use smallvec::SmallVec;
 use std::{
     cell::{Cell, RefCell},
@@ -155,8 +155,7 @@ impl Exchange {
     /// The answer is known, and its body belongs to the exchange from now on.
     pub fn answered(self: &Rc<Self>, response: &mut Response<Body>) {
         let status = response.status();
-        let mut without_body =
-            matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED | StatusCode::RESET_CONTENT);
+        let mut without_body = crate::codec::has_no_body(status);
         {
             let mut facts = self.facts.borrow_mut();
             without_body |= facts.request.as_ref().is_some_and(|head| head.method == Method::HEAD);

@@ -8,11 +8,33 @@ use crate::{
     worker::Worker,
 };
 use meridian_delta::{Encoded, Id};
+use meridian_proxy_config::{DnsSettings, Proxy, Role, Unlisted};
 use std::{pin::Pin, rc::Rc, sync::Arc, time::Duration};
 use tokio::{task::LocalSet, time::timeout};
 
 /// Longer than anything takes, unless it is broken.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The sidecar `web-1` of zone `east`: what a test says of a proxy without a word of its own.
+pub(crate) fn proxy() -> Proxy {
+    Proxy {
+        role: Role::Sidecar,
+        mesh: "default".into(),
+        name: "web-1".into(),
+        zone: "east".into(),
+        service: "web".into(),
+        listen: None,
+        identities: vec![],
+        sessions: Default::default(),
+        capture: None,
+        dns: DnsSettings { listen_port: None, forward_zones: vec![], forward_all: false, ipv6: false },
+        unlisted: Unlisted::Refuse,
+        detect_timeout_millis: 300,
+        max_config_age_seconds: None,
+        protected: vec![],
+        tags: Default::default(),
+    }
+}
 
 pub(crate) struct Rig {
     pub(crate) worker: Rc<Worker>,

@@ -64,6 +64,8 @@ pub struct Peer {
     /// Server name of the session.
     pub sni: Option<String>,
     pub alpn: Vec<u8>,
+    /// As OpenSSL names it.
+    pub version: &'static str,
     chain: Arc<[CertificateDer<'static>]>,
     proven: OffsetDateTime,
     usage: Usage,
@@ -162,11 +164,6 @@ impl Tls {
             Err(TrustError::Untrusted(_)) => Trust::Leaving,
             Err(_) => Trust::Revoked,
         }
-    }
-
-    /// Whether a peer is still believed: its mesh has a bundle and its intermediate is not revoked there.
-    pub fn still_trusted(&self, peer: &Peer) -> bool {
-        self.trust(peer) != Trust::Revoked
     }
 
     /// Answers a handshake as this proxy in `mesh`; the caller's certificate is required and verified.
@@ -296,5 +293,9 @@ fn peer(mesh: &str, session: &CommonState, sni: Option<String>, usage: Usage) ->
         .map(|cert| cert.clone().into_owned())
         .collect();
     let identity = Arc::new(identity_of_accepted(mesh, &chain).map_err(TlsError::Untrusted)?);
-    Ok(Peer { identity, sni, alpn, chain, proven: OffsetDateTime::now_utc(), usage })
+    let version = match session.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        _ => "TLSv1.3",
+    };
+    Ok(Peer { identity, sni, alpn, version, chain, proven: OffsetDateTime::now_utc(), usage })
 }

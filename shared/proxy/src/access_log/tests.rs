@@ -4,28 +4,11 @@ use crate::{
     worker::Direction,
 };
 use http::{HeaderMap, Request};
-use meridian_proxy_config::{DnsSettings, Proxy, Role, Unlisted};
 use serde_json::{Value as Json, json};
 use std::{rc::Rc, time::Duration};
 
 fn scene(direction: Direction) -> Rc<Scene> {
-    let proxy = Proxy {
-        role: Role::Sidecar,
-        mesh: "default".into(),
-        name: "web-1".into(),
-        zone: "east".into(),
-        service: "web".into(),
-        listen: None,
-        identities: vec![],
-        capture: None,
-        dns: DnsSettings { listen_port: None, forward_zones: vec![], forward_all: false, ipv6: false },
-        unlisted: Unlisted::Refuse,
-        detect_timeout_millis: 300,
-        max_config_age_seconds: None,
-        tags: Default::default(),
-        sessions: Default::default(),
-        protected: vec![],
-    };
+    let proxy = crate::rig::proxy();
     Rc::new(Scene {
         direction,
         remote: "127.0.0.1:4711".parse().unwrap(),

@@ -14,9 +14,15 @@ pub(crate) struct Own(pub(crate) String);
 
 /// Whether a request is a call of gRPC (gRPC-Web is another protocol).
 pub fn is_grpc(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    let rest = kind.strip_prefix(b"application/grpc");
-    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    headers.get(CONTENT_TYPE).is_some_and(is_grpc_type)
+}
+
+/// Whether a Content-Type is gRPC's, whatever messages it has.
+pub fn is_grpc_type(kind: &HeaderValue) -> bool {
+    let grpc = b"application/grpc";
+    kind.as_bytes().split_at_checked(grpc.len()).is_some_and(|(kind, rest)| {
+        kind.eq_ignore_ascii_case(grpc) && matches!(rest.first(), None | Some(b'+' | b';' | b' ' | b'\t'))
+    })
 }
 
 /// An answer to a call of gRPC: one of the proxy's own is put in its terms, all others stay as they are. `emptied`: the
@@ -76,6 +82,7 @@ mod tests {
             ("application/grpc", true),
             ("application/grpc+proto", true),
             ("application/grpc;charset=x", true),
+            ("Application/GRPC ; a=b", true),
             ("application/grpc-web", false),
             ("application/json", false),
         ] {

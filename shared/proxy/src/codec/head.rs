@@ -128,18 +128,43 @@ fn has_token(headers: &HeaderMap, token: &str) -> bool {
         .any(|value| value.split(',').any(|found| found.trim().eq_ignore_ascii_case(token)))
 }
 
-/// Removes what is meant for one connection only. `upgrade`: keeps the request to change the protocol.
-fn strip(headers: &mut HeaderMap, upgrade: bool) {
-    let named: Vec<HeaderName> = headers
+/// What `Connection` names, but `TE`, which is looked at by itself.
+fn named(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
         .get_all(CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-        .filter(|name| !(upgrade && *name == UPGRADE) && *name != TE)
-        .collect();
-    for name in named {
-        headers.remove(name);
+        .filter(|name| *name != TE)
+        .collect()
+}
+
+/// Takes out of a request what its sender meant for its own connection: before anything of ours is written, which a sender
+/// could otherwise name and so have removed. What frames the body stays, and the wish to change the protocol.
+pub fn receive<B>(request: &mut Request<B>) {
+    if !request.headers().contains_key(CONNECTION) {
+        return;
+    }
+    let upgrade = is_upgrade(request);
+    let headers = request.headers_mut();
+    for name in named(headers) {
+        if ![HOST, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE].contains(&name) {
+            headers.remove(name);
+        }
+    }
+    headers.remove(CONNECTION);
+    if upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+}
+
+/// Removes what is meant for one connection only. `upgrade`: keeps the request to change the protocol.
+fn strip(headers: &mut HeaderMap, upgrade: bool) {
+    for name in named(headers) {
+        if !(upgrade && name == UPGRADE) {
+            headers.remove(name);
+        }
     }
     for name in [&CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &TRANSFER_ENCODING] {
         headers.remove(name);
@@ -151,20 +176,24 @@ fn strip(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
-/// Makes a request fit for the next connection. HTTP/2 carries `authority` in the target, HTTP/1.1 in Host.
-pub fn prepare<B>(request: &mut Request<B>, authority: &Authority, http2: bool, upgrade: bool) {
-    let trailers = request
-        .headers()
+/// Removes from a request what is meant for the connection that it came over.
+pub fn strip_request(headers: &mut HeaderMap, upgrade: bool) {
+    let trailers = headers
         .get_all(TE)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.split(',').any(|found| found.trim().eq_ignore_ascii_case("trailers")));
-    strip(request.headers_mut(), upgrade);
-    request.headers_mut().remove(PROXY_AUTHORIZATION);
-    request.headers_mut().remove(TE);
+    strip(headers, upgrade);
+    headers.remove(PROXY_AUTHORIZATION);
+    headers.remove(TE);
     if trailers {
-        request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Makes a request fit for the next connection. HTTP/2 carries `authority` in the target, HTTP/1.1 in Host.
+pub fn prepare<B>(request: &mut Request<B>, authority: &Authority, http2: bool, upgrade: bool) {
+    strip_request(request.headers_mut(), upgrade);
     let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     let mut parts = http::uri::Parts::default();
     parts.path_and_query = Some(path);
@@ -194,6 +223,11 @@ pub fn strip_response<B>(response: &mut Response<B>) {
     strip(response.headers_mut(), upgrade);
     response.headers_mut().remove(PROXY_AUTHENTICATE);
     *response.version_mut() = Version::HTTP_11;
+}
+
+/// Whether an answer of that status never has a body (RFC 9110, 15.3.5, 15.3.6 and 15.4.5).
+pub fn has_no_body(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 /// A refusal: 403.

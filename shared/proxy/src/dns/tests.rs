@@ -7,9 +7,7 @@ use crate::{
     resolve::Resolver,
     rig::{Rig, local, until, within},
 };
-use meridian_proxy_config::{
-    self as config, DnsSettings, HostMatch, Outbound, Proxy, Role, Target, Unlisted, Via, types,
-};
+use meridian_proxy_config::{self as config, DnsSettings, HostMatch, Outbound, Proxy, Target, Via, types};
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{
@@ -67,26 +65,13 @@ async fn upstream() -> (SocketAddr, Arc<AtomicUsize>) {
 
 fn proxy(port: u16, forward_all: bool) -> Proxy {
     Proxy {
-        role: Role::Sidecar,
-        mesh: "default".into(),
-        name: "web-1".into(),
-        zone: "east".into(),
-        service: "web".into(),
-        listen: None,
-        identities: vec![],
-        sessions: Default::default(),
-        capture: None,
         dns: DnsSettings {
             listen_port: Some(port),
             forward_zones: vec!["cluster.local".into()],
             forward_all,
             ipv6: true,
         },
-        unlisted: Unlisted::Refuse,
-        detect_timeout_millis: 300,
-        max_config_age_seconds: None,
-        protected: vec![],
-        tags: Default::default(),
+        ..crate::rig::proxy()
     }
 }
 

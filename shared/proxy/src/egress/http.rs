@@ -15,6 +15,7 @@ use crate::{
     inbound::Terms,
     io::{Reset, Stream},
     metrics::TrafficCell,
+    outbound::is_clients,
     policy::{at_once::Active, retry::RetryPolicy},
     refuse::{LocalExecutor, answer, forbidden},
     snapshot::Snapshot,
@@ -27,7 +28,7 @@ use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use meridian_proxy_config::Protocol;
-use rewrite::{request_host, strip_hop_by_hop, wants_upgrade};
+use rewrite::request_host;
 use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
@@ -241,6 +242,9 @@ impl Site {
                 self.cell(|cell| cell.timeouts.inc());
                 answer(status, None, "the destination did not answer in time\n".into())
             }
+            Failed::Lost(error) if is_clients(&error) => {
+                answer(StatusCode::BAD_REQUEST, None, "the request's body is malformed, or was cut\n".into())
+            }
             Failed::Lost(error) => self.unreachable(&chain(&error)),
             Failed::Unreachable(message) => self.unreachable(&message),
         }
@@ -258,6 +262,7 @@ impl Site {
         }
         // Before anything else: where the body ends must be told in one way.
         codec::authority(&request).map_err(Failed::Malformed)?;
+        codec::receive(&mut request);
         let (asked, port) =
             request_host(&request).map_err(|error| Failed::Bad(format!("Host: {error}\n")))?;
         if !self.errand.holds(&asked) || port.is_some_and(|port| port != self.errand.port) {
@@ -278,7 +283,7 @@ impl Site {
             Some(room) => open.and(room),
             None => open,
         });
-        let upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+        let upgrade = codec::is_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
         let covers = |policy: &&Arc<RetryPolicy>| policy.covers(request.method(), request.headers());
         let retry = outward.retry.as_ref().filter(covers).filter(|_| upgrade.is_none()).cloned();
         let tries = retry.as_ref().is_some_and(|policy| policy.per_try.is_some());
@@ -301,7 +306,7 @@ impl Site {
             let server = hyper::upgrade::on(&mut response);
             self.clone().relay(client, server, tunnel, active);
         } else {
-            strip_hop_by_hop(response.headers_mut(), false);
+            codec::strip_response(&mut response);
         }
         Ok(response.map(|body| self.counted(Body::incoming(body), true)))
     }

@@ -50,7 +50,7 @@ impl Outward {
             grpc_streams: StreamLimits::outbound(&config.stream_timeouts, true),
             at_once: Limits::share(&config.at_once, workers),
             retry,
-            connect_attempts: config.connect_attempts.and_then(|n| usize::try_from(n.get()).ok()),
+            connect_attempts: crate::policy::retry::connect_attempts(config),
         }
     }
 

@@ -15,9 +15,9 @@ use crate::{
 };
 use meridian_pki::{Identity, Intermediate, LeafSpec, PrivateKey, RootCa};
 use meridian_proxy_config::{
-    Action, AddressPolicy, Bundle, CaSource, Caller, CallerIdentity, CallerMatch, CallerMode, DnsSettings,
-    Entry, EntryKind, EntryPolicies, ExternalEndpoint, Host, HostMatch, Origination, Permission,
-    PermissionRule, Protocol, Proxy, Role, SanMatch, TlsVersion, Unlisted, Verification, alpn, types,
+    Action, AddressPolicy, Bundle, CaSource, Caller, CallerIdentity, CallerMatch, CallerMode, Entry,
+    EntryKind, EntryPolicies, ExternalEndpoint, Host, HostMatch, Origination, Permission, PermissionRule,
+    Protocol, Proxy, Role, SanMatch, TlsVersion, Verification, alpn, types,
 };
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use std::{
@@ -166,14 +166,7 @@ fn proxy(listen: SocketAddr) -> Proxy {
         service: String::new(),
         listen: Some(listen),
         identities: vec![MESH.into()],
-        sessions: Default::default(),
-        capture: None,
-        dns: DnsSettings { listen_port: None, forward_zones: vec![], forward_all: false, ipv6: false },
-        unlisted: Unlisted::Refuse,
-        detect_timeout_millis: 300,
-        max_config_age_seconds: None,
-        protected: vec![],
-        tags: Default::default(),
+        ..crate::rig::proxy()
     }
 }
 

@@ -12,8 +12,8 @@ use crate::{
     snapshot::Target,
 };
 use meridian_proxy_config::{
-    self as config, AddressPolicy, DnsSettings, EntryKind, EntryPolicies, ExternalEndpoint, Host, HostMatch,
-    Outbound, Permission, Protocol, Proxy, Role, Unlisted, Via, types,
+    self as config, AddressPolicy, EntryKind, EntryPolicies, ExternalEndpoint, Host, HostMatch, Outbound,
+    Permission, Protocol, Proxy, Unlisted, Via, types,
 };
 use std::net::{IpAddr, SocketAddr};
 use tokio::{
@@ -26,23 +26,7 @@ const OLD: &str = "198.51.100.7";
 
 fn sidecar(unlisted: Unlisted) -> Rig {
     let mut rig = Rig::new(Resolver::default());
-    let proxy = Proxy {
-        role: Role::Sidecar,
-        mesh: "default".into(),
-        name: "web-1".into(),
-        zone: "east".into(),
-        service: "web".into(),
-        listen: None,
-        identities: vec![],
-        sessions: Default::default(),
-        capture: None,
-        dns: DnsSettings { listen_port: None, forward_zones: vec![], forward_all: false, ipv6: false },
-        unlisted,
-        detect_timeout_millis: 300,
-        max_config_age_seconds: None,
-        protected: vec![],
-        tags: Default::default(),
-    };
+    let proxy = Proxy { unlisted, ..crate::rig::proxy() };
     rig.put(types::PROXY, "self", &proxy);
     rig.publish();
     rig

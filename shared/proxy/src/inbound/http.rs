@@ -17,7 +17,7 @@ use crate::{
     scripts::{Passage, Stopped},
     snapshot::Inbound,
     trace::Tracer,
-    upstream::{DialError, Far, dial_application},
+    upstream::{DialError, Far, Pool, dial_application},
     worker::{ConnectionInfo, Direction, Worker},
 };
 use http::{Request, Response, StatusCode, uri::Authority};
@@ -93,6 +93,7 @@ pub(super) async fn serve<S: Stream + Send>(arrival: Arrival, stream: S, caller:
 async fn handle(context: Rc<Context>, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let start = Instant::now();
     let grpc = plumbing::is_grpc(request.headers());
+    plumbing::receive(&mut request);
     let permitted = context.permitted();
     let exchange = context.observe(&mut request);
     let mut response = match permitted {
@@ -153,7 +154,8 @@ impl Context {
             local: inbound.config.listen.to_string(),
             remote: self.ends.0.to_string(),
             server_name: peer.and_then(|peer| peer.sni.clone()).unwrap_or_default(),
-            peer: peer.map(|peer| PeerFacts { uris: peer.identity.spiffe.clone() }),
+            peer: peer
+                .map(|peer| PeerFacts { uris: peer.identity.spiffe.clone(), tls_version: peer.version }),
         }
     }
 
@@ -227,7 +229,7 @@ async fn forward(
     if let Some(exchange) = exchange {
         request.body_mut().watch(exchange.watch_request());
     }
-    let errand = Errand { context, inbound, examined, has_body, clock, active, exchange };
+    let errand = Errand { context, inbound, examined, has_body, clock, active, exchange, pool };
     match &inbound.scripts {
         None => errand.answer(&authority, request).await,
         Some(chain) => Box::pin(errand.scripted(chain, authority, request)).await,
@@ -244,6 +246,7 @@ struct Errand<'a> {
     clock: Option<Rc<Clock>>,
     active: Option<Active>,
     exchange: Option<&'a Rc<Exchange>>,
+    pool: Rc<Pool>,
 }
 
 impl Errand<'_> {
@@ -285,10 +288,9 @@ impl Errand<'_> {
     }
 
     async fn answer(self, authority: &Authority, mut request: Request<Body>) -> Response<Body> {
-        let Self { context, inbound, examined, has_body, clock, active, exchange } = self;
+        let Self { context, inbound, examined, has_body, clock, active, exchange, pool } = self;
         let worker = &context.worker;
         let http2 = inbound.config.protocol.is_http2();
-        let pool = worker.upstreams.application(inbound.config.application);
         if plumbing::is_upgrade(&request) && !http2 && !has_body {
             return Box::pin(upgrade(context, inbound, authority, request, active, exchange)).await;
         }

@@ -74,7 +74,5 @@ impl Terms {
 
 /// An answer of ours, without a body where its status allows none.
 fn bare(status: StatusCode, text: &str) -> Response<Body> {
-    let empty =
-        matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
-    plumbing::plain(status, if empty { "" } else { text })
+    plumbing::plain(status, if plumbing::has_no_body(status) { "" } else { text })
 }

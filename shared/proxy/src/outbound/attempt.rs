@@ -28,6 +28,8 @@ const MAX_TRIES: usize = 5;
 pub(super) struct Errand<'a> {
     pub(super) worker: &'a Rc<Worker>,
     pub(super) cluster: &'a Arc<Cluster>,
+    /// The cluster's, on this worker.
+    pub(super) upstream: Rc<Upstream>,
     pub(super) how: How,
     pub(super) clock: Option<Rc<Clock>>,
     /// What its endpoint is chosen by, if that goes by a hash.
@@ -70,7 +72,7 @@ impl Errand<'_> {
         mut request: Request<Body>,
         retry: Option<&Arc<RetryPolicy>>,
     ) -> Response<Body> {
-        let upstream = self.worker.upstreams.of(self.cluster);
+        let upstream = self.upstream.clone();
         let _waiting = upstream.wait();
         let mut trail = Trail::default();
         let Some(policy) = retry else {
@@ -271,7 +273,7 @@ fn answered(protocol: Protocol, response: &Response<Body>) -> Event {
 }
 
 /// Whether a request was lost since the client did not send it to its end.
-fn is_clients(error: &hyper::Error) -> bool {
+pub(crate) fn is_clients(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
     error.is_user()
         || cause.is_some_and(|cause| cause.is_reset() && !cause.is_remote() && !cause.is_library())

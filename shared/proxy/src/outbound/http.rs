@@ -97,6 +97,7 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted
 async fn handle(context: Rc<Context>, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let start = Instant::now();
     let grpc = plumbing::is_grpc(request.headers());
+    plumbing::receive(&mut request);
     let outbound = context.outbound();
     let response = match outbound.as_ref().and_then(|it| Some((it, it.target.cluster()?))) {
         Some((outbound, cluster)) => {
@@ -295,7 +296,8 @@ impl Errand<'_> {
     async fn send(self, authority: &Authority, hash: Option<u64>) -> Response<Body> {
         let Self { worker, way, mut request, clock } = self;
         let cluster = way.cluster;
-        let active = match worker.upstreams.of(cluster).load.request(&cluster.at_once) {
+        let upstream = worker.upstreams.of(cluster);
+        let active = match upstream.load.request(&cluster.at_once) {
             Ok(active) => active,
             Err(limit) => return overloaded(worker, cluster, limit),
         };
@@ -311,7 +313,7 @@ impl Errand<'_> {
         let copies = mirror::begin(worker, way.mirrors, authority, &request);
         request.body_mut().copied(copies);
         plumbing::prepare(&mut request, authority, http2, false);
-        let errand = attempt::Errand { worker, cluster, how, clock, hash, exchange: way.exchange };
+        let errand = attempt::Errand { worker, cluster, upstream, how, clock, hash, exchange: way.exchange };
         let mut response = errand.answer(request, retry).await;
         response.body_mut().active(active);
         response

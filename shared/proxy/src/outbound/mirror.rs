@@ -119,7 +119,8 @@ struct Copy {
 impl Copy {
     async fn run(&self, copy: Request<()>, body: Option<CopyFrom>) {
         let Self { worker, cluster, authority } = self;
-        let Ok(active) = worker.upstreams.of(cluster).load.request(&cluster.at_once) else {
+        let upstream = worker.upstreams.of(cluster);
+        let Ok(active) = upstream.load.request(&cluster.at_once) else {
             return cluster.traffic.cell(worker.index).mirrors_dropped.inc();
         };
         let how = how(cluster, &copy);
@@ -129,8 +130,9 @@ impl Copy {
         let mut request =
             copy.map(|()| body.map_or_else(Body::empty, Body::copy_of).counted(counted).request(timed));
         plumbing::prepare(&mut request, authority, matches!(how, How::Multiplexed { .. }), false);
-        let mut response =
-            Errand { worker, cluster, how, clock, hash: None, exchange: None }.answer(request, None).await;
+        let mut response = Errand { worker, cluster, upstream, how, clock, hash: None, exchange: None }
+            .answer(request, None)
+            .await;
         response.body_mut().active(active);
         tracing::debug!(service = %cluster.service, status = %response.status(), "mirrored");
         let mut read = 0;

@@ -3,7 +3,7 @@
 use super::matching::HeaderMatcher;
 use crate::timer::Timer;
 use http::{HeaderMap, HeaderName, Method, StatusCode};
-use meridian_proxy_config::{HostSelection, ResetFormat, Retry, RetryOn};
+use meridian_proxy_config::{DestinationPolicies, HostSelection, ResetFormat, Retry, RetryOn};
 use std::{collections::BTreeMap, time::Duration};
 
 /// Repetitions that may be under way at a time whatever else is: with few requests a share of them is nothing.
@@ -13,6 +13,9 @@ pub const BUDGET_LEAST: usize = 3;
 const BUDGET_PERCENT: usize = 20;
 
 static ENVOY_RATELIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
+/// Connections tried for one at most, whatever a policy says: beyond, a destination that refuses each would keep a proxy
+/// busy with one client's connection.
+pub const MAX_CONNECT_ATTEMPTS: usize = 16;
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Whether one more repetition is within the budget.
@@ -141,11 +144,18 @@ fn holds(on: RetryOn, attempt: Attempt<'_>) -> bool {
     }
 }
 
+/// How often a connection is tried, if a policy says so.
+pub fn connect_attempts(policies: &DestinationPolicies) -> Option<usize> {
+    let said = policies.connect_attempts?;
+    Some(usize::try_from(said.get()).map_or(MAX_CONNECT_ATTEMPTS, |said| said.min(MAX_CONNECT_ATTEMPTS)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use meridian_proxy_config::{BackOff, RateLimitedBackOff, ResetHeader};
     use proptest::prelude::*;
+    use std::num::NonZeroU32;
 
     fn config(on: &[RetryOn]) -> Retry {
         Retry {
@@ -269,6 +279,17 @@ mod tests {
         fn a_budget_is_a_share_of_what_waits(waiting in 0usize..10_000, repeating in 0usize..10_000) {
             let allowed = affordable(waiting, repeating);
             prop_assert_eq!(allowed, repeating < 3 || repeating < waiting / 5);
+        }
+    }
+
+    #[test]
+    fn connections_are_tried_a_bounded_number_of_times() {
+        let said = |attempts| {
+            connect_attempts(&DestinationPolicies { connect_attempts: attempts, ..Default::default() })
+        };
+        assert_eq!(said(None), None);
+        for (attempts, expected) in [(1, 1), (16, 16), (17, 16), (u32::MAX, 16)] {
+            assert_eq!(said(NonZeroU32::new(attempts)), Some(expected));
         }
     }
 }

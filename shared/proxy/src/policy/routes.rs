@@ -23,6 +23,9 @@ use meridian_proxy_config::{
 use regex::Regex;
 use std::sync::Arc;
 
+/// Patterns of the routes of one destination: each may take 256 KiB, of several policies together.
+const MAX_PATTERNS: usize = 512;
+
 /// What the routes of a destination say.
 #[derive(Debug)]
 pub enum Compiled {
@@ -104,6 +107,10 @@ impl Compiled {
 
 impl Rules {
     fn compile(routes: &HttpRoutes) -> Result<Self, String> {
+        let patterns: usize = routes.matches.iter().map(patterns).sum();
+        if patterns > MAX_PATTERNS {
+            return Err(format!("there are {patterns} patterns, and {MAX_PATTERNS} at most"));
+        }
         let matches: Vec<Matcher> = routes.matches.iter().map(Matcher::compile).collect::<Result<_, _>>()?;
         if let Some(matcher) = matches.iter().find(|matcher| matcher.rule >= routes.rules.len()) {
             return Err(format!("there is no rule {}", matcher.rule));
@@ -143,6 +150,13 @@ impl Policies {
         let retry = policies.retry.as_ref().map(RetryPolicy::compile).transpose()?.map(Arc::new);
         Ok(Self { timeouts: policies.stream_timeouts, retry })
     }
+}
+
+/// Patterns among the conditions of a match.
+fn patterns(matched: &HttpMatch) -> usize {
+    let headers = matched.headers.iter().filter(|it| matches!(it.value, config::HeaderValueMatch::Regex(_)));
+    let query = matched.query.iter().filter(|it| matches!(it.value, QueryValueMatch::Regex(_)));
+    usize::from(matches!(matched.path, Some(PathMatch::Regex(_)))) + headers.count() + query.count()
 }
 
 impl Matcher {

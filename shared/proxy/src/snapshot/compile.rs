@@ -19,7 +19,7 @@ use crate::{
         lua::Chain,
         outliers::OutlierPolicy,
         panic::PanicRule,
-        retry::RetryPolicy,
+        retry::{RetryPolicy, connect_attempts},
         timeouts::{ConnectionLimits, StreamLimits},
     },
 };
@@ -426,7 +426,7 @@ fn build(
         scripts: source.scripts.clone(),
         at_once: Limits::share(&policies.at_once, workers),
         outliers: policies.outliers.as_ref().map(OutlierPolicy::compile),
-        connect_attempts: policies.connect_attempts.and_then(|n| usize::try_from(n.get()).ok()),
+        connect_attempts: connect_attempts(policies),
         logs: source.logs.clone(),
         traffic,
         source,

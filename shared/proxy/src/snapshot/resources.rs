@@ -26,12 +26,6 @@ use meridian_proxy_config::{self as config, types};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, sync::Arc};
 
-/// In place of scripts that can't be understood.
-const CLOSED: &str = r#"function envoy_on_request(handle)
-    handle:respond({[":status"] = "503"}, "the scripts of these calls can't be understood\n")
-end
-"#;
-
 /// Type and name.
 type ResourceKey = (Arc<str>, Arc<str>);
 
@@ -174,7 +168,7 @@ impl Resources {
             types::OUTBOUND => drop(self.outbounds.insert(name, read(body)?)),
             types::DESTINATION => drop(self.destinations.insert(name, read(body)?)),
             types::POLICIES => {
-                let parts = policy_parts(read(body)?, &mut self.programs)?;
+                let parts = policy_parts(read(body)?, self.policies.get(&name), &mut self.programs)?;
                 self.policies.insert(name, parts);
             }
             types::ROUTES => {
@@ -232,9 +226,8 @@ impl Resources {
     /// Calls are refused by a script in place of those that can't be understood: one of them may have been there to refuse.
     fn close(&mut self, name: &str) {
         let mut config = self.policies.get(name).map(|parts| (*parts.config).clone()).unwrap_or_default();
-        let policy = "scripts that can't be understood".to_owned();
-        config.scripts = vec![config::Script { policy, source: CLOSED.to_owned() }];
-        match policy_parts(Arc::new(config), &mut self.programs) {
+        config.scripts = vec![config::Script::refusing("scripts that can't be understood")];
+        match policy_parts(Arc::new(config), self.policies.get(name), &mut self.programs) {
             Ok(parts) => drop(self.policies.insert(name.to_owned(), parts)),
             Err(error) => tracing::error!(%error, "calls can't be closed"),
         }
@@ -274,15 +267,20 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {
     serde_json::from_slice(body).map(Arc::new).map_err(|error| error.to_string())
 }
 
+/// `before`: the parts until now; the backends of logs that stay the same go on.
 fn policy_parts(
     config: Arc<config::DestinationPolicies>,
+    before: Option<&PolicyParts>,
     programs: &mut Programs,
 ) -> Result<PolicyParts, String> {
     let retry = config.retry.as_ref().map(RetryPolicy::compile).transpose()?.map(Arc::new);
     let health = config.health.as_ref().map(HealthPlan::compile).transpose()?.map(Arc::new);
     let hash = Some(&config.balancing.hash).filter(|hash| !hash.is_empty());
     let hashing = hash.map(|hash| Hashing::compile(hash)).transpose()?.map(Arc::new);
-    let logs = access_log::compile(&config.access_logs);
+    let logs = match before.filter(|old| old.config.access_logs == config.access_logs) {
+        Some(old) => old.logs.clone(),
+        None => access_log::compile(&config.access_logs),
+    };
     let scripts = programs.chain(&config.scripts)?;
     Ok(PolicyParts { config, retry, health, hashing, logs, scripts })
 }

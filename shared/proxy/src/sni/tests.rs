@@ -8,9 +8,7 @@ use crate::{
     resolve::Resolver,
     rig::{Rig, local, until, within},
 };
-use meridian_proxy_config::{
-    DnsSettings, Endpoint, EndpointSet, Host, Proxy, Role, SniMatch, SniRoute, Unlisted, types,
-};
+use meridian_proxy_config::{Endpoint, EndpointSet, Host, Proxy, Role, SniMatch, SniRoute, types};
 use std::net::SocketAddr;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -30,15 +28,7 @@ async fn ingress() -> (Rig, SocketAddr) {
         zone: "west".into(),
         service: String::new(),
         listen: Some(address),
-        identities: vec![],
-        sessions: Default::default(),
-        capture: None,
-        dns: DnsSettings { listen_port: None, forward_zones: vec![], forward_all: false, ipv6: false },
-        unlisted: Unlisted::Refuse,
-        detect_timeout_millis: 300,
-        max_config_age_seconds: None,
-        protected: vec![],
-        tags: Default::default(),
+        ..crate::rig::proxy()
     };
     rig.put(types::PROXY, "self", &proxy);
     rig.publish();

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use http::{HeaderMap, Method};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
-use meridian_proxy_config::Protocol;
+use meridian_proxy_config::{Protocol, Script};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -285,4 +285,27 @@ async fn an_application_that_is_not_there_is_said_to_be() {
     let pair = Pair::start(Protocol::Http, crate::world::address()).await;
     let answer = call(pair.outbound, "/").await;
     assert_eq!((answer.status, answer.denied()), (503, None));
+}
+
+/// What a client's Connection names is the client's own, not what a proxy writes afterwards.
+#[tokio::test]
+async fn a_client_takes_away_nothing_of_the_meshs() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let guest = "function envoy_on_request(h) h:headers():replace('x-role', 'guest') end";
+    pair.inbound_policies(|policies| {
+        policies.scripts = vec![Script { policy: "roles".into(), source: guest.into() }];
+    })
+    .await;
+    let answer = raw(
+        pair.outbound,
+        b"GET /headers HTTP/1.1\r\nHost: b\r\nConnection: close, x-role\r\nx-role: admin\r\n\r\n",
+    )
+    .await;
+    assert!(answer.contains("x-role: guest"), "{answer}");
+    // A peer's sidecar may be somebody else's: what it names is its own, too.
+    let mut request = absolute(Method::GET, "/headers", text(""));
+    request.headers_mut().insert("x-role", "admin".parse().unwrap());
+    let answer = whole(http2(pair.outbound).await.send_request(request).await.unwrap()).await;
+    assert!(answer.text().contains("x-role: guest"), "{}", answer.text());
 }

@@ -110,7 +110,9 @@ async fn shares_are_exact_and_go_on_when_something_else_changes() {
                 it
             }));
             pair.web.feed(types::ENDPOINTS, "backend", &EndpointSet { endpoints });
-            let Routes::Http(mut routes) = split(vec![to("backend", 90), to("v2", 10)]) else { return };
+            let Routes::Http(mut routes) = split(vec![to("backend", 90), to("v2", 10)]) else {
+                panic!("a split of requests makes routes of requests")
+            };
             routes.matches.insert(0, HttpMatch { rule: 1, ..under(&format!("/other{n}")) });
             routes.rules.push(HttpRule { name: "other".into(), ..HttpRule::default() });
             route(&pair, &Routes::Http(routes)).await;

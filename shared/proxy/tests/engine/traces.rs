@@ -125,6 +125,7 @@ async fn what_is_not_sampled_is_not_sent_and_says_so_to_those_behind() {
     pair.settled().await;
     let answer = call(pair.outbound, "/headers").await;
     assert_eq!(seen(answer.text(), "traceparent"), None);
+    flush(&pair).await;
     assert_eq!(collector.spans().len(), 2);
 }
 

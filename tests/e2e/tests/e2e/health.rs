@@ -85,7 +85,8 @@ async fn a_mesh_moves_to_a_root_of_its_users() -> Result<()> {
     mesh.lab_host_outside("east").await?.run(&["sh", "-c", &make]).await?;
     for (name, of) in [("ca-cert", "ca.crt"), ("ca-key", "ca.key")] {
         let data = STANDARD.encode(std::fs::read(file(of)).context(of)?);
-        mesh.apply(&format!("type: Secret\nmesh: default\nname: {name}\ndata: {data}\n")).await?;
+        let labels = if name == "ca-key" { "labels: {kuma.io/kds-sync: disabled}\n" } else { "" };
+        mesh.apply(&format!("type: Secret\nmesh: default\nname: {name}\n{labels}data: {data}\n")).await?;
     }
     let said = mesh
         .apply_aloud(

@@ -1,14 +1,11 @@
 //! One request to the outside: held to its time, and sent once more where a policy of the caller says so.
 
-use super::{
-    Body, Site,
-    rewrite::{rewrite, strip_hop_by_hop},
-};
+use super::{Body, Site, rewrite::rewrite};
 use crate::{
-    codec::{Counted, Malformed, OVERLOADED, Tape, copy},
+    codec::{Counted, Malformed, OVERLOADED, Tape, copy, strip_response},
     egress::{authorise::Denied, outward::Outward},
     host::Asked,
-    outbound::refused,
+    outbound::{is_clients, refused},
     policy::{
         at_once::Limit,
         retry::{Attempt, RetryPolicy},
@@ -105,7 +102,7 @@ impl Site {
             clock.answered();
             response.body_mut().response(wish.clock.clone());
         }
-        strip_hop_by_hop(response.headers_mut(), false);
+        strip_response(&mut response);
         Ok(response)
     }
 
@@ -171,6 +168,8 @@ fn attempted(outcome: &Outcome) -> Option<Attempt<'_>> {
         Ok(response) if response.headers().contains_key(&OVERLOADED) => None,
         Ok(response) => Some(Attempt::Answered(response.status(), response.headers())),
         Err(Failed::Unreachable(_)) => Some(Attempt::Unreachable),
+        // There is no whole request to send again.
+        Err(Failed::Lost(error)) if is_clients(error) => None,
         Err(Failed::Lost(error)) if refused(error) => Some(Attempt::Refused),
         Err(Failed::Lost(_) | Failed::Late(Late::Try, _)) => Some(Attempt::Lost),
         Err(

@@ -4,7 +4,10 @@ use super::{
     Body,
     upstreams::{Place, Sender},
 };
-use crate::host::{Asked, HostError};
+use crate::{
+    codec::strip_request,
+    host::{Asked, HostError},
+};
 use http::{HeaderValue, Request, Uri, Version, header, uri};
 use meridian_proxy_config::Host;
 use std::net::IpAddr;
@@ -26,17 +29,6 @@ pub(super) fn request_host<B>(request: &Request<B>) -> Result<(Asked, Option<u16
     }
 }
 
-pub(super) fn wants_upgrade<B>(request: &Request<B>) -> bool {
-    let named = |value: &HeaderValue| {
-        value
-            .to_str()
-            .is_ok_and(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case("upgrade")))
-    };
-    request.version() == Version::HTTP_11
-        && crate::codec::upgrades_out_of_http(request.headers())
-        && request.headers().get_all(header::CONNECTION).iter().any(named)
-}
-
 /// The request as the outside is to see it.
 pub(super) fn rewrite(
     request: Request<Body>,
@@ -46,7 +38,7 @@ pub(super) fn rewrite(
     upgrade: bool,
 ) -> Result<Request<Body>, ::http::Error> {
     let (mut parts, body) = request.into_parts();
-    strip_hop_by_hop(&mut parts.headers, upgrade);
+    strip_request(&mut parts.headers, upgrade);
     let place = match sender {
         Sender::Http1(_, place) | Sender::Http2(_, place) => place,
     };
@@ -80,33 +72,6 @@ fn authority(asked: &Asked, port: Option<u16>, place: &Place) -> String {
         (_, asked) => (asked.to_string(), port),
     };
     port.map_or(name.clone(), |port| format!("{name}:{port}"))
-}
-
-/// Headers that mean this connection only (RFC 9110, 7.6.1), and those that Connection names.
-pub(super) fn strip_hop_by_hop(headers: &mut ::http::HeaderMap, upgrade: bool) {
-    let named: Vec<String> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|text| text.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
-        .filter(|name| name != "upgrade" && !name.is_empty())
-        .collect();
-    for name in named {
-        headers.remove(name.as_str());
-    }
-    for name in ["keep-alive", "proxy-connection", "transfer-encoding"] {
-        headers.remove(name);
-    }
-    if headers.get(header::TE).is_some_and(|value| value != "trailers") {
-        headers.remove(header::TE);
-    }
-    if upgrade {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    } else {
-        headers.remove(header::CONNECTION);
-        headers.remove(header::UPGRADE);
-    }
 }
 
 #[cfg(test)]
@@ -144,7 +109,7 @@ mod tests {
         ] {
             headers.insert(name, HeaderValue::from_static(value));
         }
-        strip_hop_by_hop(&mut headers, false);
+        strip_request(&mut headers, false);
         assert_eq!(headers.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["accept"]);
     }
 

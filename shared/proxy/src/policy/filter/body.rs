@@ -109,7 +109,7 @@ impl BodyExaminer {
         let coding_of_whole = coding(headers, "content-encoding")?;
         let messages = match framing {
             Framing::Whole => false,
-            Framing::Either => is_grpc(kind),
+            Framing::Either => kind.is_some_and(crate::codec::is_grpc_type),
             Framing::Messages => true,
         };
         if messages && coding_of_whole.is_some() {
@@ -347,13 +347,6 @@ fn content_type(headers: &HeaderMap) -> Result<Option<&HeaderValue>, What> {
         (kind, None) => Ok(kind),
         (_, Some(_)) => Err(What::Unexaminable(Unexaminable::Types)),
     }
-}
-
-fn is_grpc(kind: Option<&HeaderValue>) -> bool {
-    let grpc = b"application/grpc";
-    kind.and_then(|value| value.as_bytes().split_at_checked(grpc.len())).is_some_and(|(kind, rest)| {
-        kind.eq_ignore_ascii_case(grpc) && matches!(rest.first(), None | Some(b'+' | b';' | b' ' | b'\t'))
-    })
 }
 
 /// Whether ASCII in the body is ASCII, and nothing else becomes ASCII when it is read or capitalised. What names no

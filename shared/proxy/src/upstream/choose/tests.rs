@@ -8,9 +8,8 @@ use crate::{
     upstream::{Balance, EndpointState, Upstream, Wish, choose::Dice},
 };
 use meridian_proxy_config::{
-    Affinity, Balancer, Balancing, ByZone, Destination, DestinationPolicies, DestinationTls, DnsSettings,
-    Endpoint, EndpointSet, Failover, Host, Locality, Outbound, OutlierDetection, Protocol, Proxy, Role,
-    Target, Unlisted, Zones, types,
+    Affinity, Balancer, Balancing, ByZone, Destination, DestinationPolicies, DestinationTls, Endpoint,
+    EndpointSet, Failover, Host, Locality, Outbound, OutlierDetection, Protocol, Proxy, Target, Zones, types,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,24 +31,11 @@ struct Bench {
 
 fn proxy() -> Proxy {
     Proxy {
-        role: Role::Sidecar,
-        mesh: "default".into(),
-        name: "web-1".into(),
-        zone: "east".into(),
-        service: "web".into(),
-        listen: None,
-        identities: vec![],
-        capture: None,
-        dns: DnsSettings { listen_port: None, forward_zones: vec![], forward_all: false, ipv6: false },
-        unlisted: Unlisted::Refuse,
-        detect_timeout_millis: 300,
-        max_config_age_seconds: None,
-        protected: vec![],
-        sessions: Default::default(),
         tags: BTreeMap::from([
             ("rack".to_owned(), BTreeSet::from(["r1".to_owned()])),
             ("row".to_owned(), BTreeSet::from(["a".to_owned()])),
         ]),
+        ..crate::rig::proxy()
     }
 }
 
