@@ -1,11 +1,13 @@
-//! HTTP below the decisions: bodies, headers, connections. The codec is hyper's, at connection level.
+//! HTTP below the decisions: bodies, headers, connections. HTTP/2 is hyper's, at connection level, and HTTP/1.1 our own.
 
 mod body;
 mod filtered;
 mod forward;
 mod grpc;
+mod h1;
 mod head;
 mod heads;
+mod incoming;
 mod kept;
 mod mirrored;
 mod pace;
@@ -14,16 +16,19 @@ mod scripted;
 mod serve;
 mod upgrade;
 
-pub use body::{Body, BodyError, Counted, Gate};
+pub use body::{Body, BodyError, Counted};
 pub use filtered::Guard;
-pub use forward::{ForwardError, How, copy, send, timed};
+pub use forward::{Error, ForwardError, How, copy, send, timed};
+pub(crate) use forward::{is_clients, is_refusal};
 pub(crate) use grpc::Own;
 pub use grpc::{in_grpc, is_grpc, is_grpc_type};
+pub(crate) use h1::{Client, Error as Http1Error, Watch};
 pub use head::{
     Malformed, OVERLOADED, authority, because, denied, expects_continue, has_no_body, is_upgrade, malformed,
     overloaded, plain, prepare, receive, refused, strip_request, strip_response, upgrades_out_of_http,
     version,
 };
+pub use incoming::Incoming;
 pub(crate) use kept::{Kept, Room};
 pub use mirrored::{CopyFate, CopyFrom, CopyTo, mirrored};
 pub(crate) use replay::PIECE;

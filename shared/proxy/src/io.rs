@@ -67,8 +67,6 @@ macro_rules! forward {
     };
 }
 
-pub(crate) use forward;
-
 /// A stream of which some bytes were read before: they come first.
 pub struct Rewind<S> {
     ahead: Bytes,

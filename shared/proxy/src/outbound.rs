@@ -23,7 +23,6 @@ mod route;
 
 pub use mirror::Mirrors;
 
-pub(crate) use attempt::{is_clients, refused};
 pub(crate) use http::ask;
 
 /// Serves a connection of the application to a destination in the mesh. What is spoken was declared: nothing is read

@@ -2,6 +2,8 @@
 
 use super::{
     filtered::{Filtered, Guard},
+    h1,
+    incoming::Incoming,
     kept::{Kept, Room},
     mirrored::{CopyFrom, CopyTo},
     pace::Paced,
@@ -21,17 +23,12 @@ use crate::{
     upstream::Sending,
 };
 use bytes::Bytes;
-use futures::task::AtomicWaker;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::{
     num::NonZeroU64,
     pin::Pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -76,8 +73,6 @@ pub(super) enum Kind {
     Filtered(Box<Filtered>),
     /// A copy of another request's.
     Copy(CopyFrom),
-    /// Not read before the gate opens (100-continue).
-    Held(Box<Kind>, Arc<Gate>),
 }
 
 /// A body without what hangs on it: what others are made of.
@@ -95,6 +90,8 @@ pub struct Counted {
 pub enum BodyError {
     #[error("the other side ended the body early")]
     Incoming(#[from] hyper::Error),
+    #[error("the body can't be read")]
+    Http1(#[source] h1::Error),
     #[error("the stream exceeded its limit: {0:?}")]
     Late(Late),
     #[error("the request is blocked")]
@@ -107,20 +104,6 @@ pub enum BodyError {
 
 type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 
-/// Opens once; a body behind it then flows.
-#[derive(Default)]
-pub struct Gate {
-    open: AtomicBool,
-    waker: AtomicWaker,
-}
-
-impl Gate {
-    pub fn open(&self) {
-        self.open.store(true, Ordering::Release);
-        self.waker.wake();
-    }
-}
-
 impl Body {
     pub fn empty() -> Self {
         Self::of(Kind::Empty)
@@ -130,8 +113,8 @@ impl Body {
         Self::of(Kind::Full(bytes.into()))
     }
 
-    pub fn incoming(incoming: Incoming) -> Self {
-        Self::of(Kind::Incoming(incoming))
+    pub fn incoming(incoming: impl Into<Incoming>) -> Self {
+        Self::of(Kind::Incoming(incoming.into()))
     }
 
     /// Without its bytes; what hangs on it stays.
@@ -279,18 +262,6 @@ impl Body {
         self.kind = Kind::Scripted(Box::new(wrap(Source(kind))));
     }
 
-    /// Holds the body back until the gate opens.
-    #[must_use]
-    pub fn held(mut self, gate: Arc<Gate>) -> Self {
-        self.kind = match std::mem::replace(&mut self.kind, Kind::Empty) {
-            kind @ (Kind::Incoming(_) | Kind::Filtered(_) | Kind::Scripted(_)) => {
-                Kind::Held(Box::new(kind), gate)
-            }
-            other => other,
-        };
-        self
-    }
-
     fn tick(&mut self, cx: &mut Context<'_>, polled: &Polled) -> Option<Late> {
         let moved = matches!(polled, Poll::Ready(Some(Ok(_))));
         match &mut self.timed {
@@ -347,16 +318,6 @@ impl HttpBody for Body {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let this = &mut *self;
-        if let Kind::Held(_, gate) = &this.kind {
-            gate.waker.register(cx.waker());
-            if !gate.open.load(Ordering::Acquire) {
-                return Poll::Pending;
-            }
-            this.kind = match std::mem::replace(&mut this.kind, Kind::Empty) {
-                Kind::Held(kind, _) => *kind,
-                other => other,
-            };
-        }
         let (polled, fresh) = this.kind.poll(cx);
         if let Some(late) = this.tick(cx, &polled) {
             if let Some(counted) = &this.counted {
@@ -397,12 +358,12 @@ impl Kind {
     fn poll(&mut self, cx: &mut Context<'_>) -> (Polled, bool) {
         let mut fresh = true;
         let polled = match self {
-            Self::Empty | Self::Held(..) => Poll::Ready(None),
+            Self::Empty => Poll::Ready(None),
             Self::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
-            Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx),
             Self::Paced(paced) => paced.poll(cx),
             Self::Kept(kept) => Poll::Ready(kept.next().map(Ok)),
             Self::Scripted(scripted) => scripted.poll(cx),
@@ -431,7 +392,6 @@ impl Kind {
             Self::Filtered(filtered) => filtered.is_end_stream(),
             Self::Copy(copy) => copy.is_end_stream(),
             Self::Taped(reader) => reader.is_end_stream(),
-            Self::Held(kind, _) => kind.is_end_stream(),
         }
     }
 
@@ -446,7 +406,6 @@ impl Kind {
             Self::Filtered(filtered) => filtered.size_hint(),
             Self::Copy(_) => SizeHint::default(),
             Self::Taped(reader) => reader.size_hint(),
-            Self::Held(kind, _) => kind.size_hint(),
         }
     }
 }

@@ -1,11 +1,10 @@
 //! A request's body that is examined on its way: what is not decided yet is held back, and what is blocked ends it.
 
-use super::BodyError;
+use super::{BodyError, incoming::Incoming};
 use crate::policy::filter::{BodyExaminer, Finding, Place, RequestFilter, What};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use meridian_proxy_config::{FilterAction, RequestPart};
 use std::{
     cell::Cell,

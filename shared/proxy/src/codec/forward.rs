@@ -1,6 +1,6 @@
 //! A request over a pooled connection, and what to do when the connection turns out to be gone.
 
-use super::{Body, Counted, Gate, strip_response};
+use super::{Body, Counted, Http1Error, Incoming, strip_response};
 use crate::{
     policy::timeouts::Clock,
     upstream::{DialError, Far, Pool, SendError, Sending},
@@ -8,13 +8,10 @@ use crate::{
 };
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
-use hyper::body::Incoming;
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{error::Error as _, rc::Rc};
 
 /// How often a request is sent anew because a pooled connection had been closed meanwhile.
 const STALE_TRIES: usize = 3;
-/// A server that never says 100 gets the body after so long (RFC 9110 10.1.1: a client does not wait for ever).
-const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// Over what a request goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +24,49 @@ pub enum How {
     Continue { alpn: &'static [u8] },
 }
 
+/// What went wrong on a connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Hyper(#[from] hyper::Error),
+    #[error(transparent)]
+    Http1(#[from] Http1Error),
+}
+
+impl Error {
+    /// Whether a request was lost since the client did not send it to its end.
+    pub fn is_clients(&self) -> bool {
+        match self {
+            Self::Hyper(error) => is_clients(error),
+            Self::Http1(error) => matches!(error, Http1Error::Sending(_) | Http1Error::Length),
+        }
+    }
+
+    /// Whether an HTTP/2 server said that it did nothing with the request.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Hyper(error) if is_refusal(error))
+    }
+}
+
+/// The same of what hyper says.
+pub(crate) fn is_clients(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+    error.is_user()
+        || cause.is_some_and(|cause| cause.is_reset() && !cause.is_remote() && !cause.is_library())
+}
+
+/// The same of what hyper says.
+pub(crate) fn is_refusal(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.and_then(h2::Error::reason) == Some(h2::Reason::REFUSED_STREAM)
+}
+
 /// Why a request was not answered.
 pub enum ForwardError {
     /// No connection, so nothing was sent: the request can go elsewhere.
     Dial(DialError, Box<Request<Body>>),
     /// It was sent, or parts of it.
-    Lost(hyper::Error),
+    Lost(Error),
 }
 
 /// Sends a request over a connection of the pool.
@@ -47,11 +81,6 @@ pub async fn send(
     mut request: Request<Body>,
     counted: Counted,
 ) -> Result<Response<Body>, ForwardError> {
-    // What may be repeated if a server closes a used connection just as we send: safe, and nothing to send twice.
-    let mut spare = match how {
-        How::Exclusive { .. } if repeatable(&request) => Some(copy(&request)),
-        _ => None,
-    };
     let mut tries = 0;
     loop {
         tries += 1;
@@ -63,19 +92,17 @@ pub async fn send(
             How::Exclusive { alpn } | How::Continue { alpn } => match pool.exclusive(worker, far, alpn).await
             {
                 Ok(connection) => {
-                    let reused = connection.reused;
-                    match how {
-                        How::Continue { .. } => (holding(worker, connection, request).await, reused),
-                        _ => (connection.send(request).await, reused),
-                    }
+                    let (reused, waits) = (connection.reused, matches!(how, How::Continue { .. }));
+                    (connection.send(request, waits).await, reused)
                 }
                 Err(error) => return Err(ForwardError::Dial(error, Box::new(request))),
             },
         };
         match result {
             Ok((response, sending)) => return Ok(answer(response, sending, counted)),
-            Err(SendError { error, request: unsent }) => {
-                let again = unsent.or_else(|| spare.take().filter(|_| reused));
+            Err(SendError { error, request: spare, sent }) => {
+                // A server may close a used connection just as we send.
+                let again = spare.filter(|request| !sent || (reused && repeatable(request)));
                 match again.filter(|_| tries < STALE_TRIES) {
                     Some(unsent) => request = unsent,
                     None => return Err(ForwardError::Lost(error)),
@@ -102,35 +129,13 @@ pub async fn timed<E>(
     Ok(answer)
 }
 
-async fn holding(
-    worker: &Worker,
-    connection: crate::upstream::Exclusive,
-    request: Request<Body>,
-) -> Result<(Response<Incoming>, Sending), SendError> {
-    let gate = Arc::new(Gate::default());
-    let mut request = request.map(|body| body.held(gate.clone()));
-    let opened = gate.clone();
-    hyper::ext::on_informational(&mut request, move |response| {
-        if response.status() == http::StatusCode::CONTINUE {
-            opened.open();
-        }
-    });
-    let mut sending = std::pin::pin!(connection.send(request));
-    match worker.timer.timeout(CONTINUE_WAIT, sending.as_mut()).await {
-        Some(result) => result,
-        None => {
-            gate.open();
-            sending.await
-        }
-    }
-}
-
 fn answer(response: Response<Incoming>, sending: Sending, counted: Counted) -> Response<Body> {
     let mut response = response.map(|body| Body::incoming(body).counted(counted).with(sending));
     strip_response(&mut response);
     response
 }
 
+/// What may be repeated: safe, and nothing to send twice.
 fn repeatable(request: &Request<Body>) -> bool {
     request.body().is_end_stream()
         && matches!(

@@ -1,78 +1,50 @@
 //! How long a request's head may take to come, over HTTP/1.1: from its first byte to its last.
 //!
-//! hyper's own limit counts from the end of the request before, so a connection that merely rests would be closed. Here
-//! the stream is watched: the first byte that comes while no request is being answered begins a head, and the call of the
-//! handler ends it. A head that came in part along with the request before it counts from its next byte; if none comes,
-//! the connection counts as unused and ends as such.
+//! A limit that counts from the end of the request before would close a connection that merely rests. Here the first byte
+//! that comes while no request is being answered begins a head, and the call of the handler ends it.
 
-use crate::io::{Stream, forward};
-use std::{
-    io,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::Notify,
-    time::Instant,
-};
+use std::{cell::Cell, time::Duration};
+use tokio::{sync::Notify, time::Instant};
 
-/// Where a connection is between two heads. Shared with its stream, which must be `Send`: hence no cells.
+/// Where a connection is between two heads.
+#[derive(Default)]
 pub(super) struct Heads {
-    opened: Instant,
-    /// Milliseconds from `opened` to a head's first byte, plus one; 0: no head is on its way.
-    began: AtomicU64,
+    /// When the first byte of the head came that is on its way.
+    began: Cell<Option<Instant>>,
     /// A request is being answered: what comes meanwhile is its body.
-    answering: AtomicBool,
+    answering: Cell<bool>,
     changed: Notify,
 }
 
-impl Default for Heads {
-    fn default() -> Self {
-        Self {
-            opened: Instant::now(),
-            began: AtomicU64::new(0),
-            answering: AtomicBool::new(false),
-            changed: Notify::new(),
-        }
-    }
-}
-
 impl Heads {
-    fn bytes_came(&self) {
-        if self.answering.load(Ordering::Relaxed) || self.began.load(Ordering::Relaxed) != 0 {
+    pub(super) fn bytes_came(&self) {
+        if self.answering.get() || self.began.get().is_some() {
             return;
         }
-        let millis = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.began.store(millis.saturating_add(1), Ordering::Relaxed);
+        self.began.set(Some(Instant::now()));
         self.changed.notify_one();
     }
 
     /// A head has come whole.
     pub(super) fn complete(&self) {
-        self.answering.store(true, Ordering::Relaxed);
-        self.began.store(0, Ordering::Relaxed);
+        self.answering.set(true);
+        self.began.set(None);
     }
 
     /// The answer has gone out whole.
     pub(super) fn answered(&self) {
-        self.answering.store(false, Ordering::Relaxed);
+        self.answering.set(false);
     }
 
     /// Resolves when a head has been on its way for longer than the limit.
     pub(super) async fn late(&self, limit: Option<Duration>) {
         let Some(limit) = limit else { return std::future::pending().await };
         loop {
-            let Some(millis) = self.began.load(Ordering::Relaxed).checked_sub(1) else {
+            let Some(began) = self.began.get() else {
                 self.changed.notified().await;
                 continue;
             };
-            let end = self.opened + Duration::from_millis(millis) + limit;
+            let end = began + limit;
             if Instant::now() >= end {
                 return;
             }
@@ -81,40 +53,9 @@ impl Heads {
     }
 }
 
-/// A stream that says when bytes come.
-pub(super) struct HeadWatch<S> {
-    inner: S,
-    /// `None`: nobody wants to know.
-    heads: Option<Arc<Heads>>,
-}
-
-impl<S> HeadWatch<S> {
-    pub(super) fn new(inner: S, heads: Option<Arc<Heads>>) -> Self {
-        Self { inner, heads }
-    }
-}
-
-impl<S: Stream> AsyncRead for HeadWatch<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        if let Some(heads) = self.heads.as_ref().filter(|_| buf.filled().len() > before) {
-            heads.bytes_came();
-        }
-        read
-    }
-}
-
-forward!(write HeadWatch<S>, inner, S);
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncReadExt;
 
     const LIMIT: Duration = Duration::from_secs(10);
 
@@ -148,13 +89,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_is_told_of_a_head_that_begins() {
-        let heads = Arc::new(Heads::default());
-        let (mut far, near) = tokio::io::duplex(64);
-        let mut watched = HeadWatch::new(near, Some(heads.clone()));
-        let waiting = tokio::spawn(async move { heads.late(Some(LIMIT)).await });
-        tokio::task::yield_now().await;
-        tokio::io::AsyncWriteExt::write_all(&mut far, b"GET").await.unwrap();
-        assert_eq!(watched.read_u8().await.unwrap(), b'G');
-        waiting.await.unwrap();
+        let heads = Heads::default();
+        let mut waiting = std::pin::pin!(heads.late(Some(LIMIT)));
+        assert!(futures::poll!(waiting.as_mut()).is_pending());
+        heads.bytes_came();
+        waiting.await;
     }
 }

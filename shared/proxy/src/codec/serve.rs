@@ -1,9 +1,6 @@
 //! Connections that speak HTTP: serving one to its end, and opening one.
 
-use super::{
-    Body, MAX_HEAD,
-    heads::{HeadWatch, Heads},
-};
+use super::{Body, Incoming, MAX_HEAD, h1, heads::Heads};
 use crate::{
     io::{Reset, Rewind, Stream},
     policy::timeouts::ConnectionLimits,
@@ -12,13 +9,18 @@ use crate::{
 };
 use bytes::BytesMut;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
-use hyper::{
-    body::Incoming,
-    client, server,
-    service::{Service, service_fn},
-};
+use hyper::{body, client, server, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{cell::Cell, convert::Infallible, future::Future, io, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    convert::Infallible,
+    error::Error as _,
+    future::Future,
+    io,
+    pin::{Pin, pin},
+    rc::Rc,
+    time::Duration,
+};
 use tokio::{io::AsyncReadExt, time::Instant};
 
 /// Windows: a stream's, and a connection's. The connection's is four times as large, so that one stream whose reader
@@ -80,7 +82,7 @@ pub async fn detect<S: Stream>(mut stream: S, timer: &Timer) -> io::Result<Optio
 
 /// Serves a connection until it ends, is drained, must be reset, or exceeds one of the limits on connections that come
 /// in.
-pub async fn serve<S, H>(
+pub async fn serve<S, H, F>(
     codec: Codec,
     stream: S,
     reset: Reset,
@@ -89,40 +91,46 @@ pub async fn serve<S, H>(
     handler: H,
 ) where
     S: Stream + Send,
-    H: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + 'static,
-    H::Future: 'static,
+    H: Fn(Request<Incoming>) -> F + Unpin + 'static,
+    F: Future<Output = Result<Response<Body>, Infallible>> + 'static,
 {
     let requests = Rc::new(Requests::default());
     let unused = || unused(requests.clone(), limits.http_idle);
-    let result = match codec {
+    match codec {
         Codec::Http1 => {
             let last = LastAnswer::default();
             let heads = requests.heads.clone();
-            let io = TokioIo::new(HeadWatch::new(stream, limits.request_head.map(|_| heads.clone())));
-            let handler = service_fn(|request: Request<Incoming>| {
+            let answer = |request: Request<Incoming>| {
                 heads.complete();
                 let version = request.version();
-                last.mark(version, requests.count(handler.call(request)))
-            });
-            let connection = http1().serve_connection(io, handler).with_upgrades();
-            let mut connection = pin!(connection);
-            let served =
-                until(tracked, &reset, unused(), connection.as_mut(), Some(&last), |c| c.graceful_shutdown());
-            tokio::select! {
+                last.mark(version, requests.count(handler(request)))
+            };
+            let mut connection = pin!(h1::Connection::new(stream, heads.clone(), answer));
+            let drain = |connection: Pin<&mut h1::Connection<_, _>>| connection.get_mut().graceful_shutdown();
+            let served = until(tracked, &reset, unused(), connection.as_mut(), Some(&last), drain);
+            let result = tokio::select! {
                 result = served => result,
                 () = heads.late(limits.request_head) => return,
+            };
+            if let Err(error) = result {
+                tracing::debug!(%error, source = ?error.source(), "connection");
+                // Where the end of the connection is the end of the answer, a break must not look like one.
+                reset.arm();
             }
         }
         Codec::Http2 => {
             let io = TokioIo::new(stream);
-            let handler = service_fn(|request: Request<Incoming>| requests.count(handler.call(request)));
+            let handler = service_fn(|request: Request<body::Incoming>| {
+                requests.count(handler(request.map(Incoming::from)))
+            });
             let connection = http2().serve_connection(io, handler);
             let mut connection = pin!(connection);
-            until(tracked, &reset, unused(), connection.as_mut(), None, |c| c.graceful_shutdown()).await
+            let served =
+                until(tracked, &reset, unused(), connection.as_mut(), None, |c| c.graceful_shutdown());
+            if let Err(error) = served.await {
+                tracing::debug!(%error, source = ?error.source(), "connection");
+            }
         }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, source = ?std::error::Error::source(&error), "connection");
     }
 }
 
@@ -131,12 +139,12 @@ struct Requests {
     open: Cell<usize>,
     /// Since when there is none.
     since: Cell<Instant>,
-    heads: Arc<Heads>,
+    heads: Rc<Heads>,
 }
 
 impl Default for Requests {
     fn default() -> Self {
-        Self { open: Cell::new(0), since: Cell::new(Instant::now()), heads: Arc::default() }
+        Self { open: Cell::new(0), since: Cell::new(Instant::now()), heads: Rc::default() }
     }
 }
 
@@ -230,16 +238,16 @@ pub(crate) async fn idle_ending(tracked: &Tracked) {
 
 /// Drives a connection; a reset drops it with everything that is open on it. `last`: its client is told which answer is
 /// the last, before the connection is closed.
-async fn until<C>(
+async fn until<C, E>(
     tracked: &Tracked,
     reset: &Reset,
     unused: impl Future<Output = ()>,
-    mut connection: std::pin::Pin<&mut C>,
+    mut connection: Pin<&mut C>,
     last: Option<&LastAnswer>,
-    drain: impl Fn(std::pin::Pin<&mut C>),
-) -> hyper::Result<()>
+    drain: impl Fn(Pin<&mut C>),
+) -> Result<(), E>
 where
-    C: Future<Output = hyper::Result<()>>,
+    C: Future<Output = Result<(), E>>,
 {
     tokio::select! {
         result = connection.as_mut() => return result,
@@ -270,12 +278,6 @@ where
     }
 }
 
-fn http1() -> server::conn::http1::Builder {
-    let mut builder = server::conn::http1::Builder::new();
-    builder.auto_date_header(false).half_close(true).max_buf_size(MAX_HEAD).header_read_timeout(None);
-    builder
-}
-
 fn http2() -> server::conn::http2::Builder<LocalExecutor> {
     let mut builder = server::conn::http2::Builder::new(LocalExecutor);
     builder
@@ -290,7 +292,7 @@ fn http2() -> server::conn::http2::Builder<LocalExecutor> {
     builder
 }
 
-/// Opens HTTP/1.1 over a connection.
+/// Opens HTTP/1.1 over a connection that is to leave it again.
 ///
 /// # Errors
 /// hyper could not begin.

@@ -1,7 +1,7 @@
 //! A connection that changes its protocol (WebSocket): the request goes over a connection of its own, and after a 101
 //! bytes go both ways until both ends have closed or a change of rules ends it.
 
-use super::{Body, client_h1, strip_response};
+use super::{Body, client_h1, h1::Upgrading, strip_response};
 use crate::{
     copy::{self, Copied},
     exchange::{Exchange, Flags},
@@ -30,7 +30,7 @@ pub async fn upgrade(
     limits: StreamLimits,
     exchange: Option<Rc<Exchange>>,
 ) -> hyper::Result<Response<Body>> {
-    let downstream = hyper::upgrade::on(&mut request);
+    let downstream = request.extensions_mut().remove::<Upgrading>().and_then(|it| it.take());
     let Opened { transport, active, .. } = opened;
     let reset = transport.reset();
     let (mut sender, connection) = client_h1(transport).await?;
@@ -54,8 +54,9 @@ pub async fn upgrade(
         let _active = active;
         let cell = traffic.cell(index);
         let _open = Open::new(cell);
-        let (Ok(downstream), Ok(upstream)) = tokio::join!(downstream, upstream) else { return };
-        let (mut a, mut b) = (TokioIo::new(downstream), TokioIo::new(upstream));
+        let Some(downstream) = downstream else { return };
+        let (Ok(mut a), Ok(upstream)) = tokio::join!(downstream, upstream) else { return };
+        let mut b = TokioIo::new(upstream);
         let moved = Cell::new(Copied::default());
         tokio::select! {
             _ = copy::bidirectional_counted(&mut a, &mut b, cell, &timer, idle, &moved) => {}

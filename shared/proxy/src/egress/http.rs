@@ -10,12 +10,11 @@ use super::{
     outward::{Outward, Underway},
 };
 use crate::{
-    codec::{self, Body, LastAnswer, idle_ending, in_grpc, is_grpc},
+    codec::{self, Body, LastAnswer, idle_ending, in_grpc, is_clients, is_grpc},
     denial::Reason,
     inbound::Terms,
     io::{Reset, Stream},
     metrics::TrafficCell,
-    outbound::is_clients,
     policy::{at_once::Active, retry::RetryPolicy},
     refuse::{LocalExecutor, answer, forbidden},
     snapshot::Snapshot,

@@ -2,7 +2,7 @@
 
 use super::Caller;
 use crate::{
-    codec::{self as plumbing, Body, Guard},
+    codec::{self as plumbing, Body, Guard, Incoming},
     denial::Reason,
     policy::filter::{BodyExaminer, Finding, Framing, Place, RequestFilter, Unexaminable, What},
     snapshot::Inbound,
@@ -10,7 +10,6 @@ use crate::{
 };
 use http::{Request, Response};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use meridian_proxy_config::{FilterAction, RequestPart};
 use std::{rc::Rc, sync::Arc};
 

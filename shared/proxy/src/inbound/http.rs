@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     access_log::AccessLogs,
-    codec::{self as plumbing, Body, Codec, Counted, ForwardError, How, detect},
+    codec::{self as plumbing, Body, Codec, Counted, ForwardError, How, Incoming, detect},
     denial::Reason,
     exchange::{Cause, Exchange, Scene, Subject, Upstream},
     io::Stream,
@@ -22,7 +22,6 @@ use crate::{
 };
 use http::{Request, Response, StatusCode, uri::Authority};
 use http_body::Body as _;
-use hyper::{body::Incoming, service::service_fn};
 use meridian_lua::{Facts, PeerFacts};
 use meridian_proxy_config::alpn;
 use std::{
@@ -72,7 +71,7 @@ pub(super) async fn serve<S: Stream + Send>(arrival: Arrival, stream: S, caller:
         streams: Cell::default(),
         refusal: RefCell::default(),
     });
-    let handler = service_fn(move |request| handle(context.clone(), request));
+    let handler = move |request| handle(context.clone(), request);
     let reset = arrival.reset.clone();
     let limits = arrival.inbound.connections;
     match caller.peer.as_ref().map(|peer| peer.alpn.as_slice()) {

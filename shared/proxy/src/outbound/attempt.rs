@@ -42,7 +42,7 @@ pub(super) struct Errand<'a> {
 enum Outcome {
     Answered(Response<Body>),
     Unreachable(DialError),
-    Lost(hyper::Error),
+    Lost(plumbing::Error),
     Late(Late),
     /// Nothing was tried: too much is under way.
     Overloaded(Limit),
@@ -155,7 +155,7 @@ impl Errand<'_> {
                     last = error;
                 }
                 Ok(Err(ForwardError::Lost(error))) => {
-                    if !is_clients(&error) {
+                    if !error.is_clients() {
                         upstream.note(worker, &state, Event::Local);
                     }
                     return Outcome::Lost(error);
@@ -219,7 +219,7 @@ impl Errand<'_> {
                 response
             }
             Outcome::Unreachable(error) => unreachable(self.cluster, &error),
-            Outcome::Lost(error) if is_clients(&error) => {
+            Outcome::Lost(error) if error.is_clients() => {
                 let text = "the request's body is malformed, or was cut\n";
                 plumbing::because(plumbing::plain(StatusCode::BAD_REQUEST, text), &Cause::MALFORMED)
             }
@@ -248,8 +248,8 @@ impl Outcome {
             Self::Answered(response) => Some(Attempt::Answered(response.status(), response.headers())),
             Self::Unreachable(_) => Some(Attempt::Unreachable),
             // There is no whole request to send again.
-            Self::Lost(error) if is_clients(error) => None,
-            Self::Lost(error) if refused(error) => Some(Attempt::Refused),
+            Self::Lost(error) if error.is_clients() => None,
+            Self::Lost(error) if error.is_refusal() => Some(Attempt::Refused),
             Self::Lost(_) | Self::Late(Late::Try) => Some(Attempt::Lost),
             Self::Late(_) | Self::Overloaded(_) => None,
         }
@@ -270,19 +270,6 @@ fn answered(protocol: Protocol, response: &Response<Body>) -> Event {
         Some(status) => Event::grpc(status),
         None => Event::Status(response.status().as_u16()),
     }
-}
-
-/// Whether a request was lost since the client did not send it to its end.
-pub(crate) fn is_clients(error: &hyper::Error) -> bool {
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
-    error.is_user()
-        || cause.is_some_and(|cause| cause.is_reset() && !cause.is_remote() && !cause.is_library())
-}
-
-/// Whether an HTTP/2 server said that it did nothing with the request.
-pub(crate) fn refused(error: &hyper::Error) -> bool {
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
-    cause.and_then(h2::Error::reason) == Some(h2::Reason::REFUSED_STREAM)
 }
 
 impl Trail {

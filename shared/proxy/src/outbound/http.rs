@@ -2,7 +2,7 @@
 
 use super::{attempt, leads_to, mirror, route};
 use crate::{
-    codec::{self as plumbing, Body, Counted, How, detect},
+    codec::{self as plumbing, Body, Counted, How, Incoming, detect},
     denial::Reason,
     exchange::{Cause, Exchange, Scene, Subject, Upstream},
     io::Socket,
@@ -22,7 +22,6 @@ use crate::{
 };
 use http::{Request, Response, StatusCode, header::SET_COOKIE, uri::Authority};
 use http_body::Body as _;
-use hyper::{body::Incoming, service::service_fn};
 use meridian_lua::Facts;
 use meridian_proxy_config::alpn;
 use std::{
@@ -90,7 +89,7 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted
         ends,
         scene: OnceCell::new(),
     });
-    let handler = service_fn(move |request| handle(context.clone(), request));
+    let handler = move |request| handle(context.clone(), request);
     plumbing::serve(codec, stream, reset, &tracked, &cluster.connections, handler).await;
 }
 

@@ -6,13 +6,12 @@
 
 use super::http::{Way, forward};
 use crate::{
-    codec::{self as plumbing, Body},
+    codec::{self as plumbing, Body, Incoming},
     policy::routes::{Found, Rule},
     snapshot::{self, Cluster, Routing, Split, Verdict},
     worker::Worker,
 };
 use http::{HeaderValue, Request, Response, StatusCode, header, uri::Authority};
-use hyper::body::Incoming;
 use std::{rc::Rc, sync::Arc};
 
 /// A request that is for a rule.

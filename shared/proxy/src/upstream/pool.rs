@@ -6,7 +6,7 @@
 
 use super::{DialError, Far, cluster_check};
 use crate::{
-    codec::{Body, LocalExecutor, client_h1, client_h2},
+    codec::{Body, Client, Error, Incoming, LocalExecutor, Watch, client_h2},
     io::{Reset, Transport},
     policy::at_once::{Active, Limit, Limits, Load},
     timer::Timer,
@@ -18,10 +18,7 @@ use futures::{
     future::{LocalBoxFuture, Shared},
 };
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
-};
+use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use std::{
     cell::{Cell, RefCell},
@@ -58,6 +55,8 @@ pub struct Pool {
     multiplexed: RefCell<Vec<Rc<Multiplexed>>>,
     opening: RefCell<Option<Opening>>,
     idle: RefCell<Vec<Idle>>,
+    /// There is a task that closes those that nobody uses.
+    closing: Cell<bool>,
     /// Of the whole cluster or application.
     pub(super) load: Rc<Load>,
 }
@@ -77,7 +76,7 @@ pub struct Multiplexed {
 }
 
 struct Idle {
-    sender: http1::SendRequest<Body>,
+    client: Client,
     expires: Option<u64>,
     /// The tick until which it may be used.
     until: u64,
@@ -85,7 +84,7 @@ struct Idle {
 
 /// An HTTP/1.1 connection that is ours until the answer is complete.
 pub struct Exclusive {
-    sender: http1::SendRequest<Body>,
+    client: Client,
     pool: Weak<Pool>,
     timer: Timer,
     keep: Duration,
@@ -104,9 +103,11 @@ enum Kind {
 
 /// A request that was not answered.
 pub struct SendError {
-    pub error: hyper::Error,
-    /// The request, if nothing of it was sent.
+    pub error: Error,
+    /// The request, if it is still there.
     pub request: Option<Request<Body>>,
+    /// Some of it may have reached the other side.
+    pub sent: bool,
 }
 
 impl Sending {
@@ -246,8 +247,8 @@ impl Pool {
         far: &Far,
         alpn: &[u8],
     ) -> Result<Exclusive, DialError> {
-        let exclusive = |sender, expires, reused| Exclusive {
-            sender,
+        let exclusive = |client, expires, reused| Exclusive {
+            client,
             pool: Rc::downgrade(self),
             timer: worker.timer.clone(),
             keep: far.keep(),
@@ -255,35 +256,36 @@ impl Pool {
             reused,
         };
         if let Some(idle) = self.reuse(worker.timer.now()) {
-            return Ok(exclusive(idle.sender, idle.expires, true));
+            return Ok(exclusive(idle.client, idle.expires, true));
         }
         let _waiting = self.load.wait(far.at_once())?;
         let Opened { transport, peer, active } = far.open(worker, alpn, far.needs_one()).await?;
         let reset = transport.reset();
-        let (sender, connection) = client_h1(transport)
-            .await
-            .map_err(|source| DialError::Http { endpoint: far.name(), source: Rc::new(source) })?;
+        let (client, watch) = Client::over(transport);
         let drive = Drive { far: far.clone(), peer, reset, _active: active, pool: Rc::downgrade(self) };
-        worker.spawn(drive.exclusive(worker.clone(), connection));
-        Ok(exclusive(sender, far.expires(worker.timer.now()), false))
+        worker.spawn(drive.exclusive(worker.clone(), watch));
+        Ok(exclusive(client, far.expires(worker.timer.now()), false))
     }
 
     fn reuse(&self, now: u64) -> Option<Idle> {
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|idle| !idle.sender.is_closed() && idle.until > now);
-        let ready = idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        Some(idle.swap_remove(ready))
+        while let Some(last) = idle.pop() {
+            if last.until > now && last.client.rise() {
+                return Some(last);
+            }
+        }
+        None
     }
 
     fn put(self: &Rc<Self>, used: Exclusive) {
-        let Exclusive { sender, timer, keep, expires, .. } = used;
+        let Exclusive { client, timer, keep, expires, .. } = used;
         let until = timer.after(keep).min(expires.unwrap_or(u64::MAX));
         let mut idle = self.idle.borrow_mut();
-        if sender.is_closed() || idle.len() >= MAX_IDLE || until <= timer.now() {
+        if idle.len() >= MAX_IDLE || until <= timer.now() || !client.rest() {
             return;
         }
-        idle.push(Idle { sender, expires, until });
-        if idle.len() == 1 {
+        idle.push(Idle { client, expires, until });
+        if !self.closing.replace(true) {
             drop(tokio::task::spawn_local(close_idle(Rc::downgrade(self), timer)));
         }
     }
@@ -297,10 +299,13 @@ async fn close_idle(pool: Weak<Pool>, timer: Timer) {
         let Some(pool) = pool.upgrade() else { return };
         let mut idle = pool.idle.borrow_mut();
         let now = timer.now();
-        idle.retain(|idle| idle.until > now);
+        idle.retain(|idle| idle.client.is_open() && idle.until > now);
         match idle.iter().map(|idle| idle.until).min() {
             Some(earliest) => next = earliest,
-            None => return,
+            None => {
+                pool.closing.set(false);
+                return;
+            }
         }
     }
 }
@@ -364,14 +369,14 @@ impl Drive {
         }
     }
 
-    async fn exclusive(self, worker: Rc<Worker>, connection: http1::Connection<TokioIo<Transport>, Body>) {
+    async fn exclusive(self, worker: Rc<Worker>, watch: Watch) {
         let _open = self.opened(&worker);
         match self.tracked(&worker) {
             Some(tracked) => tokio::select! {
-                result = connection => ended(result),
+                () = watch => {}
                 _ = tracked.reset() => self.reset.arm(),
             },
-            None => ended(connection.await),
+            None => watch.await,
         }
     }
 
@@ -428,26 +433,33 @@ impl Multiplexed {
         self.streams.set(self.streams.get() + 1);
         let sending = Sending(Some(Kind::Stream(self.clone())));
         match self.sender.clone().try_send_request(request).await {
-            Ok(response) => Ok((response, sending)),
+            Ok(response) => Ok((response.map(Incoming::from), sending)),
             Err(mut error) => {
                 let request = error.take_message();
-                Err(SendError { error: error.into_error(), request })
+                let sent = request.is_none();
+                Err(SendError { error: error.into_error().into(), request, sent })
             }
         }
     }
 }
 
 impl Exclusive {
-    /// Sends a request; the answer holds the connection.
+    /// Sends a request; the answer holds the connection. `waits`: its body only when the server asks for it.
     ///
     /// # Errors
     /// Why there is no answer.
-    pub async fn send(mut self, request: Request<Body>) -> Result<(Response<Incoming>, Sending), SendError> {
-        match self.sender.try_send_request(request).await {
-            Ok(response) => Ok((response, Sending(Some(Kind::Exclusive(Box::new(self)))))),
-            Err(mut error) => {
-                let request = error.take_message();
-                Err(SendError { error: error.into_error(), request })
+    pub async fn send(
+        self,
+        request: Request<Body>,
+        waits: bool,
+    ) -> Result<(Response<Incoming>, Sending), SendError> {
+        match self.client.send(&self.timer, request, waits).await {
+            Ok(response) => {
+                let sending = Sending(Some(Kind::Exclusive(Box::new(self))));
+                Ok((response.map(Incoming::Http1), sending))
+            }
+            Err(error) => {
+                Err(SendError { error: error.error.into(), request: error.request, sent: error.sent })
             }
         }
     }

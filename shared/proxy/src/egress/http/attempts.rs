@@ -2,10 +2,9 @@
 
 use super::{Body, Site, rewrite::rewrite};
 use crate::{
-    codec::{Counted, Malformed, OVERLOADED, Tape, copy, strip_response},
+    codec::{Counted, Malformed, OVERLOADED, Tape, copy, is_clients, is_refusal, strip_response},
     egress::{authorise::Denied, outward::Outward},
     host::Asked,
-    outbound::{is_clients, refused},
     policy::{
         at_once::Limit,
         retry::{Attempt, RetryPolicy},
@@ -170,7 +169,7 @@ fn attempted(outcome: &Outcome) -> Option<Attempt<'_>> {
         Err(Failed::Unreachable(_)) => Some(Attempt::Unreachable),
         // There is no whole request to send again.
         Err(Failed::Lost(error)) if is_clients(error) => None,
-        Err(Failed::Lost(error)) if refused(error) => Some(Attempt::Refused),
+        Err(Failed::Lost(error)) if is_refusal(error) => Some(Attempt::Refused),
         Err(Failed::Lost(_) | Failed::Late(Late::Try, _)) => Some(Attempt::Lost),
         Err(
             Failed::Denied(_)

@@ -1,0 +1,287 @@
+//! Serving a connection: one request after the other, each answered before the next is read.
+
+use super::{
+    Error, Incoming, MAX_WAITING,
+    encode::{self, Asked, Encoder},
+    link::{self, Link, Shared},
+    out::Out,
+    parse::{self, Partial, RequestHead},
+};
+use crate::{
+    codec::{Body, expects_continue, heads::Heads, incoming, is_upgrade},
+    io::{Rewind, Stream},
+};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+};
+use tokio::sync::oneshot;
+
+/// A connection that is served. Resolves when it is over.
+pub(in crate::codec) struct Connection<H, F> {
+    link: Shared,
+    handler: H,
+    state: State<F>,
+    partial: Partial,
+    out: Out,
+    heads: Rc<Heads>,
+    /// No request is begun any more.
+    closing: bool,
+    upgrading: Option<oneshot::Sender<Upgraded>>,
+}
+
+enum State<F> {
+    Head,
+    Answering(Pin<Box<F>>, Asked),
+    Sending(Sending),
+    /// The head that says so is on its way.
+    Upgrading,
+    Closing,
+}
+
+struct Sending {
+    /// `None`: all of it waits to be written.
+    body: Option<Body>,
+    encoder: Encoder,
+    trailers: bool,
+    keep: bool,
+}
+
+/// A stream behind an upgrade.
+pub(in crate::codec) type Upgraded = Rewind<Box<dyn Stream + Send>>;
+
+/// In a request that wants another protocol: where its stream comes once it is answered so.
+#[derive(Clone)]
+pub(in crate::codec) struct Upgrading(Arc<Mutex<Option<oneshot::Receiver<Upgraded>>>>);
+
+impl Upgrading {
+    pub(in crate::codec) fn take(&self) -> Option<oneshot::Receiver<Upgraded>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl<H, F> Connection<H, F>
+where
+    H: Fn(Request<incoming::Incoming>) -> F + Unpin,
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
+    pub(in crate::codec) fn new(io: impl Stream + Send, heads: Rc<Heads>, handler: H) -> Self {
+        Self {
+            link: Link::over(io),
+            handler,
+            state: State::Head,
+            partial: Partial::default(),
+            out: Out::default(),
+            heads,
+            closing: false,
+            upgrading: None,
+        }
+    }
+
+    /// Takes no request any more; one that is being answered is answered.
+    pub(in crate::codec) fn graceful_shutdown(&mut self) {
+        self.closing = true;
+        if matches!(self.state, State::Head) && self.link.borrow().input.is_empty() {
+            self.state = State::Closing;
+        }
+    }
+
+    /// The next request; `None`: there is none.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<RequestHead>, Error>> {
+        let mut link = self.link.borrow_mut();
+        loop {
+            if !link.input.is_empty() {
+                self.heads.bytes_came();
+                match parse::request(&mut link.input, &mut self.partial) {
+                    Ok(None) => {}
+                    Ok(head) => return Poll::Ready(Ok(head)),
+                    Err(error) => {
+                        refuse(&mut self.out, &error);
+                        return Poll::Ready(Ok(None));
+                    }
+                }
+            }
+            if ready!(link.poll_fill(cx))? == 0 {
+                return Poll::Ready(Ok(None));
+            }
+        }
+    }
+
+    fn begin(&mut self, head: RequestHead) {
+        let RequestHead { mut request, framing, keep } = head;
+        let asked = Asked {
+            head: request.method() == Method::HEAD,
+            version: request.version(),
+            trailers: parse::takes_trailers(request.headers()),
+            keep: keep && !self.closing,
+        };
+        self.upgrading = None;
+        if is_upgrade(&request) {
+            let (sender, receiver) = oneshot::channel();
+            self.upgrading = Some(sender);
+            request.extensions_mut().insert(Upgrading(Arc::new(Mutex::new(Some(receiver)))));
+        }
+        let waits = expects_continue(&request);
+        let serial = self.link.borrow_mut().begin(framing, waits);
+        let body = Incoming::of(&self.link, serial);
+        let answer = (self.handler)(request.map(|()| incoming::Incoming::Http1(body)));
+        self.state = State::Answering(Box::pin(answer), asked);
+    }
+
+    fn respond(&mut self, response: Response<Body>, asked: &Asked) {
+        let (mut head, body) = response.into_parts();
+        let asked = Asked { keep: asked.keep && !self.closing, ..*asked };
+        let (encoder, keep) = encode::response(&mut self.out, &mut head, &body.size_hint(), &asked);
+        self.state = if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            State::Upgrading
+        } else {
+            let bodiless =
+                asked.head || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+            let body = Some(body).filter(|body| !bodiless && !body.is_end_stream());
+            let mut sending = Sending { body, encoder, trailers: asked.trailers, keep };
+            if sending.body.is_none() && !bodiless && sending.encoder.end(&mut self.out, None).is_err() {
+                sending.keep = false;
+            }
+            State::Sending(sending)
+        };
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if self.out.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut link = self.link.borrow_mut();
+        let written = ready!(self.out.poll_write(link.io()?, cx));
+        Poll::Ready(written.map_err(Error::from))
+    }
+
+    /// The answer has gone out whole.
+    fn next(&mut self, keep: bool) {
+        let read = self.link.borrow_mut().skip();
+        self.state = if keep && read && !self.closing { State::Head } else { State::Closing };
+    }
+}
+
+impl Sending {
+    /// Takes what there is of the body, as much as may wait. Whether there may be more.
+    fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>) -> Result<(), Error> {
+        while let Some(body) = self.body.as_mut().filter(|_| out.len() < MAX_WAITING) {
+            let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else { break };
+            let trailers = match frame {
+                Some(Err(error)) => return Err(Error::Sending(Box::new(error))),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        self.encoder.data(out, data)?;
+                        if !body.is_end_stream() {
+                            continue;
+                        }
+                        None
+                    }
+                    Err(frame) => frame.into_trailers().ok(),
+                },
+                None => None,
+            };
+            self.body = None;
+            self.encoder.end(out, trailers.as_ref().filter(|_| self.trailers))?;
+        }
+        Ok(())
+    }
+}
+
+impl<H, F> Future for Connection<H, F>
+where
+    H: Fn(Request<incoming::Incoming>) -> F + Unpin,
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
+    type Output = Result<(), Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        loop {
+            match &mut this.state {
+                State::Head => match ready!(this.poll_head(cx))? {
+                    Some(head) => this.begin(head),
+                    None => this.state = State::Closing,
+                },
+                State::Answering(answer, asked) => {
+                    let mut link = this.link.borrow_mut();
+                    link::keep(&mut link.owner, cx);
+                    if link.wanted() && asked.version == Version::HTTP_11 {
+                        this.out.push(Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n"));
+                    }
+                    if !this.out.is_empty()
+                        && let Poll::Ready(written) = this.out.poll_write(link.io()?, cx)
+                    {
+                        written?;
+                    }
+                    drop(link);
+                    let Ok(response) = ready!(answer.as_mut().poll(cx));
+                    let State::Answering(_, asked) = std::mem::replace(&mut this.state, State::Closing)
+                    else {
+                        return Poll::Ready(Ok(()));
+                    };
+                    this.respond(response, &asked);
+                }
+                State::Sending(sending) => {
+                    if let Err(error) = sending.fill(&mut this.out, cx) {
+                        // What waits still goes, if it can; the break shows in that the rest is missing.
+                        let framed = sending.encoder.persists();
+                        if framed && let Poll::Ready(Err(lost)) = this.poll_write(cx) {
+                            return Poll::Ready(Err(lost));
+                        }
+                        return Poll::Ready(Err(error));
+                    }
+                    let (done, keep) = (sending.body.is_none(), sending.keep);
+                    let full = this.out.len() >= MAX_WAITING;
+                    ready!(this.poll_write(cx))?;
+                    match (done, full) {
+                        (true, _) => this.next(keep),
+                        (false, true) => {}
+                        (false, false) => return Poll::Pending,
+                    }
+                }
+                State::Upgrading => {
+                    ready!(this.poll_write(cx))?;
+                    let mut link = this.link.borrow_mut();
+                    let ahead = std::mem::take(&mut link.input).freeze();
+                    if let (Some(io), Some(upgrading)) = (link.io.take(), this.upgrading.take()) {
+                        // Nobody wants it: it ends.
+                        drop(upgrading.send(Rewind::new(ahead, io)));
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                State::Closing => {
+                    ready!(this.poll_write(cx))?;
+                    let mut link = this.link.borrow_mut();
+                    ready!(Pin::new(link.io()?).poll_shutdown(cx))?;
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+impl<H, F> Drop for Connection<H, F> {
+    fn drop(&mut self) {
+        self.link.borrow_mut().close();
+    }
+}
+
+/// Answers what is no request; nothing is read behind it.
+fn refuse(out: &mut Out, error: &Error) {
+    let status: &[u8] = match error {
+        Error::LargeHead => b"431 Request Header Fields Too Large",
+        _ => b"400 Bad Request",
+    };
+    out.with(|into| {
+        into.extend_from_slice(b"HTTP/1.1 ");
+        into.extend_from_slice(status);
+        into.extend_from_slice(b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    });
+}

@@ -1,0 +1,377 @@
+//! Client and server at the two ends of a stream, and each with bytes at the other end.
+
+use super::{client::SendError, link::Link, parse::Framing, *};
+use crate::{
+    codec::{Body, heads::Heads, incoming},
+    timer::Timer,
+};
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use std::{convert::Infallible, future::poll_fn, rc::Rc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    task::{LocalSet, spawn_local},
+};
+
+/// Room of the streams: what is larger waits to be read.
+const ROOM: usize = 1 << 10;
+
+async fn local<T>(test: impl Future<Output = T>) -> T {
+    LocalSet::new().run_until(test).await
+}
+
+type Answered = Result<Response<Body>, Infallible>;
+
+/// A server with such a handler, and the client's end.
+fn serving<F>(handler: impl Fn(Request<incoming::Incoming>) -> F + Unpin + 'static) -> DuplexStream
+where
+    F: Future<Output = Answered> + 'static,
+{
+    let (near, far) = duplex(ROOM);
+    drop(spawn_local(Connection::new(far, Rc::<Heads>::default(), handler)));
+    near
+}
+
+async fn echo(request: Request<incoming::Incoming>) -> Answered {
+    Ok(Response::new(Body::incoming(request.into_body())))
+}
+
+async fn said(mut stream: DuplexStream, bytes: &str) -> String {
+    let (mut read, mut write) = tokio::io::split(&mut stream);
+    let mut text = String::new();
+    let writing = async {
+        // What refuses reads no further.
+        drop(write.write_all(bytes.as_bytes()).await);
+        drop(write.shutdown().await);
+    };
+    let (_, read) = tokio::join!(writing, read.read_to_string(&mut text));
+    drop(read);
+    text
+}
+
+#[tokio::test]
+async fn answers_have_the_form_that_the_client_can_read() {
+    local(async {
+        let text = |text: &'static str| move |_: Request<incoming::Incoming>| async move {
+            Ok(Response::new(Body::full(text)))
+        };
+        let get = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        assert_eq!(
+            said(serving(text("hello")), get).await,
+            "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello"
+        );
+        let post = |version: &str, fields: &str| {
+            format!("POST / HTTP/{version}\r\nHost: a\r\n{fields}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: 1\r\n\r\n")
+        };
+        assert_eq!(
+            said(serving(echo), &post("1.1", "")).await,
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+        );
+        assert_eq!(
+            said(serving(echo), &post("1.1", "TE: trailers\r\nConnection: close\r\n")).await,
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n5\r\nhello\r\n0\r\nx: 1\r\n\r\n"
+        );
+        // Who knows no chunks is told the end by the connection's.
+        let old = |fields: &str| format!("GET / HTTP/1.0\r\n{fields}\r\n");
+        let of_unknown_length =
+            |_: Request<incoming::Incoming>| async { Ok(Response::new(open_ended("hello").await)) };
+        assert_eq!(
+            said(serving(of_unknown_length), &old("Connection: keep-alive\r\n")).await,
+            "HTTP/1.0 200 OK\r\nconnection: close\r\n\r\nhello"
+        );
+        assert_eq!(
+            said(serving(text("a")), &old("Connection: keep-alive\r\n")).await,
+            "HTTP/1.0 200 OK\r\ncontent-length: 1\r\nconnection: keep-alive\r\n\r\na"
+        );
+        let head = "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert_eq!(said(serving(text("hello")), head).await, "HTTP/1.1 200 OK\r\n\r\n");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn requests_one_behind_the_other_are_answered_in_turn() {
+    local(async {
+        let path = |request: Request<incoming::Incoming>| async move {
+            tokio::task::yield_now().await;
+            Ok(Response::new(Body::full(request.uri().path().to_owned())))
+        };
+        // The second one's body is read by nobody, but is there: the third one follows.
+        let said = said(
+            serving(path),
+            "GET /a HTTP/1.1\r\n\r\nPOST /b HTTP/1.1\r\nContent-Length: 3\r\n\r\nxyzGET /c HTTP/1.1\r\n\r\n",
+        )
+        .await;
+        let one = |path: &str| format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{path}");
+        assert_eq!(said, one("/a") + &one("/b") + &one("/c"));
+    })
+    .await;
+}
+
+/// A body that nobody has read is no place to look for the next request.
+#[tokio::test]
+async fn a_body_that_was_not_read_ends_the_connection() {
+    local(async {
+        let deaf = |_| async { Ok(Response::new(Body::empty())) };
+        let said =
+            said(serving(deaf), "POST / HTTP/1.1\r\nContent-Length: 99\r\n\r\nGET /b HTTP/1.1\r\n\r\n").await;
+        assert_eq!(said, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_word_gets_it_once_somebody_wants_the_body() {
+    local(async {
+        let reading = |request: Request<incoming::Incoming>| async {
+            Ok(Response::new(Body::full(request.into_body().collect().await.unwrap().to_bytes())))
+        };
+        let mut stream = serving(reading);
+        stream
+            .write_all(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+            .await
+            .unwrap();
+        let word = b"HTTP/1.1 100 Continue\r\n\r\n";
+        let mut said = vec![0; word.len()];
+        stream.read_exact(&mut said).await.unwrap();
+        assert_eq!(said, word);
+        stream.write_all(b"ok").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        // And none if nobody does.
+        let deaf = |_| async { Ok(Response::new(Body::empty())) };
+        let mut stream = serving(deaf);
+        stream
+            .write_all(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+            .await
+            .unwrap();
+        let mut all = String::new();
+        stream.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+    })
+    .await;
+}
+
+/// A body whose length nobody knows before its end.
+async fn open_ended(text: &'static str) -> Body {
+    let (mut near, far) = duplex(ROOM);
+    near.write_all(text.as_bytes()).await.unwrap();
+    let link = Link::over(far);
+    let serial = link.borrow_mut().begin(Framing::End, false);
+    Body::incoming(incoming::Incoming::Http1(Incoming::of(&link, serial)))
+}
+
+/// A client, and the server's end of its connection.
+fn connected() -> (Client, DuplexStream) {
+    let (near, far) = duplex(ROOM);
+    let (client, watch) = Client::over(near);
+    drop(spawn_local(watch));
+    (client, far)
+}
+
+fn get() -> Request<Body> {
+    Request::get("/a?b").header("host", "a").body(Body::empty()).unwrap()
+}
+
+async fn heard(stream: &mut DuplexStream, expected: &str) {
+    let mut bytes = vec![0; expected.len()];
+    stream.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(String::from_utf8(bytes).unwrap(), expected);
+}
+
+async fn text(response: Response<Incoming>) -> Result<String, BodyError> {
+    let body = Body::incoming(incoming::Incoming::Http1(response.into_body()));
+    Ok(String::from_utf8(body.collect().await?.to_bytes().to_vec()).unwrap())
+}
+
+async fn sent(client: &Client, request: Request<Body>, waits: bool) -> Result<Response<Incoming>, SendError> {
+    client.send(&Timer::default(), request, waits).await
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_when_both_are_done() {
+    local(async {
+        let (client, mut server) = connected();
+        for (answer, body, again) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "ok", true),
+            ("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", "", true),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "ok", true),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok", "ok", false),
+        ] {
+            let serve = async {
+                heard(&mut server, "GET /a?b HTTP/1.1\r\nhost: a\r\n\r\n").await;
+                server.write_all(answer.as_bytes()).await.unwrap();
+            };
+            let (response, ()) = tokio::join!(sent(&client, get(), false), serve);
+            assert_eq!(text(response.ok().unwrap()).await.unwrap(), body);
+            assert_eq!(client.rest(), again, "{answer}");
+            assert!(!again || client.rise());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_leaves_is_noticed_while_the_connection_rests() {
+    local(async {
+        for parting in ["", "HTTP/1.1 408 Request Timeout\r\n\r\n"] {
+            let (near, mut server) = duplex(ROOM);
+            let (client, watch) = Client::over(near);
+            let serve = async {
+                heard(&mut server, "GET /a?b HTTP/1.1\r\nhost: a\r\n\r\n").await;
+                server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+                server
+            };
+            let (response, mut server) = tokio::join!(sent(&client, get(), false), serve);
+            drop(response);
+            assert!(client.rest());
+            server.write_all(parting.as_bytes()).await.unwrap();
+            drop(server);
+            watch.await;
+            assert!(!client.is_open() && !client.rise());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_not_answered_can_be_sent_again() {
+    local(async {
+        let (client, server) = connected();
+        drop(server);
+        let error = sent(&client, get(), false).await.err().unwrap();
+        let request = error.request.unwrap();
+        assert_eq!((request.uri().path(), request.headers()["host"].as_bytes()), ("/a", b"a".as_slice()));
+        // Read, and not answered: whether it was acted on is anybody's guess.
+        let (client, mut server) = connected();
+        let serve = async {
+            heard(&mut server, "GET").await;
+            drop(server);
+        };
+        let (response, ()) = tokio::join!(sent(&client, get(), false), serve);
+        let error = response.err().unwrap();
+        assert!(error.sent && matches!(error.error, Error::Unanswered), "{}", error.error);
+    })
+    .await;
+}
+
+/// An answer may come before the request's end; what is left of it still goes, also while nobody reads the answer.
+#[tokio::test]
+async fn the_rest_of_a_request_follows_an_early_answer() {
+    local(async {
+        let (client, mut server) = connected();
+        let long = "x".repeat(300 * ROOM);
+        let request = Request::post("/").body(Body::full(long.clone())).unwrap();
+        let head = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n", long.len());
+        let serve = async {
+            heard(&mut server, &head).await;
+            server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await.unwrap();
+            server
+        };
+        let (response, mut server) = tokio::join!(sent(&client, request, false), serve);
+        let response = response.ok().unwrap();
+        assert!(!client.rest());
+        heard(&mut server, &long).await;
+        server.write_all(b"ok").await.unwrap();
+        assert_eq!(text(response).await.unwrap(), "ok");
+        assert!(client.rest());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_waits_for_the_servers_word() {
+    local(async {
+        let post = || Request::post("/").header("expect", "100-continue").body(Body::full("body")).unwrap();
+        let head = "POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n";
+        let (client, mut server) = connected();
+        let serve = async {
+            heard(&mut server, head).await;
+            server.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+            heard(&mut server, "body").await;
+            server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        };
+        let (response, ()) = tokio::join!(sent(&client, post(), true), serve);
+        assert_eq!(response.ok().unwrap().status(), StatusCode::OK);
+        assert!(client.rest());
+        // Refused: the body is never sent, so nothing else can follow.
+        let (client, mut server) = connected();
+        let serve = async {
+            heard(&mut server, head).await;
+            server.write_all(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        };
+        let (response, ()) = tokio::join!(sent(&client, post(), true), serve);
+        assert_eq!(response.ok().unwrap().status(), StatusCode::EXPECTATION_FAILED);
+        assert!(!client.rest());
+        drop(client);
+        assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_is_no_whole_one() {
+    local(async {
+        for answer in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
+        ] {
+            let (client, mut server) = connected();
+            server.write_all(answer.as_bytes()).await.unwrap();
+            server.shutdown().await.unwrap();
+            let response = sent(&client, get(), false).await.ok().unwrap();
+            let error = text(response).await.unwrap_err();
+            assert!(matches!(error, BodyError::Http1(Error::Cut)), "{error}");
+            assert!(!client.rest());
+        }
+        let (client, mut server) = connected();
+        server.write_all(b"HTTP/1.1 200 OK\r\n\r\nall of it").await.unwrap();
+        server.shutdown().await.unwrap();
+        let response = sent(&client, get(), false).await.ok().unwrap();
+        assert_eq!(text(response).await.unwrap(), "all of it");
+        assert!(!client.rest());
+    })
+    .await;
+}
+
+/// What reads of a connection that is ended from elsewhere is told.
+#[tokio::test]
+async fn who_reads_hears_of_the_end() {
+    local(async {
+        let (near, mut server) = duplex(ROOM);
+        let (client, watch) = Client::over(near);
+        server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok").await.unwrap();
+        let response = sent(&client, get(), false).await.ok().unwrap();
+        let mut body = response.into_body();
+        let first = poll_fn(|cx| body.poll(cx)).await.unwrap().unwrap();
+        assert_eq!(first.into_data().unwrap(), "ok");
+        let reading = spawn_local(async move { poll_fn(|cx| body.poll(cx)).await });
+        tokio::task::yield_now().await;
+        drop(watch);
+        assert!(reading.await.unwrap().unwrap().is_err());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn client_and_server_understand_each_other() {
+    local(async {
+        let (near, far) = duplex(ROOM);
+        drop(spawn_local(Connection::new(far, Rc::<Heads>::default(), echo)));
+        let (client, watch) = Client::over(near);
+        drop(spawn_local(watch));
+        for length in [0, 1, 100, 5_000, 200_000] {
+            let body = "x".repeat(length);
+            let request = Request::post("/").body(Body::full(body.clone())).unwrap();
+            let response = sent(&client, request, false).await.ok().unwrap();
+            assert_eq!(text(response).await.unwrap(), body);
+            assert!(client.rest() && client.rise(), "{length}");
+        }
+        // In chunks.
+        let request = Request::post("/").body(open_ended("in chunks").await).unwrap();
+        assert_eq!(text(sent(&client, request, false).await.ok().unwrap()).await.unwrap(), "in chunks");
+    })
+    .await;
+}
