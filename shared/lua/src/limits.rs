@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Calls, returns, rounds of loops and comparisons with patterns of one invocation. Scripts on headers take some hundred;
 /// a search for a pattern takes one a byte, so that a body of [`MAX_BODY`] can be searched.
 pub const STEPS: u32 = 2_000_000;
-/// How long one invocation may compute, waits for bodies and calls excluded. The clock is looked at each step, and not
+/// How long one invocation may have the processor, waits for bodies and calls excluded. The clock is looked at each step, and not
 /// within one: what a script does between two of them (comparing long strings) comes on top of it, and is bounded by
 /// [`MAX_SOURCE`] and [`MEMORY`].
 pub const TIME: Duration = Duration::from_millis(50);

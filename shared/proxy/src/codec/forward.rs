@@ -78,7 +78,7 @@ pub async fn send(
     pool: &Rc<Pool>,
     far: &Far,
     how: How,
-    mut request: Request<Body>,
+    mut request: Box<Request<Body>>,
     counted: Counted,
 ) -> Result<Response<Body>, ForwardError> {
     let mut tries = 0;
@@ -87,7 +87,7 @@ pub async fn send(
         let (result, reused) = match how {
             How::Multiplexed { alpn } => match pool.multiplexed(worker, far, alpn).await {
                 Ok(connection) => (connection.send(request).await, true),
-                Err(error) => return Err(ForwardError::Dial(error, Box::new(request))),
+                Err(error) => return Err(ForwardError::Dial(error, request)),
             },
             How::Exclusive { alpn } | How::Continue { alpn } => match pool.exclusive(worker, far, alpn).await
             {
@@ -95,7 +95,7 @@ pub async fn send(
                     let (reused, waits) = (connection.reused, matches!(how, How::Continue { .. }));
                     (connection.send(request, waits).await, reused)
                 }
-                Err(error) => return Err(ForwardError::Dial(error, Box::new(request))),
+                Err(error) => return Err(ForwardError::Dial(error, request)),
             },
         };
         match result {

@@ -120,8 +120,9 @@ pub async fn serve<S, H, F>(
         }
         Codec::Http2 => {
             let io = TokioIo::new(stream);
+            // Boxed: hyper moves what it runs for a stream several times.
             let handler = service_fn(|request: Request<body::Incoming>| {
-                requests.count(handler(request.map(Incoming::from)))
+                Box::pin(requests.count(handler(request.map(Incoming::from))))
             });
             let connection = http2().serve_connection(io, handler);
             let mut connection = pin!(connection);

@@ -224,7 +224,9 @@ async fn forward(
     let clock = context.streams.get().begin(&worker.timer, request.body().is_end_stream(), false);
     let has_body = examined.has_body(request.body());
     let timed = clock.clone();
-    let mut request = request.map(|body| examined.body(Body::incoming(body)).counted(counted).request(timed));
+    // Boxed: it goes through several futures, and each would have the space of it twice.
+    let mut request =
+        Box::new(request.map(|body| examined.body(Body::incoming(body)).counted(counted).request(timed)));
     if let Some(exchange) = exchange {
         request.body_mut().watch(exchange.watch_request());
     }
@@ -250,10 +252,15 @@ struct Errand<'a> {
 
 impl Errand<'_> {
     /// Through scripts to the application, and back.
-    async fn scripted(self, chain: &Chain, authority: Authority, request: Request<Body>) -> Response<Body> {
+    async fn scripted(
+        self,
+        chain: &Chain,
+        authority: Authority,
+        request: Box<Request<Body>>,
+    ) -> Response<Body> {
         let facts = self.context.facts(self.inbound, &request);
         let passage = Passage::new(&self.context.worker, chain, facts, &self.inbound.traffic);
-        let going = passage.request(request, authority);
+        let going = passage.request(*request, authority);
         let gone = match &self.clock {
             Some(clock) => match clock.hold(going).await {
                 Ok(gone) => gone,
@@ -263,7 +270,7 @@ impl Errand<'_> {
         };
         match gone {
             Ok((request, authority)) => {
-                let answer = self.answer(&authority, request).await;
+                let answer = self.answer(&authority, Box::new(request)).await;
                 passage.response(answer).await
             }
             Err(Stopped::Answered(answer)) => *answer,
@@ -286,12 +293,12 @@ impl Errand<'_> {
         }
     }
 
-    async fn answer(self, authority: &Authority, mut request: Request<Body>) -> Response<Body> {
+    async fn answer(self, authority: &Authority, mut request: Box<Request<Body>>) -> Response<Body> {
         let Self { context, inbound, examined, has_body, clock, active, exchange, pool } = self;
         let worker = &context.worker;
         let http2 = inbound.config.protocol.is_http2();
         if plumbing::is_upgrade(&request) && !http2 && !has_body {
-            return Box::pin(upgrade(context, inbound, authority, request, active, exchange)).await;
+            return Box::pin(upgrade(context, inbound, authority, *request, active, exchange)).await;
         }
         let how = match (http2, plumbing::expects_continue(&request)) {
             (true, _) => How::Multiplexed { alpn: &[] },

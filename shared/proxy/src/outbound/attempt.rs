@@ -69,7 +69,7 @@ impl Errand<'_> {
     /// The answer, by as many attempts as `retry` allows.
     pub(super) async fn answer(
         self,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
         retry: Option<&Arc<RetryPolicy>>,
     ) -> Response<Body> {
         let upstream = self.upstream.clone();
@@ -120,7 +120,12 @@ impl Errand<'_> {
     }
 
     /// Sends to one endpoint after the other until one can be reached.
-    async fn attempt(&self, upstream: &Upstream, mut request: Request<Body>, trail: &mut Trail) -> Outcome {
+    async fn attempt(
+        &self,
+        upstream: &Upstream,
+        mut request: Box<Request<Body>>,
+        trail: &mut Trail,
+    ) -> Outcome {
         let (worker, cluster) = (self.worker, self.cluster);
         let mut last = upstream.nothing();
         let mut unreached = Vec::new();
@@ -151,7 +156,7 @@ impl Errand<'_> {
                     state.failed(worker.timer.now());
                     upstream.note(worker, &state, Event::Local);
                     unreached.push(state);
-                    request = *unsent;
+                    request = unsent;
                     last = error;
                 }
                 Ok(Err(ForwardError::Lost(error))) => {
@@ -193,16 +198,16 @@ impl Errand<'_> {
         }
     }
 
-    fn again(&self, head: &Request<Body>, body: Body) -> Request<Body> {
+    fn again(&self, head: &Request<Body>, body: Body) -> Box<Request<Body>> {
         let traffic = self.cluster.traffic.clone();
         let counted = Counted { traffic, worker: self.worker.index, response: false };
-        plumbing::copy(head).map(|_| {
+        Box::new(plumbing::copy(head).map(|_| {
             let mut body = body.counted(counted).request(self.clock.clone());
             if let Some(exchange) = self.exchange {
                 body.watch(exchange.watch_request());
             }
             body
-        })
+        }))
     }
 
     fn conclude(&self, outcome: Outcome) -> Response<Body> {

@@ -209,7 +209,8 @@ pub(crate) async fn ask(
 struct Errand<'a> {
     worker: &'a Rc<Worker>,
     way: &'a Way<'a>,
-    request: Request<Body>,
+    /// Boxed: it goes through many futures, and each would have the space of it twice.
+    request: Box<Request<Body>>,
     clock: Option<Rc<Clock>>,
 }
 
@@ -226,7 +227,7 @@ impl<'a> Way<'a> {
         let traffic = self.cluster.traffic.clone();
         let counted = Counted { traffic, worker: worker.index, response: false };
         let timed = clock.clone();
-        let request = request.map(|body| body.counted(counted).request(timed));
+        let request = Box::new(request.map(|body| body.counted(counted).request(timed)));
         Errand { worker, way: self, request, clock }
     }
 }
@@ -243,7 +244,7 @@ impl Errand<'_> {
             ..Facts::default()
         };
         let passage = Passage::new(worker, chain, facts, &cluster.traffic);
-        let going = passage.request(request, authority);
+        let going = passage.request(*request, authority);
         let gone = match &clock {
             Some(clock) => match clock.hold(going).await {
                 Ok(gone) => gone,
@@ -261,7 +262,8 @@ impl Errand<'_> {
                 let newest = worker.snapshot().clusters.get(&cluster.name).cloned();
                 let now = newest.as_ref().unwrap_or(cluster);
                 let way = &Way { scripts: None, mirrors: way.mirrors, ..way.through(now) };
-                let answer = Errand { worker, way, request, clock }.answer(&authority).await;
+                let answer =
+                    Errand { worker, way, request: Box::new(request), clock }.answer(&authority).await;
                 passage.response(answer).await
             }
             Err(Stopped::Answered(answer)) => *answer,
@@ -301,7 +303,7 @@ impl Errand<'_> {
             Err(limit) => return overloaded(worker, cluster, limit),
         };
         if plumbing::is_upgrade(&request) {
-            return Box::pin(upgrade(worker, way, authority, request, active, hash)).await;
+            return Box::pin(upgrade(worker, way, authority, *request, active, hash)).await;
         }
         let how = how(cluster, &request);
         let http2 = matches!(how, How::Multiplexed { .. });

@@ -131,7 +131,7 @@ impl Copy {
             copy.map(|()| body.map_or_else(Body::empty, Body::copy_of).counted(counted).request(timed));
         plumbing::prepare(&mut request, authority, matches!(how, How::Multiplexed { .. }), false);
         let mut response = Errand { worker, cluster, upstream, how, clock, hash: None, exchange: None }
-            .answer(request, None)
+            .answer(Box::new(request), None)
             .await;
         response.body_mut().active(active);
         tracing::debug!(service = %cluster.service, status = %response.status(), "mirrored");

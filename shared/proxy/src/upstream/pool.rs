@@ -105,7 +105,7 @@ enum Kind {
 pub struct SendError {
     pub error: Error,
     /// The request, if it is still there.
-    pub request: Option<Request<Body>>,
+    pub request: Option<Box<Request<Body>>>,
     /// Some of it may have reached the other side.
     pub sent: bool,
 }
@@ -259,7 +259,9 @@ impl Pool {
             return Ok(exclusive(idle.client, idle.expires, true));
         }
         let _waiting = self.load.wait(far.at_once())?;
-        let Opened { transport, peer, active } = far.open(worker, alpn, far.needs_one()).await?;
+        // Boxed: rare, and its space would be part of every request's future.
+        let opened = Box::pin(far.open(worker, alpn, far.needs_one())).await?;
+        let Opened { transport, peer, active } = opened;
         let reset = transport.reset();
         let (client, watch) = Client::over(transport);
         let drive = Drive { far: far.clone(), peer, reset, _active: active, pool: Rc::downgrade(self) };
@@ -428,14 +430,14 @@ impl Multiplexed {
     /// Why there is no answer.
     pub async fn send(
         self: &Rc<Self>,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
     ) -> Result<(Response<Incoming>, Sending), SendError> {
         self.streams.set(self.streams.get() + 1);
         let sending = Sending(Some(Kind::Stream(self.clone())));
-        match self.sender.clone().try_send_request(request).await {
+        match self.sender.clone().try_send_request(*request).await {
             Ok(response) => Ok((response.map(Incoming::from), sending)),
             Err(mut error) => {
-                let request = error.take_message();
+                let request = error.take_message().map(Box::new);
                 let sent = request.is_none();
                 Err(SendError { error: error.into_error().into(), request, sent })
             }
@@ -450,7 +452,7 @@ impl Exclusive {
     /// Why there is no answer.
     pub async fn send(
         self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         waits: bool,
     ) -> Result<(Response<Incoming>, Sending), SendError> {
         match self.client.send(&self.timer, request, waits).await {

@@ -53,7 +53,7 @@ pub(crate) struct Watch {
 pub(crate) struct SendError {
     pub(crate) error: Error,
     /// The request, if it has no body.
-    pub(crate) request: Option<Request<Body>>,
+    pub(crate) request: Option<Box<Request<Body>>>,
     /// Some of it may have reached the server.
     pub(crate) sent: bool,
 }
@@ -100,7 +100,7 @@ impl Client {
     pub(crate) async fn send(
         &self,
         timer: &Timer,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         waits: bool,
     ) -> Result<Response<Incoming>, SendError> {
         let (head, body) = request.into_parts();
@@ -141,7 +141,7 @@ impl Client {
             }
             Err(error) => {
                 let sent = upload.out.len() < upload.begun || upload.out.is_empty();
-                let request = bodiless.then(|| Request::from_parts(head, Body::empty()));
+                let request = bodiless.then(|| Box::new(Request::from_parts(head, Body::empty())));
                 Err(SendError { error, request, sent })
             }
         }

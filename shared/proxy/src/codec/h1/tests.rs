@@ -187,7 +187,7 @@ async fn text(response: Response<Incoming>) -> Result<String, BodyError> {
 }
 
 async fn sent(client: &Client, request: Request<Body>, waits: bool) -> Result<Response<Incoming>, SendError> {
-    client.send(&Timer::default(), request, waits).await
+    client.send(&Timer::default(), Box::new(request), waits).await
 }
 
 #[tokio::test]
