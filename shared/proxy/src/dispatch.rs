@@ -10,14 +10,14 @@ use crate::{
 };
 use std::rc::Rc;
 
-/// Serves one connection to its end.
+/// Serves one connection to its end. Each way of serving is boxed: a connection has the space of its own, not of the largest.
 pub async fn serve(worker: Rc<Worker>, purpose: Purpose, accepted: Accepted) {
     match purpose {
-        Purpose::Inbound(name) => inbound::serve(worker, Some(name), accepted).await,
-        Purpose::CapturedInbound => inbound::serve(worker, None, accepted).await,
+        Purpose::Inbound(name) => Box::pin(inbound::serve(worker, Some(name), accepted)).await,
+        Purpose::CapturedInbound => Box::pin(inbound::serve(worker, None, accepted)).await,
         Purpose::Outbound(name) => explicit(worker, &name, accepted).await,
         Purpose::CapturedOutbound => captured(worker, accepted).await,
-        Purpose::Mesh => sni::serve(worker, accepted).await,
+        Purpose::Mesh => Box::pin(sni::serve(worker, accepted)).await,
     }
 }
 
@@ -29,7 +29,7 @@ async fn explicit(worker: Rc<Worker>, name: &str, accepted: Accepted) {
 async fn captured(worker: Rc<Worker>, accepted: Accepted) {
     match worker.snapshot().vip(accepted.original).cloned() {
         Some(outbound) => to(worker, outbound, accepted).await,
-        None => external::serve_captured(worker, accepted).await,
+        None => Box::pin(external::serve_captured(worker, accepted)).await,
     }
 }
 
@@ -37,8 +37,10 @@ async fn to(worker: Rc<Worker>, outbound: std::sync::Arc<crate::snapshot::Outbou
     match &outbound.target {
         Target::External(entry) => {
             let entry = entry.clone();
-            external::serve_entry(worker, entry, outbound, accepted).await;
+            Box::pin(external::serve_entry(worker, entry, outbound, accepted)).await;
         }
-        Target::Cluster(_) | Target::Missing(_) => outbound::serve(worker, outbound, accepted).await,
+        Target::Cluster(_) | Target::Missing(_) => {
+            Box::pin(outbound::serve(worker, outbound, accepted)).await;
+        }
     }
 }

@@ -127,9 +127,9 @@ impl Arrival {
             return self.reset.arm();
         }
         if self.inbound.config.protocol.is_http() {
-            http::serve(self, stream, caller).await;
+            Box::pin(http::serve(self, stream, caller)).await;
         } else {
-            self.tcp(stream, caller).await;
+            Box::pin(self.tcp(stream, caller)).await;
         }
     }
 

@@ -30,9 +30,11 @@ pub(crate) use http::ask;
 pub async fn serve(worker: Rc<Worker>, outbound: Arc<Outbound>, accepted: Accepted) {
     let routing = outbound.routing.as_deref();
     match (&outbound.target, routing.and_then(Routing::of_connections)) {
-        (Target::Cluster(_), Some(split)) => shared(worker, &outbound, split, accepted).await,
+        (Target::Cluster(_), Some(split)) => {
+            Box::pin(shared(worker, &outbound, split, accepted)).await;
+        }
         (Target::Cluster(cluster), None) if cluster.protocol.is_http() => {
-            http::serve(worker, &outbound, accepted).await;
+            Box::pin(http::serve(worker, &outbound, accepted)).await;
         }
         (Target::Cluster(_), None) if routing.is_some_and(|routing| !routing.is_readable()) => {
             refuse(&worker, &outbound, "its routes can't be understood", accepted);
@@ -40,7 +42,8 @@ pub async fn serve(worker: Rc<Worker>, outbound: Arc<Outbound>, accepted: Accept
         (Target::Cluster(cluster), None) => {
             let leads_here = leads_to(&outbound, cluster);
             let ends = (accepted.peer, accepted.original);
-            tcp(worker, &outbound, cluster, leads_here, (ends, opened(accepted)), alpn::TCP).await;
+            let ends = (ends, opened(accepted));
+            Box::pin(tcp(worker, &outbound, cluster, leads_here, ends, alpn::TCP)).await;
         }
         (Target::Missing(what), _) => refuse(&worker, &outbound, what, accepted),
         (Target::External(_), _) => {}

@@ -105,7 +105,7 @@ pub async fn serve<S, H, F>(
                 let version = request.version();
                 last.mark(version, requests.count(handler(request)))
             };
-            let mut connection = pin!(h1::Connection::new(stream, heads.clone(), answer));
+            let mut connection = Box::pin(h1::Connection::new(stream, heads.clone(), answer));
             let drain = |connection: Pin<&mut h1::Connection<_, _>>| connection.get_mut().graceful_shutdown();
             let served = until(tracked, &reset, unused(), connection.as_mut(), Some(&last), drain);
             let result = tokio::select! {
@@ -125,7 +125,7 @@ pub async fn serve<S, H, F>(
                 Box::pin(requests.count(handler(request.map(Incoming::from))))
             });
             let connection = http2().serve_connection(io, handler);
-            let mut connection = pin!(connection);
+            let mut connection = Box::pin(connection);
             let served =
                 until(tracked, &reset, unused(), connection.as_mut(), None, |c| c.graceful_shutdown());
             if let Err(error) = served.await {

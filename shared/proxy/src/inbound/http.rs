@@ -75,15 +75,17 @@ pub(super) async fn serve<S: Stream + Send>(arrival: Arrival, stream: S, caller:
     let reset = arrival.reset.clone();
     let limits = arrival.inbound.connections;
     match caller.peer.as_ref().map(|peer| peer.alpn.as_slice()) {
-        Some(alpn::HTTP2) => plumbing::serve(Codec::Http2, stream, reset, &tracked, &limits, handler).await,
-        Some(_) => plumbing::serve(Codec::Http1, stream, reset, &tracked, &limits, handler).await,
+        Some(alpn::HTTP2) => {
+            Box::pin(plumbing::serve(Codec::Http2, stream, reset, &tracked, &limits, handler)).await
+        }
+        Some(_) => Box::pin(plumbing::serve(Codec::Http1, stream, reset, &tracked, &limits, handler)).await,
         None => {
             let detected = tokio::select! {
                 detected = detect(stream, &worker.timer) => detected,
                 () = plumbing::idle_ending(&tracked) => return,
             };
             if let Ok(Some((codec, stream))) = detected {
-                plumbing::serve(codec, stream, reset, &tracked, &limits, handler).await;
+                Box::pin(plumbing::serve(codec, stream, reset, &tracked, &limits, handler)).await;
             }
         }
     }

@@ -90,7 +90,7 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted
         scene: OnceCell::new(),
     });
     let handler = move |request| handle(context.clone(), request);
-    plumbing::serve(codec, stream, reset, &tracked, &cluster.connections, handler).await;
+    Box::pin(plumbing::serve(codec, stream, reset, &tracked, &cluster.connections, handler)).await;
 }
 
 async fn handle(context: Rc<Context>, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
