@@ -38,12 +38,13 @@ fn service_owner(key: &Key) -> Owner {
     Owner { range: Range::MeshService, name: format!("{}/{}/{}", key.mesh, key.zone, key.name) }
 }
 
-/// The virtual address of `<service>.mesh`; none where the mesh has no such names.
+/// The virtual address of `<service>.mesh`; none where the mesh has no such names, or an ExternalService has this one.
 pub(crate) fn legacy_owner(picture: &Picture, mesh: &str, service: &str) -> Option<Owner> {
-    let picture = picture.mesh(mesh)?;
+    let (picture, hostname) = (picture.mesh(mesh)?, hostnames::legacy(service));
     let exists = has_legacy_names(picture)
+        && picture.names.listed(&hostname).is_none()
         && picture.services.values().any(|it| service_of(&it.spec) == Some(service));
-    exists.then(|| host_owner(mesh, &hostnames::legacy(service)))
+    exists.then(|| host_owner(mesh, &hostname))
 }
 
 /// One a host, all its ports.
@@ -135,8 +136,20 @@ pub(crate) fn legacy(inputs: Inputs<'_>, mesh_name: &str, service: &str, out: &m
         };
         out.push(&blame, types::DESTINATION, &legacy_name(mesh_name, service, *number), &destination);
     }
-    let vip = legacy_owner(picture, mesh_name, service).and_then(|owner| inputs.vips.address(&owner));
     let hostnames = [hostnames::legacy(service)];
+    let [hostname] = &hostnames;
+    if let Some(external) = mesh.names.listed(hostname) {
+        for it in &services {
+            let reason = format!(
+                "{hostname} leads to the ExternalService {}, not to this service: give one of them another name, or \
+                 another kuma.io/service",
+                external.name
+            );
+            out.problem(&it.resource.key, reason);
+        }
+        return;
+    }
+    let vip = legacy_owner(picture, mesh_name, service).and_then(|owner| inputs.vips.address(&owner));
     let lowest = ports.keys().next().copied();
     let default = lowest
         .filter(|_| !ports.contains_key(&u32::from(LEGACY_PORT)))

@@ -4,6 +4,7 @@ use super::question::Question;
 use super::{Caller, Decider, Facts, Outcome, Step, display, outgoing, plaintext, words};
 use crate::inspect::world::{kinds, subject};
 use meridian_core::kinds::dataplane::{Dataplane, Inbound, InboundState};
+use meridian_core::kinds::external_service::ExternalService;
 use meridian_core::kinds::mesh::{MeshServicesMode, MtlsMode};
 use meridian_core::kinds::mesh_access_log::MeshAccessLog;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
@@ -13,7 +14,7 @@ use meridian_core::kinds::mesh_traffic_permission::{MeshTrafficPermission, RuleM
 use meridian_core::{Kind, KindInfo, Resource, Standing, document, labels};
 use meridian_policy::{
     InboundRule, Parsed, Section, caller_match, hostnames, inbound_confs, inbound_permission, inbound_rules,
-    is_reachable, leads_to, legacy_hostname, offered, refers, service_tag,
+    is_reachable, leads_to, legacy_hostname, listed_hostnames, offered, refers, service_tag,
 };
 use meridian_proxy_config::{CallerIdentity, Verdict};
 use serde_json::{Value, json};
@@ -42,8 +43,12 @@ pub(super) struct Found<'a> {
 /// Part of an answer that instances give, and who gives it.
 type Shared<T> = Vec<(T, Vec<String>)>;
 
-/// The MeshServices that the host names, or of the MeshMultiZoneService that it names; `None` if it names none.
+/// The MeshServices that the host names, or of the MeshMultiZoneService that it names; `None` if it names none, or an
+/// ExternalService, whose names no service of the mesh can take.
 pub(super) fn find<'a>(facts: &'a Facts, caller: &Caller<'_>, question: &'a Question) -> Option<Found<'a>> {
+    if facts.external_services.iter().any(|it| has_name(&it.spec, question)) {
+        return None;
+    }
     let by_name = |it: &Resource| hostnames(caller.zone(), &facts.generators, it).contains(&question.host);
     let has_names = facts.mesh.spec.mesh_services_mode() != MeshServicesMode::Disabled;
     let mut services: Vec<&Parsed<MeshService>> =
@@ -78,6 +83,12 @@ pub(super) fn find<'a>(facts: &'a Facts, caller: &Caller<'_>, question: &'a Ques
         Some(number) => declared(u32::from(number)),
     };
     Some(Found { asked: &question.asked, many: None, services, is_legacy, port })
+}
+
+/// Whether the host is a name of this ExternalService, or a word that means its `kuma.io/service`.
+fn has_name(service: &ExternalService, question: &Question) -> bool {
+    let names = listed_hostnames(service);
+    names.contains(&question.host) || (question.is_word() && names.contains(&legacy_hostname(&question.host)))
 }
 
 /// Those that a MeshMultiZoneService selects and that serve its port; of which kind they must be, HTTP or not, its port
