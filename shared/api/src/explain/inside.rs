@@ -14,9 +14,10 @@ use meridian_core::kinds::mesh_traffic_permission::{MeshTrafficPermission, RuleM
 use meridian_core::{Kind, KindInfo, Resource, Standing, document, labels};
 use meridian_policy::{
     InboundRule, Parsed, Section, caller_match, hostnames, inbound_confs, inbound_permission, inbound_rules,
-    is_reachable, leads_to, legacy_hostname, listed_hostnames, offered, refers, service_tag,
+    is_reachable, leads_to, legacy_hostname, listed_hostnames, offered, protocol, refers, service_tag,
+    spoken,
 };
-use meridian_proxy_config::{CallerIdentity, Verdict};
+use meridian_proxy_config::{CallerIdentity, Protocol, Verdict};
 use serde_json::{Value, json};
 
 /// Where `<service>.mesh` answers beside the ports of the service.
@@ -73,10 +74,14 @@ pub(super) fn find<'a>(facts: &'a Facts, caller: &Caller<'_>, question: &'a Ques
         return None;
     }
     let declared = |number: u32| {
-        let ports = services.iter().flat_map(|it| &it.spec.ports);
-        ports.into_iter().find(|port| port.port == number)
+        let ports = || services.iter().filter_map(move |it| Some((*it, port_of(it, number)?)));
+        let word = agreed(caller, ports());
+        ports().map(|(_, port)| port).find(|port| Some(protocol(port.protocol())) == word)
     };
-    let lowest = || services.iter().flat_map(|it| &it.spec.ports).min_by_key(|port| port.port);
+    let lowest = || {
+        let numbers = services.iter().flat_map(|it| &it.spec.ports).map(|port| port.port);
+        numbers.min().and_then(declared)
+    };
     let port = match question.port {
         None => lowest(),
         Some(LEGACY_PORT) if is_legacy => declared(u32::from(LEGACY_PORT)).or_else(lowest),
@@ -107,22 +112,27 @@ fn of_many_zones<'a>(
     let Some(declared) = ports.min_by_key(|port| port.port) else {
         return Found { asked: &question.asked, many: Some(many), services, is_legacy: false, port: None };
     };
-    let port_of = |it: &Parsed<MeshService>| it.spec.ports.iter().position(|port| port.port == declared.port);
-    let protocol = |it: &Parsed<MeshService>| {
-        let port = port_of(it).and_then(|at| it.spec.ports.get(at));
-        port.map(|port| is_http(port.protocol()))
+    let offered = |it: &&'a Parsed<MeshService>| Some((*it, port_of(it, declared.port)?));
+    let word = match protocol(&declared.app_protocol) {
+        Protocol::Tcp => agreed(caller, services.iter().filter_map(offered)),
+        said => Some(said),
     };
-    let spoken = match is_http(&declared.app_protocol) {
-        true => Some(true),
-        false => services.iter().find_map(|it| protocol(it)),
-    };
-    services.retain(|it| protocol(it).is_some_and(|own| Some(own) == spoken));
-    let port = services.first().and_then(|it| it.spec.ports.get(port_of(it)?));
+    let is_spoken =
+        |port: &Port| word.is_some_and(|word| protocol(port.protocol()).is_http() == word.is_http());
+    services.retain(|it| port_of(it, declared.port).is_some_and(is_spoken));
+    let port = services.first().and_then(|it| port_of(it, declared.port));
     Found { asked: &question.asked, many: Some(many), services, is_legacy: false, port }
 }
 
-fn is_http(protocol: &str) -> bool {
-    matches!(protocol, "http" | "http2" | "grpc")
+fn port_of(service: &Parsed<MeshService>, number: u32) -> Option<&Port> {
+    service.spec.ports.iter().find(|port| port.port == number)
+}
+
+fn agreed<'a>(
+    caller: &Caller<'_>,
+    offers: impl Iterator<Item = (&'a Parsed<MeshService>, &'a Port)>,
+) -> Option<Protocol> {
+    spoken(caller.zone(), offers.map(|(it, port)| (it.resource.key.zone.as_str(), protocol(port.protocol()))))
 }
 
 impl Found<'_> {
@@ -175,7 +185,7 @@ impl Found<'_> {
     }
 
     pub(super) fn is_http(&self) -> bool {
-        self.port.is_some_and(|port| is_http(port.protocol()))
+        self.port.is_some_and(|port| protocol(port.protocol()).is_http())
     }
 
     /// In words.
