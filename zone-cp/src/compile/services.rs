@@ -184,8 +184,15 @@ pub(crate) fn destination_tls(
     if backend.mode == MtlsMode::Permissive && services.iter().any(|it| is_plain(it)) {
         return DestinationTls::Off;
     }
-    let identities: BTreeSet<String> = services.iter().flat_map(|it| spiffe_ids(name, &it.spec)).collect();
-    DestinationTls::Mutual { mesh: name.to_owned(), identities: identities.into_iter().collect() }
+    let mut identities: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for service in services {
+        identities
+            .entry(service.resource.key.zone.clone())
+            .or_default()
+            .extend(spiffe_ids(name, &service.spec));
+    }
+    let identities = identities.into_iter().map(|(zone, ids)| (zone, ids.into_iter().collect())).collect();
+    DestinationTls::Mutual { mesh: name.to_owned(), identities }
 }
 
 fn spiffe_ids(mesh: &str, service: &MeshService) -> Vec<String> {

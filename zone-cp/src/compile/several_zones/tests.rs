@@ -96,6 +96,22 @@ fn who_differs_is_told_what_to_do() {
     assert!(told.contains(&("/all".to_owned(), many.to_owned())), "{told:?}");
 }
 
+/// What a zone says of identities holds at its own endpoints: else it could name one of its own for another zone's.
+#[test]
+fn each_zones_identities_are_its_own() {
+    let mut greedy = member("a", "backend", &[(9000, "http")]);
+    greedy.spec["identities"] = json!([
+        {"type": "SpiffeID", "value": "spiffe://default/mine"}, {"type": "ServiceTag", "value": "backend"},
+    ]);
+    let world = with(east(), [greedy, member("b", "backend", &[(9000, "http")])]);
+    let expected = json!({
+        "a": ["spiffe://default/backend", "spiffe://default/mine"], "b": ["spiffe://default/backend"],
+    });
+    for name in [LEGACY, ALL] {
+        assert_eq!(destination(&world, name)["tls"]["identities"], expected, "{name}");
+    }
+}
+
 #[test]
 fn a_zone_has_a_bounded_part_in_a_destination() {
     let name = |n: usize| format!("v{n:03}");
