@@ -112,12 +112,8 @@ impl Config {
                 None
             }
         };
-        let known = |url: &String| {
-            ["postgres://", "postgresql://", "sqlite:"].iter().any(|scheme| url.starts_with(scheme))
-        };
-        if self.store_url.as_ref().is_some_and(|url| !known(url)) {
-            // Not repeated: it may hold a password.
-            errors.push("storeUrl: must begin with postgres:// or sqlite:".to_owned());
+        if let Some(Err(error)) = self.store_url.as_deref().map(meridian_store::check_url) {
+            errors.push(format!("storeUrl: {error}"));
         }
         if !errors.is_empty() {
             return Err(ConfigErrors(errors));

@@ -8,6 +8,7 @@ use meridian_api::{report, wire};
 use meridian_core::{Key, Resource, document};
 use meridian_delta::{Batch, Encoded, Id, Position, Rejected, Resume, Sink, SinkError, Version};
 use meridian_store::{Author, Change, Expect, Query, Stored};
+use meridian_telemetry::chain;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -163,11 +164,4 @@ fn violations(problem: &document::Problem) -> String {
         return problem.detail.clone();
     }
     problem.violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }

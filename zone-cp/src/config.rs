@@ -19,8 +19,8 @@ pub struct Config {
     /// Where state, keys and certificates are kept [default: ./data]
     #[arg(long, env = "MERIDIAN_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Store [default: sqlite:DATA_DIR/zone.db]
-    #[arg(long, env = "MERIDIAN_STORE_URL", value_name = "URL")]
+    /// Store: postgres://... or sqlite:FILE [default: sqlite:DATA_DIR/zone.db]
+    #[arg(long, env = "MERIDIAN_STORE_URL", value_name = "URL", hide_env_values = true)]
     pub store_url: Option<String>,
     /// Global control plane, https://HOST:5685; without one the zone stands alone
     #[arg(long, env = "MERIDIAN_GLOBAL_ADDRESS", value_name = "URL")]
@@ -187,6 +187,9 @@ impl Config {
                 None
             }
         };
+        if let Some(Err(error)) = self.store_url.as_deref().map(meridian_store::check_url) {
+            errors.push(format!("storeUrl: {error}"));
+        }
         if !errors.is_empty() {
             return Err(ConfigErrors(errors));
         }
@@ -284,15 +287,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mistake_is_told_at_once() {
+    fn every_mistake_is_told_at_once_and_no_password_with_it() {
         let config = Config {
             zone: Some("East".into()),
             global_address: Some("http://x".into()),
             tls_cert_file: Some("c".into()),
+            store_url: Some("mysql://me:hunter2@db/x".into()),
             ..Config::default()
         };
-        let errors = config.resolve().unwrap_err().0;
-        assert_eq!(errors.len(), 3, "{errors:?}");
+        let errors = config.resolve().unwrap_err();
+        assert_eq!(errors.0.len(), 4, "{errors}");
+        assert!(
+            errors.to_string().contains("storeUrl") && !errors.to_string().contains("hunter2"),
+            "{errors}"
+        );
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! A name leads to one service. Where two want the same, the stronger generator decides: one of the zone's own before
 //! one of global's, then the older, as in Kuma; of what one generator names alike, the zone's own service comes before
-//! others. Unlike in Kuma that holds over all kinds of services, and `<service>.mesh` is nobody else's. The loser's status
-//! says who has the name.
+//! others. Unlike in Kuma that holds over all kinds of services, and `<service>.mesh` is nobody else's. What an
+//! ExternalService is called comes before all of these: global listed it, and a zone, which says what services it has,
+//! must not draw its callers to itself. The loser's status says who has the name.
 //!
 //! Kept with the picture and brought up to date resource by resource: a name that comes or goes touches only those who
 //! want it. Rejected: working names out where they are needed, which would render every service's for each of them.
@@ -16,7 +17,7 @@ use meridian_core::kinds::mesh_external_service::MeshExternalService;
 use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_service::{Address, HostnameGeneratorRef, MeshService};
 use meridian_core::{Key, Kind, Resource};
-use meridian_policy::{Parsed, generated_hostname};
+use meridian_policy::{Parsed, generated_hostname, listed_hostnames};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use time::OffsetDateTime;
@@ -54,6 +55,8 @@ struct Made {
 /// The strength of what gives a name; the smallest has it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
+    /// The address of an ExternalService, and the `.mesh` name of its `kuma.io/service`.
+    Listed,
     /// `<service>.mesh`, which all MeshServices of a `kuma.io/service` share.
     Legacy,
     Generator {
@@ -137,6 +140,11 @@ impl Names {
         moved.chain([key.clone()]).collect()
     }
 
+    /// The ExternalService that has a name, whoever else wants it.
+    pub(crate) fn listed(&self, name: &str) -> Option<&Key> {
+        self.holder(name).filter(|claim| claim.by == Rank::Listed).map(|claim| &claim.key)
+    }
+
     /// Whether a resource wants the same here as there.
     pub(crate) fn same(&self, other: &Self, key: &Key) -> bool {
         self.made.get(key) == other.made.get(key)
@@ -145,7 +153,7 @@ impl Names {
     fn generated<'a>(&'a self, key: &Key) -> impl Iterator<Item = (&'a Made, &'a str)> {
         let all = self.made.get(key).into_iter().flat_map(|made| made.iter());
         all.filter_map(|made| match &made.by {
-            Rank::Legacy => None,
+            Rank::Listed | Rank::Legacy => None,
             Rank::Generator { name, .. } => Some((made, name.as_str())),
         })
     }
@@ -228,8 +236,9 @@ fn wanted_by(picture: &Picture, mesh: &MeshPicture, key: &Key) -> Vec<Made> {
             service.map(|service| generated(picture, &service.resource)).unwrap_or_default()
         }
         ExternalService::KIND => {
-            let tag = mesh.external_services.get(key).and_then(|service| service.spec.service());
-            tag.map(|tag| Made { by: Rank::Legacy, name: Ok(legacy(tag)) }).into_iter().collect()
+            let service = mesh.external_services.get(key);
+            let names = service.map(|service| listed_hostnames(&service.spec)).unwrap_or_default();
+            names.into_iter().map(|name| Made { by: Rank::Listed, name: Ok(name) }).collect()
         }
         _ => Vec::new(),
     }

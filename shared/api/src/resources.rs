@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use meridian_core::{Flow, Key, KindInfo, Scope, WrittenAt, document, labels};
 use meridian_store::{Author, Change, Expect, Query, ReadError, Revision, Stored, WriteError};
+use meridian_telemetry::chain;
 use serde_json::{Map, Value, json};
 
 /// How often a write is tried again because something else changed the resource in between.
@@ -383,18 +384,6 @@ pub(crate) fn write_problem(error: WriteError, conditional: bool) -> Problem {
         }
         WriteError::Repeated { .. } | WriteError::Damaged { .. } => Problem::internal(&chain(&error)),
     }
-}
-
-/// An error with its sources, for the log.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut out = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        out.push_str(": ");
-        out.push_str(&source.to_string());
-        next = source.source();
-    }
-    out
 }
 
 /// What `/_resources` says of a kind.

@@ -255,7 +255,7 @@ impl Connector {
                 tracing::info!(%server, direction, reason, "the server closed the stream")
             }
             End::Lost(lost) => {
-                let reason = crate::stream::chain(lost);
+                let reason = meridian_telemetry::chain(lost);
                 tracing::warn!(%server, direction, reason, "the stream to the server is down");
             }
         }

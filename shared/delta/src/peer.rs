@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use meridian_proto::delta as wire;
+use meridian_telemetry::chain;
 use tokio::sync::watch;
 
 use crate::data::{Id, Position, Revision, Version};
-use crate::stream::{End, Lost, chain, now};
+use crate::stream::{End, Lost, now};
 
 /// What a process says of itself in its hello. Never trusted, only compared with its credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

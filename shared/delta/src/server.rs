@@ -151,7 +151,7 @@ impl Server {
             self.http2(tls, peer).await
         };
         if let Err(error) = served.await {
-            tracing::debug!(%peer, error = crate::stream::chain(&*error), "a connection has ended");
+            tracing::debug!(%peer, error = meridian_telemetry::chain(&*error), "a connection has ended");
         }
         drop(place);
     }

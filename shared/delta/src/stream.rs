@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use meridian_proto::delta as wire;
+use meridian_telemetry::chain;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -111,21 +112,6 @@ fn describe(status: &Status) -> String {
     if let Some(source) = status.source() {
         text.push_str(": ");
         text.push_str(&chain(source));
-    }
-    text
-}
-
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
     }
     text
 }

@@ -4,16 +4,27 @@
 
 use crate::Parsed;
 use crate::meta::Meta;
+use meridian_core::kinds::external_service::ExternalService;
 use meridian_core::kinds::hostname_generator::{HostnameGenerator, Named, Template, TemplateError};
 use meridian_core::kinds::mesh_external_service::MeshExternalService;
 use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::{Resource, labels};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 /// `<service>.mesh`, for a `kuma.io/service` in all zones.
 pub fn legacy_hostname(service: &str) -> String {
     format!("{}.mesh", service.to_ascii_lowercase())
+}
+
+/// Names that are an ExternalService's, and no service's of the mesh: its address, and the `.mesh` name of its
+/// `kuma.io/service`.
+pub fn listed_hostnames(service: &ExternalService) -> BTreeSet<String> {
+    let address = service.host_and_port().map(|(address, _)| address);
+    let named = address.filter(|address| address.parse::<IpAddr>().is_err());
+    let named = named.map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+    service.service().map(legacy_hostname).into_iter().chain(named).collect()
 }
 
 /// What a generator calls a service in a zone; `None` if it does not speak of it.

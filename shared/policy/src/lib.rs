@@ -30,7 +30,7 @@ pub use destinations::{DestinationId, Destinations};
 pub use egress::{EgressRules, egress_rules, entry_rules};
 pub use external::{external_service_permission, mesh_external_service_permission};
 pub use hash::matches_hash;
-pub use hostnames::{generated_hostname, hostnames, legacy_hostname};
+pub use hostnames::{generated_hostname, hostnames, legacy_hostname, listed_hostnames};
 pub use inbound::{InboundConf, InboundRule, from_conf, from_rules, inbound_confs, inbound_rules};
 pub use index::PolicyIndex;
 pub use matching::{InboundRef, Section, Subject, selects};
@@ -42,7 +42,7 @@ pub use permission::{caller_match, inbound_permission};
 pub use policy::{Form, Policy, PolicyError, sort};
 pub use proxy::proxy_conf;
 pub use routes::Routes;
-pub use services::{is_reachable, leads_to, offered, refers, service_tag};
+pub use services::{is_reachable, leads_to, offered, protocol, refers, service_tag, spoken};
 pub use subset::{Subset, SubsetRule, Tag};
 
 use meridian_core::{Resource, Spec};

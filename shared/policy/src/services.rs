@@ -5,6 +5,8 @@ use crate::meta::Meta;
 use meridian_core::kinds::dataplane::{Dataplane, Inbound, TransparentProxying};
 use meridian_core::kinds::mesh_service::{IdentityType, MeshService, Port, PortOrName};
 use meridian_core::{Resource, labels};
+use meridian_proxy_config::Protocol;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 /// The `kuma.io/service` of which a MeshService is a view.
@@ -34,6 +36,38 @@ pub fn offered<'a>(service: &Parsed<MeshService>, dataplane: &'a Parsed<Dataplan
     let has =
         |inbound: &&Inbound| tags.iter().flatten().all(|(key, value)| inbound.tags.get(key) == Some(value));
     inbounds.filter(has).collect()
+}
+
+/// A declared protocol; what is not HTTP is opaque.
+pub fn protocol(text: &str) -> Protocol {
+    match text {
+        "http" => Protocol::Http,
+        "http2" => Protocol::Http2,
+        "grpc" => Protocol::Grpc,
+        _ => Protocol::Tcp,
+    }
+}
+
+/// What is spoken on a port that services of several zones offer, each with its zone and in the order of their keys; a zone
+/// has one word, its first service's. Its own zone's decides for a caller: no other can take from its calls the routes and
+/// policies that only HTTP has. Else what most zones say; of as many the plainest, for which nothing must be understood.
+/// `None`: nobody offers it.
+pub fn spoken<'a>(own: &str, offers: impl IntoIterator<Item = (&'a str, Protocol)>) -> Option<Protocol> {
+    let mut words: BTreeMap<&str, Protocol> = BTreeMap::new();
+    for (zone, word) in offers {
+        words.entry(zone).or_insert(word);
+    }
+    if let Some(word) = words.get(own) {
+        return Some(*word);
+    }
+    let zones = |word: Protocol| words.values().filter(|other| **other == word).count();
+    let plain = |word: Protocol| match word {
+        Protocol::Tcp | Protocol::Tls => 0,
+        Protocol::Http => 1,
+        Protocol::Http2 => 2,
+        Protocol::Grpc => 3,
+    };
+    words.values().copied().min_by_key(|word| (Reverse(zones(*word)), plain(*word)))
 }
 
 /// Whether a port of a service leads to an inbound.
@@ -67,4 +101,27 @@ pub fn is_reachable(transparent: Option<&TransparentProxying>, resource: &Resour
         let kind = resource.key.kind.as_str();
         backends.refs.iter().any(|it| it.kind == kind && refers(resource, &it.name, &it.labels))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_zone_decides_then_most_zones_then_the_plainest() {
+        use Protocol::{Grpc, Http, Http2, Tcp};
+        for (own, offers, expected) in [
+            ("east", vec![("east", Http), ("north", Tcp), ("west", Tcp)], Some(Http)),
+            ("east", vec![("east", Tcp), ("north", Http), ("west", Http)], Some(Tcp)),
+            ("east", vec![("a", Tcp), ("north", Http), ("west", Http)], Some(Http)),
+            ("east", vec![("a", Tcp), ("b", Http)], Some(Tcp)),
+            ("east", vec![("a", Grpc), ("b", Http2)], Some(Http2)),
+            // However many services a zone has, it is one.
+            ("east", vec![("a", Tcp), ("a", Tcp), ("b", Http), ("c", Http)], Some(Http)),
+            ("east", vec![("a", Http), ("a", Tcp)], Some(Http)),
+            ("east", vec![], None),
+        ] {
+            assert_eq!(spoken(own, offers.clone()), expected, "{offers:?}");
+        }
+    }
 }

@@ -47,11 +47,12 @@ pub struct Destination {
 #[serde(deny_unknown_fields, rename_all = "camelCase", tag = "mode")]
 pub enum DestinationTls {
     Off,
-    /// Mutual TLS; the answering leaf must carry one of `identities` (an empty list refuses), chain to the bundle
-    /// of `mesh`, and come from the endpoint's zone.
+    /// Mutual TLS; the answering leaf must come from the endpoint's zone, carry one of the `identities` of that zone (a
+    /// zone that is not there refuses), and chain to the bundle of `mesh`. By zone, because each zone says itself who its
+    /// services are: what one says holds at no other's endpoints.
     Mutual {
         mesh: String,
-        identities: Vec<String>,
+        identities: BTreeMap<String, Vec<String>>,
     },
 }
 

@@ -3,6 +3,7 @@
 //! A series is resolved once, when a snapshot is compiled; it holds one cell a worker, which only that worker
 //! writes. A scrape sums the cells.
 
+use meridian_telemetry::metrics::escape_label;
 use std::{
     collections::BTreeMap,
     fmt::{self, Write},
@@ -302,7 +303,7 @@ fn header(out: &mut String, name: &str, help: &str, kind: &str) -> fmt::Result {
 }
 
 fn labels(series: &Traffic) -> String {
-    let name = series.name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let name = escape_label(&series.name);
     format!("direction=\"{}\",name=\"{name}\"", series.direction)
 }
 

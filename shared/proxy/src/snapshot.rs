@@ -24,7 +24,9 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use meridian_proxy_config::{self as config, Host, HostMatch, Protocol, Proxy};
+use meridian_proxy_config::{
+    self as config, CallerIdentity, EGRESS_SERVICE, Host, HostMatch, Protocol, Proxy,
+};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
@@ -171,8 +173,26 @@ pub struct Cluster {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerRule {
     pub mesh: String,
-    /// Accepted SPIFFE IDs; an empty list refuses everyone.
-    pub identities: Vec<String>,
+    /// Accepted SPIFFE IDs, by the zone that answers; a zone that is not there is refused.
+    pub identities: BTreeMap<String, Vec<String>>,
+}
+
+impl PeerRule {
+    /// An egress of a zone.
+    pub fn egress(mesh: &str, zone: &str) -> Self {
+        let identities = vec![meridian_pki::spiffe_id(mesh, EGRESS_SERVICE)];
+        Self { mesh: mesh.to_owned(), identities: BTreeMap::from([(zone.to_owned(), identities)]) }
+    }
+
+    /// Who may answer in a zone.
+    pub fn in_zone(&self, zone: &str) -> &[String] {
+        self.identities.get(zone).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether it is somebody of whom this rule speaks.
+    pub fn accepts(&self, peer: &CallerIdentity) -> bool {
+        self.mesh == peer.mesh && peer.spiffe.iter().any(|id| self.in_zone(&peer.zone).contains(id))
+    }
 }
 
 /// One virtual endpoint.

@@ -195,7 +195,8 @@ impl Tls {
         Ok((stream, peer))
     }
 
-    /// Opens a session as this proxy in the rule's mesh; the answer must satisfy the rule and come from `zone`.
+    /// Opens a session as this proxy in the rule's mesh; the answer must come from `zone` and be one that the
+    /// rule accepts there.
     ///
     /// # Errors
     /// Why there is no session.
@@ -241,12 +242,12 @@ impl Tls {
         let key = ClientKey {
             terms: terms.clone(),
             mesh: rule.mesh.clone(),
-            identities: rule.identities.clone(),
+            identities: rule.in_zone(zone).to_vec(),
             zone: zone.to_owned(),
             alpn: alpn.to_vec(),
         };
         cached(&self.clients, key, || {
-            let identities = rule.identities.clone();
+            let identities = rule.in_zone(zone).to_vec();
             let verifier = Arc::new(MeshServerVerifier::new(&self.bundles, &rule.mesh, identities, zone));
             mesh_tls::client_config(self.identities.of(&rule.mesh), verifier, &[alpn], &terms)
         })

@@ -33,4 +33,4 @@ pub use keys::{KeyError, KeyId, KeyRing};
 pub use read::{Changed, Changes, HistoryEntry, Page, Query, Snapshot, Stored};
 pub use revision::{Revision, StoreId};
 pub use status::StatusRow;
-pub use store::{Options, RotateError, Store};
+pub use store::{Options, RotateError, Store, check_url};

@@ -320,6 +320,14 @@ enum Location<'a> {
     Sqlite(&'a Path),
 }
 
+/// Whether a URL names a store.
+///
+/// # Errors
+/// What is wrong with it; not the URL itself, which may hold a password.
+pub fn check_url(url: &str) -> Result<(), OpenError> {
+    Location::of(url).map(drop)
+}
+
 impl<'a> Location<'a> {
     fn of(url: &'a str) -> Result<Self, OpenError> {
         let wrong = |reason: &str| Err(OpenError::Url { reason: reason.to_owned() });

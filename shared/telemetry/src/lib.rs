@@ -4,8 +4,10 @@
 //! request. Here a handle is resolved once (when configuration is compiled) and is a plain memory cell of one worker;
 //! a scrape sums the cells.
 
+mod chain;
 pub mod log;
 pub mod metrics;
 
+pub use chain::chain;
 pub use log::{Format, LogError, LogOptions};
 pub use metrics::{Counter, Gauge, Histogram, Registry, SharedCounter, SharedHistogram};

@@ -112,21 +112,14 @@ fn service_names(mesh: &MeshPicture, service: &Parsed<ExternalService>) -> Vec<(
     if let (Host::Name(name), false) = (host(address), hidden) {
         out.push((name, vec![number]));
     }
-    if let Some(tag) = service.spec.service()
+    if let Some(name) = service.spec.service().map(hostnames::legacy)
         && has_legacy_names(mesh)
-        && first_of(mesh, tag) == Some(&service.resource.key)
+        && mesh.names.listed(&name) == Some(&service.resource.key)
     {
         let ports: BTreeSet<u16> = [80, number].into();
-        out.push((hostnames::legacy(tag), ports.into_iter().collect()));
+        out.push((name, ports.into_iter().collect()));
     }
     out
-}
-
-/// Of several ExternalServices with one `kuma.io/service` the first by name has the `.mesh` name; no MeshService may.
-fn first_of<'a>(mesh: &'a MeshPicture, tag: &str) -> Option<&'a Key> {
-    let taken = super::services::legacy_services(mesh, tag).next().is_some();
-    let mut same = mesh.external_services.iter().filter(|(_, it)| it.spec.service() == Some(tag) && !taken);
-    same.next().map(|(key, _)| key)
 }
 
 /// What sidecars are told of a destination.

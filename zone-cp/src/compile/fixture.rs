@@ -205,6 +205,19 @@ pub(crate) fn tell(from: &Picture, to: &mut Picture) {
     }
 }
 
+/// A MeshService of another zone with two ready instances, as that zone says it.
+pub(crate) fn far_service(zone: &str, name: &str, tag: &str, ports: &[(usize, &str)]) -> Resource {
+    let port = |(number, protocol): &(usize, &str)| json!({"port": number, "appProtocol": protocol});
+    let spec = json!({
+        "selector": {"dataplaneTags": {"kuma.io/service": tag}}, "state": "Available",
+        "ports": ports.iter().map(port).collect::<Vec<_>>(),
+        "identities": [{"type": "ServiceTag", "value": tag}],
+    });
+    let mut service = local(zone, "MeshService", "default", name, spec);
+    service.status = Some(json!({"dataplaneProxies": {"connected": 2, "healthy": 2, "total": 2}}));
+    abroad(zone, service)
+}
+
 /// East and west.
 pub(crate) fn world() -> (Picture, Picture) {
     let mut east = zone("east", "10.1.0", vec![dataplane("east", "web-1", "web", "10.1.0.1", 8080, "http")]);

@@ -5,7 +5,8 @@
 
 use super::Unit;
 use super::proxy::{referenced_multi_zone, referenced_service, refers};
-use super::services::{legacy_services, service_of};
+use super::services::service_of;
+use super::several_zones::Legacy;
 use super::{external, multi_zone, policies};
 use crate::picture::{MeshPicture, Picture};
 use meridian_core::kinds::dataplane::{Dataplane, ReachableBackendRef, TransparentProxying};
@@ -83,7 +84,7 @@ pub(crate) fn reaches_less(dataplane: &Parsed<Dataplane>) -> bool {
 pub(crate) fn group_members(picture: &Picture, group: &Group) -> BTreeSet<Unit> {
     match group {
         Group::Sidecars { mesh, reach } => {
-            picture.mesh(mesh).map(|it| sidecars(mesh, it, reach)).unwrap_or_default()
+            picture.mesh(mesh).map(|it| sidecars(picture, mesh, it, reach)).unwrap_or_default()
         }
         Group::Ingresses => ingresses(picture),
         Group::Egresses => egresses(picture),
@@ -103,17 +104,17 @@ pub(crate) fn own_members(picture: &Picture, proxy: &Key) -> BTreeSet<Unit> {
     if reaches_less(dataplane) {
         units.extend(policies::held(picture, mesh, &selection).into_iter().flat_map(|held| match held {
             policies::Held::Service(key) => BTreeSet::from(service_units(&key)),
-            policies::Held::Legacy(tag) => legacy_units(&proxy.mesh, mesh, &tag),
+            policies::Held::Legacy(tag) => legacy_units(picture, &proxy.mesh, mesh, &tag),
             policies::Held::MultiZone(key) => {
                 let service = mesh.multi_zone_services.get(&key);
-                service.into_iter().flat_map(|it| multi_zone::units(mesh, it)).collect()
+                service.into_iter().flat_map(|it| multi_zone::units(picture, mesh, it)).collect()
             }
         }));
     }
     units.insert(Unit::Policies { mesh: proxy.mesh.clone(), selection });
     for outbound in dataplane.spec.networking.iter().flat_map(|it| &it.outbound) {
         if let Some(service) = outbound.tags.get(labels::SERVICE) {
-            units.extend(legacy_units(&proxy.mesh, mesh, service));
+            units.extend(legacy_units(picture, &proxy.mesh, mesh, service));
             let externals =
                 mesh.external_services.iter().filter(|(_, it)| it.spec.service() == Some(service));
             units.extend(externals.map(|(key, _)| Unit::External(key.clone())));
@@ -123,7 +124,7 @@ pub(crate) fn own_members(picture: &Picture, proxy: &Key) -> BTreeSet<Unit> {
             units.extend(service_units(&service.resource.key));
         }
         if let Some(service) = referenced_multi_zone(mesh, reference) {
-            units.extend(multi_zone::units(mesh, service));
+            units.extend(multi_zone::units(picture, mesh, service));
         }
         let external = super::proxy::referenced_external(mesh, reference);
         units.extend(external.map(|key| Unit::External(key.clone())));
@@ -131,7 +132,7 @@ pub(crate) fn own_members(picture: &Picture, proxy: &Key) -> BTreeSet<Unit> {
     units
 }
 
-fn sidecars(name: &str, mesh: &MeshPicture, reach: &Reach) -> BTreeSet<Unit> {
+fn sidecars(picture: &Picture, name: &str, mesh: &MeshPicture, reach: &Reach) -> BTreeSet<Unit> {
     let mut units = BTreeSet::from([Unit::Bundle(name.to_owned())]);
     if mesh.egress_enforced() {
         units.insert(Unit::Egresses);
@@ -140,7 +141,7 @@ fn sidecars(name: &str, mesh: &MeshPicture, reach: &Reach) -> BTreeSet<Unit> {
     units.extend(services.flat_map(|it| service_units(&it.resource.key)));
     let many =
         mesh.multi_zone_services.values().filter(|it| reach.has(MeshMultiZoneService::KIND, &it.resource));
-    units.extend(many.flat_map(|it| multi_zone::units(mesh, it)));
+    units.extend(many.flat_map(|it| multi_zone::units(picture, mesh, it)));
     let external =
         mesh.mesh_external_services.values().filter(|it| reach.has(MeshExternalService::KIND, &it.resource));
     units.extend(external.map(|it| Unit::External(it.resource.key.clone())));
@@ -152,7 +153,9 @@ fn sidecars(name: &str, mesh: &MeshPicture, reach: &Reach) -> BTreeSet<Unit> {
     if super::services::has_legacy_names(mesh) {
         let tags: BTreeSet<&str> = mesh.services.values().filter_map(|it| service_of(&it.spec)).collect();
         units.extend(
-            tags.into_iter().filter(|tag| named(Some(tag))).flat_map(|tag| legacy_units(name, mesh, tag)),
+            tags.into_iter()
+                .filter(|tag| named(Some(tag)))
+                .flat_map(|tag| legacy_units(picture, name, mesh, tag)),
         );
     }
     units
@@ -171,8 +174,9 @@ fn service_units(key: &Key) -> [Unit; 2] {
 }
 
 /// The destinations of a `kuma.io/service`, and all endpoints that they name.
-fn legacy_units(name: &str, mesh: &MeshPicture, service: &str) -> BTreeSet<Unit> {
-    let endpoints = legacy_services(mesh, service).map(|it| Unit::Endpoints(it.resource.key.clone()));
+fn legacy_units(picture: &Picture, name: &str, mesh: &MeshPicture, service: &str) -> BTreeSet<Unit> {
+    let taken = Legacy::of(picture, mesh, service).taken.services.into_iter();
+    let endpoints = taken.map(|it| Unit::Endpoints(it.resource.key.clone()));
     let legacy = Unit::Legacy { mesh: name.to_owned(), service: service.to_owned() };
     endpoints.chain([legacy]).collect()
 }

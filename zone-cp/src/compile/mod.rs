@@ -12,6 +12,7 @@ pub(crate) mod policies;
 pub(crate) mod proxy;
 pub(crate) mod routes;
 pub(crate) mod services;
+pub(crate) mod several_zones;
 pub(crate) mod touched;
 
 #[cfg(test)]
@@ -23,6 +24,7 @@ use crate::picture::Picture;
 use crate::vip::{Owner, VipTable};
 use meridian_core::Key;
 use meridian_delta::Encoded;
+pub(crate) use meridian_policy::protocol;
 use meridian_proxy_config::{Outbound, Target, types};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -172,17 +174,6 @@ pub(crate) fn host(text: &str) -> meridian_proxy_config::Host {
 /// Lower case, without a trailing dot.
 pub(crate) fn normal_name(text: &str) -> String {
     text.trim_end_matches('.').to_ascii_lowercase()
-}
-
-/// A declared protocol; what is not HTTP is opaque.
-pub(crate) fn protocol(text: &str) -> meridian_proxy_config::Protocol {
-    use meridian_proxy_config::Protocol;
-    match text {
-        "http" => Protocol::Http,
-        "http2" => Protocol::Http2,
-        "grpc" => Protocol::Grpc,
-        _ => Protocol::Tcp,
-    }
 }
 
 /// A port that passed its check; 0 for one that did not.

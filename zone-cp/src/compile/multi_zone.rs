@@ -6,7 +6,8 @@
 //! (and any rule there that asks for an `sni`) sees the service that it is. Rejected: Kuma's `sni.mzsvc...`, by which
 //! every zone's ingress would have to know every selection and follow every change of a label.
 
-use super::services::{destination_tls, set_names};
+use super::services::{destination_tls, tiers};
+use super::several_zones::{Offer, Taken, agreed};
 use super::{Compiled, Inputs, Unit, port, protocol};
 use crate::picture::{MeshPicture, Picture, display_name};
 use crate::vip::{Owner, Range};
@@ -14,7 +15,7 @@ use meridian_core::Key;
 use meridian_core::kinds::mesh_multi_zone_service::{MeshMultiZoneService, Port};
 use meridian_core::kinds::mesh_service::{self, MeshService};
 use meridian_policy::Parsed;
-use meridian_proxy_config::{Destination, DestinationTls, Protocol, Target, types};
+use meridian_proxy_config::{Destination, Protocol, Target, types};
 
 /// In the names of destinations where others have a zone; no zone is called so.
 const ALL_ZONES: &str = "*";
@@ -53,42 +54,50 @@ pub(crate) fn selecting<'a>(
 
 /// Its names and destinations, and all endpoints that they name.
 pub(crate) fn units<'a>(
+    picture: &Picture,
     mesh: &'a MeshPicture,
     service: &'a Parsed<MeshMultiZoneService>,
 ) -> impl Iterator<Item = Unit> + 'a {
     let own = Unit::MultiZone(service.resource.key.clone());
-    selected(mesh, service).map(|it| Unit::Endpoints(it.resource.key.clone())).chain([own])
+    let taken = Taken::of(picture, selected(mesh, service)).services;
+    taken.into_iter().map(|it| Unit::Endpoints(it.resource.key.clone())).chain([own])
 }
 
 /// One port, and who serves it.
-struct Offer<'a> {
+struct Served<'a> {
     protocol: Protocol,
     /// The zone's own first.
-    by: Vec<(&'a Parsed<MeshService>, &'a mesh_service::Port)>,
+    by: Vec<Offer<'a>>,
     /// They speak what the others don't.
     left_out: Vec<&'a Parsed<MeshService>>,
+    /// They declare different protocols, and it is not said which is meant.
+    unclear: bool,
 }
 
 /// The inbound that answers decides what is spoken on a session, so those that speak HTTP and those that don't can't
 /// serve one port. What is declared decides between them; `tcp`, which is also what it means to declare nothing, leaves it
-/// to the first.
-fn offer<'a>(
+/// to them ([`agreed`]).
+fn served<'a>(
     picture: &Picture,
     mesh: &'a MeshPicture,
     service: &'a Parsed<MeshMultiZoneService>,
     declared: &Port,
-) -> Offer<'a> {
-    let with_port = selected(mesh, service)
-        .filter_map(|it| Some((it, it.spec.ports.iter().find(|port| port.port == declared.port)?)));
-    let mut by: Vec<_> = with_port.collect();
-    by.sort_by_key(|(it, _)| !picture.is_local(&it.resource.key));
-    let spoken = match protocol(&declared.app_protocol) {
-        Protocol::Tcp => by.first().map_or(Protocol::Tcp, |(_, port)| protocol(port.protocol())),
-        declared => declared,
+) -> Served<'a> {
+    let taken = Taken::of(picture, selected(mesh, service)).services.into_iter();
+    let with_port =
+        taken.filter_map(|it| Some((it, it.spec.ports.iter().find(|port| port.port == declared.port)?)));
+    let by: Vec<Offer<'_>> = with_port.collect();
+    let word = |port: &mesh_service::Port| protocol(port.protocol());
+    let (spoken, unclear) = match protocol(&declared.app_protocol) {
+        Protocol::Tcp => {
+            let spoken = agreed(picture, &by);
+            (spoken, by.iter().any(|(_, port)| word(port) != spoken))
+        }
+        declared => (declared, false),
     };
     let (by, others): (Vec<_>, Vec<_>) =
-        by.into_iter().partition(|(_, port)| protocol(port.protocol()).is_http() == spoken.is_http());
-    Offer { protocol: spoken, by, left_out: others.into_iter().map(|(it, _)| it).collect() }
+        by.into_iter().partition(|(_, port)| word(port).is_http() == spoken.is_http());
+    Served { protocol: spoken, by, left_out: others.into_iter().map(|(it, _)| it).collect(), unclear }
 }
 
 /// What is spoken on one port.
@@ -98,7 +107,7 @@ pub(crate) fn port_protocol(
     service: &Parsed<MeshMultiZoneService>,
     declared: &Port,
 ) -> Protocol {
-    offer(picture, mesh, service, declared).protocol
+    served(picture, mesh, service, declared).protocol
 }
 
 /// Names and destinations.
@@ -108,18 +117,29 @@ pub(crate) fn multi_zone(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     let Some(service) = mesh.multi_zone_services.get(key) else { return };
     let vip = inputs.vips.address(&owner_of(key));
     let hostnames = mesh.names.of(key);
+    let name = display_name(&service.resource);
+    let taken = Taken::of(picture, selected(mesh, service));
+    taken.complain(&format!("MeshMultiZoneService {name}"), Some(key), out);
     for declared in &service.spec.ports {
-        let offer = offer(picture, mesh, service, declared);
-        for other in &offer.left_out {
+        let served = served(picture, mesh, service, declared);
+        if served.unclear {
+            let (port, spoken) = (declared.port, served.protocol);
+            let reason = format!(
+                "port {port}: {spoken} is spoken, since its MeshServices declare different protocols: give them one \
+                 appProtocol, or this port the one that is meant"
+            );
+            out.problem(key, reason);
+        }
+        for other in &served.left_out {
             let (name, zone) = (display_name(&other.resource), &other.resource.key.zone);
-            let (port, spoken) = (declared.port, if offer.protocol.is_http() { "HTTP" } else { "TCP" });
+            let (port, spoken) = (declared.port, if served.protocol.is_http() { "HTTP" } else { "TCP" });
             out.problem(
                 key,
                 format!("port {port}: {name} in {zone} has no part in it: {spoken} is spoken there"),
             );
         }
         let name = destination_name(service, declared.port);
-        let destination = destination(picture, mesh, service, &offer);
+        let destination = destination(picture, mesh, service, &served);
         out.push(key, types::DESTINATION, &name, &destination);
         let target = Target::Destination(name.clone());
         out.push_vip(key, &name, vip, port(declared.port), &hostnames, target);
@@ -131,22 +151,15 @@ fn destination(
     picture: &Picture,
     mesh: &MeshPicture,
     service: &Parsed<MeshMultiZoneService>,
-    offer: &Offer<'_>,
+    served: &Served<'_>,
 ) -> Destination {
-    let services: Vec<&Parsed<MeshService>> = offer.by.iter().map(|(it, _)| *it).collect();
+    let services: Vec<&Parsed<MeshService>> = served.by.iter().map(|(it, _)| *it).collect();
     let tls = destination_tls(picture, mesh, &service.resource.key.mesh, &services);
-    let (near, far): (Vec<_>, Vec<_>) =
-        offer.by.iter().partition(|(it, _)| picture.is_local(&it.resource.key));
-    // Plaintext can't cross zones.
-    let far = if tls == DestinationTls::Off { Vec::new() } else { far };
-    let sets = |of: Vec<&(&Parsed<MeshService>, &mesh_service::Port)>| -> Vec<String> {
-        of.into_iter().flat_map(|(it, port)| set_names(picture, mesh, it, port)).collect()
-    };
     Destination {
         service: display_name(&service.resource).to_owned(),
-        protocol: offer.protocol,
+        protocol: served.protocol,
+        tiers: tiers(picture, mesh, &tls, &served.by),
         tls,
-        tiers: [sets(near), sets(far)].into_iter().filter(|tier| !tier.is_empty()).collect(),
         spans_zones: true,
     }
 }

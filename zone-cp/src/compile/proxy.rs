@@ -2,7 +2,8 @@
 
 use super::external::{NO_EGRESS, passthrough_sni, through_egress};
 use super::routes::EGRESSES;
-use super::services::{destination_name, host_owner, legacy_name, legacy_services, tag};
+use super::services::{destination_name, host_owner, legacy_name, tag};
+use super::several_zones::Legacy;
 use super::{Compiled, Inputs, multi_zone, normal_name, policies, port, protocol};
 use crate::picture::{MeshPicture, Picture, subject};
 use crate::vip::Owner;
@@ -236,10 +237,11 @@ fn explicit_target(
     if let Some((key, _)) = external {
         return Ok(Target::External(super::external::entry_key(key)));
     }
-    let ports = legacy_services(mesh, service).flat_map(|it| it.spec.ports.iter().map(|port| port.port));
-    let lowest = ports.min().ok_or_else(|| format!("there is no service {service}"))?;
+    let found = Legacy::of(picture, mesh, service);
+    let (lowest, _) =
+        found.ports.first_key_value().ok_or_else(|| format!("there is no service {service}"))?;
     let mesh_name = mesh.mesh.as_ref().map_or("", |mesh| mesh.resource.key.name.as_str());
-    Ok(Target::Destination(legacy_name(mesh_name, service, lowest)))
+    Ok(Target::Destination(legacy_name(mesh_name, service, *lowest)))
 }
 
 fn referenced_target(

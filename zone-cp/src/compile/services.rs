@@ -1,6 +1,7 @@
 //! Services inside the mesh: names, destinations, endpoints.
 
 use super::policies::{self, AskedTags};
+use super::several_zones::{Legacy, Offer, agreed};
 use super::{Compiled, Inputs, host, port, protocol};
 use crate::hostnames;
 use crate::picture::{Facts, MeshPicture, Picture, display_name};
@@ -11,7 +12,7 @@ use meridian_core::kinds::mesh_service::{IdentityType, MeshService, Port, State,
 use meridian_core::{Key, labels};
 use meridian_policy::{Parsed, leads_to};
 use meridian_proxy_config::sni::{Sni, SniKind};
-use meridian_proxy_config::{Destination, DestinationTls, Endpoint, EndpointSet, Protocol, Target, types};
+use meridian_proxy_config::{Destination, DestinationTls, Endpoint, EndpointSet, Target, types};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -38,12 +39,13 @@ fn service_owner(key: &Key) -> Owner {
     Owner { range: Range::MeshService, name: format!("{}/{}/{}", key.mesh, key.zone, key.name) }
 }
 
-/// The virtual address of `<service>.mesh`; none where the mesh has no such names.
+/// The virtual address of `<service>.mesh`; none where the mesh has no such names, or an ExternalService has this one.
 pub(crate) fn legacy_owner(picture: &Picture, mesh: &str, service: &str) -> Option<Owner> {
-    let picture = picture.mesh(mesh)?;
+    let (picture, hostname) = (picture.mesh(mesh)?, hostnames::legacy(service));
     let exists = has_legacy_names(picture)
+        && picture.names.listed(&hostname).is_none()
         && picture.services.values().any(|it| service_of(&it.spec) == Some(service));
-    exists.then(|| host_owner(mesh, &hostnames::legacy(service)))
+    exists.then(|| host_owner(mesh, &hostname))
 }
 
 /// One a host, all its ports.
@@ -108,35 +110,39 @@ pub(crate) fn service(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
 pub(crate) fn legacy(inputs: Inputs<'_>, mesh_name: &str, service: &str, out: &mut Compiled) {
     let picture = inputs.picture;
     let Some(mesh) = picture.mesh(mesh_name) else { return };
-    let services: Vec<&Parsed<MeshService>> =
-        legacy_services(mesh, service).filter(|_| mesh.spec().is_some()).collect();
+    if mesh.spec().is_none() {
+        return;
+    }
+    let found = Legacy::of(picture, mesh, service);
+    let (services, ports) = (&found.taken.services, &found.ports);
     let Some(first) = services.first() else { return };
     let blame = first.resource.key.clone();
-    let (local, remote): (Vec<_>, Vec<_>) =
-        services.iter().copied().partition(|it| picture.is_local(&it.resource.key));
-    let ports: BTreeMap<u32, &Port> =
-        services.iter().rev().flat_map(|it| &it.spec.ports).map(|port| (port.port, port)).collect();
-    let tls = destination_tls(picture, mesh, mesh_name, &services);
-    for (number, declared) in &ports {
-        let sets = |of: &[&Parsed<MeshService>]| -> Vec<String> {
-            let with_port = of.iter().flat_map(|it| it.spec.ports.iter().map(move |port| (it, port)));
-            let named = with_port.filter(|(_, port)| port.port == *number);
-            named.flat_map(|(it, port)| set_names(picture, mesh, it, port)).collect()
-        };
-        // Plaintext can't cross zones.
-        let far = if tls == DestinationTls::Off { Vec::new() } else { sets(&remote) };
-        let tiers = [sets(&local), far].into_iter().filter(|tier| !tier.is_empty()).collect();
+    found.complain(picture, service, out);
+    let tls = destination_tls(picture, mesh, mesh_name, services);
+    for (number, offers) in ports {
         let destination = Destination {
             service: service.to_owned(),
-            protocol: protocol(declared.protocol()),
+            protocol: agreed(picture, offers),
             tls: tls.clone(),
-            tiers,
+            tiers: tiers(picture, mesh, &tls, offers),
             spans_zones: true,
         };
         out.push(&blame, types::DESTINATION, &legacy_name(mesh_name, service, *number), &destination);
     }
-    let vip = legacy_owner(picture, mesh_name, service).and_then(|owner| inputs.vips.address(&owner));
     let hostnames = [hostnames::legacy(service)];
+    let [hostname] = &hostnames;
+    if let Some(external) = mesh.names.listed(hostname) {
+        for it in services {
+            let reason = format!(
+                "{hostname} leads to the ExternalService {}, not to this service: give one of them another name, or \
+                 another kuma.io/service",
+                external.name
+            );
+            out.problem(&it.resource.key, reason);
+        }
+        return;
+    }
+    let vip = legacy_owner(picture, mesh_name, service).and_then(|owner| inputs.vips.address(&owner));
     let lowest = ports.keys().next().copied();
     let default = lowest
         .filter(|_| !ports.contains_key(&u32::from(LEGACY_PORT)))
@@ -147,18 +153,20 @@ pub(crate) fn legacy(inputs: Inputs<'_>, mesh_name: &str, service: &str, out: &m
     }
 }
 
-/// Of services that don't agree, the first decides.
-pub(crate) fn legacy_protocol(mesh: &MeshPicture, service: &str, port: u32) -> Option<Protocol> {
-    let mut ports = legacy_services(mesh, service).flat_map(|it| &it.spec.ports);
-    ports.find(|declared| declared.port == port).map(|declared| protocol(declared.protocol()))
-}
-
-/// The MeshServices, of every zone, that are views of one `kuma.io/service`.
-pub(crate) fn legacy_services<'a>(
-    mesh: &'a MeshPicture,
-    service: &'a str,
-) -> impl Iterator<Item = &'a Parsed<MeshService>> {
-    mesh.services.values().map(AsRef::as_ref).filter(move |it| service_of(&it.spec) == Some(service))
+/// The endpoint sets of those who offer a port: the zone's own, then the others'. Plaintext can't cross zones.
+pub(crate) fn tiers(
+    picture: &Picture,
+    mesh: &MeshPicture,
+    tls: &DestinationTls,
+    offers: &[Offer<'_>],
+) -> Vec<Vec<String>> {
+    let (near, far): (Vec<_>, Vec<_>) =
+        offers.iter().copied().partition(|(it, _)| picture.is_local(&it.resource.key));
+    let far = if *tls == DestinationTls::Off { Vec::new() } else { far };
+    let sets = |of: Vec<Offer<'_>>| -> Vec<String> {
+        of.into_iter().flat_map(|(it, port)| set_names(picture, mesh, it, port)).collect()
+    };
+    [sets(near), sets(far)].into_iter().filter(|tier| !tier.is_empty()).collect()
 }
 
 /// How to speak to a service that is there in these forms. Under STRICT always mutual; under PERMISSIVE once all
@@ -176,8 +184,15 @@ pub(crate) fn destination_tls(
     if backend.mode == MtlsMode::Permissive && services.iter().any(|it| is_plain(it)) {
         return DestinationTls::Off;
     }
-    let identities: BTreeSet<String> = services.iter().flat_map(|it| spiffe_ids(name, &it.spec)).collect();
-    DestinationTls::Mutual { mesh: name.to_owned(), identities: identities.into_iter().collect() }
+    let mut identities: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for service in services {
+        identities
+            .entry(service.resource.key.zone.clone())
+            .or_default()
+            .extend(spiffe_ids(name, &service.spec));
+    }
+    let identities = identities.into_iter().map(|(zone, ids)| (zone, ids.into_iter().collect())).collect();
+    DestinationTls::Mutual { mesh: name.to_owned(), identities }
 }
 
 fn spiffe_ids(mesh: &str, service: &MeshService) -> Vec<String> {

@@ -281,6 +281,75 @@ fn legacy_names_reach_a_service_wherever_it_is() {
     }
 }
 
+/// A service of any zone that is tagged as an ExternalService loses its `.mesh` name to it, whatever came first, and
+/// nothing else.
+#[test]
+fn no_service_takes_the_name_of_an_external_service() {
+    let outside = || {
+        global(
+            "ExternalService",
+            "default",
+            "outside",
+            json!({
+                "tags": {"kuma.io/service": "Far", "kuma.io/protocol": "tcp"},
+                "networking": {"address": "host.example:5432"},
+            }),
+        )
+    };
+    let web = sidecar("east", "web-1");
+    let named = |world: &World| {
+        let outbounds = world.shown(&web).remove("Outbound").unwrap();
+        let named = outbounds
+            .into_values()
+            .filter(|it| it["hostnames"].as_array().unwrap().contains(&json!("far.mesh")));
+        let mut named: Vec<(Value, Value)> =
+            named.map(|it| (it["port"].clone(), it["target"].clone())).collect();
+        named.sort_by_key(|(port, _)| port.as_u64());
+        named
+    };
+    let mut west = zone("west", "10.2.0", vec![dataplane("west", "far-1", "far", "10.2.0.9", 9000, "http")]);
+    let mut far = west.meshes["default"].services.values().next().unwrap().resource.clone();
+    let own = dataplane("east", "far-2", "far", "10.1.0.9", 9000, "http");
+    far = abroad("west", far);
+    let expected = [80, 5432].map(|port| (json!(port), json!({"external": "default/es/outside"})));
+    for order in 0..2 {
+        let (mut east, _) = world();
+        add(&mut east, own.clone());
+        let mut east = World::new(east);
+        let mut arrivals = [far.clone(), outside()];
+        arrivals.rotate_left(order);
+        arrivals.into_iter().for_each(|it| east.put(it));
+        assert_eq!(named(&east), expected, "{order}");
+        let told = east.shown(&web);
+        assert_eq!(told["Outbound"]["default/es/outside/far.mesh/80"]["vips"].as_array().unwrap().len(), 1);
+        assert!(
+            told["Destination"].contains_key("default//far/9000"),
+            "{order}: routes may still lead there"
+        );
+        assert!(told["Outbound"].contains_key("default/east/far/9000"), "{order}: its own names stay");
+        let entry = east.one(&egress("east"), "Entry", "default/es/outside");
+        assert_eq!(entry["hosts"], json!([{"exact": "far.mesh"}, {"exact": "host.example"}]), "{order}");
+        assert_eq!(entry["ports"], json!([80, 5432]), "{order}");
+        let blamed: Vec<String> = east
+            .audiences
+            .problems()
+            .into_iter()
+            .filter(|(_, reason)| reason.starts_with("far.mesh leads to the ExternalService outside"))
+            .map(|(key, _)| key.zone)
+            .collect();
+        assert_eq!(blamed, ["east", "west"], "{order}");
+        // Without it the name is the services' again.
+        east.remove(&outside().key);
+        let again = json!({"destination": "default//far/9000"});
+        assert_eq!(named(&east), [80, 9000].map(|port| (json!(port), again.clone())), "{order}");
+        assert!(east.audiences.problems().is_empty(), "{order}");
+    }
+    west.put(outside()).unwrap();
+    let west = World::new(west);
+    let shown = west.shown(&sidecar("west", "far-1"));
+    assert!(!shown["Outbound"].contains_key("default//far/80"), "at home neither");
+}
+
 #[test]
 fn local_instances_come_first() {
     let mut spec = strict();

@@ -10,6 +10,7 @@ use super::Unit;
 use super::members::{Group, is_external, reaches_less};
 use super::services::{selected, selected_inbounds, service_of, tls_ready};
 use super::{external, multi_zone, policies};
+use crate::hostnames;
 use crate::picture::{MeshPicture, Picture};
 use meridian_core::Key;
 use meridian_core::kinds::dataplane::Dataplane;
@@ -22,6 +23,7 @@ use meridian_core::kinds::secret::Secret;
 use meridian_core::kinds::trust_bundle::TrustBundle;
 use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
+use meridian_policy::listed_hostnames;
 use std::collections::BTreeSet;
 
 /// What to compile again.
@@ -276,13 +278,6 @@ fn service(picture: &Picture, key: &Key, out: &mut Touched) {
     }
     service_units(picture, mesh, key, out);
     out.policies.insert(key.mesh.clone());
-    if let Some(Unit::Legacy { service, .. }) = legacy_of(mesh, key) {
-        // The `.mesh` name of an ExternalService gives way to a service's.
-        let same = mesh.external_services.iter().filter(|(_, it)| it.spec.service() == Some(&service));
-        out.units.extend(same.map(|(key, _)| Unit::External(key.clone())));
-        let entries = mesh.external_services.iter().filter(|(_, it)| it.spec.service() == Some(&service));
-        out.units.extend(entries.map(|(key, _)| Unit::Entry(key.clone())));
-    }
     out.groups.meshes.insert(key.mesh.clone());
     out.groups.ingresses |= picture.is_local(key);
     explicit_outbounds(mesh, out);
@@ -325,12 +320,17 @@ fn external_destination(picture: &Picture, key: &Key, out: &mut Touched) {
         Unit::IngressExternal(key.clone()),
     ]);
     if let Some(service) = mesh.external_services.get(key) {
-        // Of several with one tag the first has the `.mesh` name.
-        let tag = service.spec.service();
-        let same = mesh.external_services.iter().filter(|(_, it)| it.spec.service() == tag);
+        let names = listed_hostnames(&service.spec);
+        // Of several with one name the first has it, and no service of the mesh.
+        let same =
+            mesh.external_services.iter().filter(|(_, it)| !listed_hostnames(&it.spec).is_disjoint(&names));
         for (other, _) in same {
             out.units.extend([Unit::External(other.clone()), Unit::Entry(other.clone())]);
         }
+        let tags = mesh.services.values().filter_map(|it| service_of(&it.spec));
+        let tags = tags.filter(|tag| names.contains(&hostnames::legacy(tag)));
+        let legacy = |tag: &str| Unit::Legacy { mesh: key.mesh.clone(), service: tag.to_owned() };
+        out.units.extend(tags.map(legacy));
     }
     out.policies.insert(key.mesh.clone());
     out.groups.meshes.insert(key.mesh.clone());

@@ -145,6 +145,38 @@ fn no_generator_takes_the_name_of_a_kuma_io_service() {
     assert_eq!(of(&picture, &thief), ["billing.mesh"]);
 }
 
+#[test]
+fn an_external_services_names_are_its_own() {
+    let spec =
+        json!({"tags": {"kuma.io/service": "Ledger"}, "networking": {"address": "Bank.mesh.local.:443"}});
+    let listed = named(ExternalService::KIND, "", "ledger", &[], spec);
+    let tagged = json!({"state": "Available", "selector": {"dataplaneTags": {"kuma.io/service": "ledger"}}});
+    let thieves = [
+        named(MeshService::KIND, "east", "a", &[], tagged),
+        service("east", "ledger"),
+        service("east", "bank"),
+    ];
+    let generators = [
+        generator("east", "mesh", "meshService", "{{ .DisplayName }}.mesh"),
+        generator("east", "local", "meshService", "{{ .DisplayName }}.mesh.local"),
+    ];
+    let mut picture = picture(generators.into_iter().chain(thieves.clone()).chain([listed.clone()]));
+    let names = |picture: &Picture| thieves.each_ref().map(|it| of(picture, it));
+    assert_eq!(
+        names(&picture),
+        [vec!["a.mesh", "a.mesh.local"], vec!["ledger.mesh.local"], vec!["bank.mesh"]]
+    );
+    for name in ["ledger.mesh", "bank.mesh.local"] {
+        assert_eq!(picture.meshes["default"].names.listed(name), Some(&listed.key));
+    }
+    let conditions = picture.meshes["default"].names.conditions(&thieves[2].key);
+    let message =
+        &conditions.iter().find(|it| it.hostname_generator_ref.core_name == "local").unwrap().conditions[0];
+    assert_eq!(message.message, "bank.mesh.local is the name of ExternalService ledger (global)");
+    picture.remove(&listed.key);
+    assert_eq!(names(&picture)[2], ["bank.mesh", "bank.mesh.local"]);
+}
+
 /// Followed change by change, names are what they are when worked out at once.
 #[test]
 fn following_is_working_out() {
@@ -154,6 +186,7 @@ fn following_is_working_out() {
         external("a"),
         generator("", "two", "meshExternalService", "{{ .DisplayName }}.mesh.local"),
         service("west", "a"),
+        named(ExternalService::KIND, "", "a", &[], json!({"networking": {"address": "a.mesh.local:80"}})),
         many("a"),
         generator("east", "three", "meshMultiZoneService", "{{ .DisplayName }}.mesh.local"),
         generator("", "one", "meshService", r#"{{ label "team" }}.mesh.local"#),

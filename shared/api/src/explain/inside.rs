@@ -4,6 +4,7 @@ use super::question::Question;
 use super::{Caller, Decider, Facts, Outcome, Step, display, outgoing, plaintext, words};
 use crate::inspect::world::{kinds, subject};
 use meridian_core::kinds::dataplane::{Dataplane, Inbound, InboundState};
+use meridian_core::kinds::external_service::ExternalService;
 use meridian_core::kinds::mesh::{MeshServicesMode, MtlsMode};
 use meridian_core::kinds::mesh_access_log::MeshAccessLog;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
@@ -13,9 +14,10 @@ use meridian_core::kinds::mesh_traffic_permission::{MeshTrafficPermission, RuleM
 use meridian_core::{Kind, KindInfo, Resource, Standing, document, labels};
 use meridian_policy::{
     InboundRule, Parsed, Section, caller_match, hostnames, inbound_confs, inbound_permission, inbound_rules,
-    is_reachable, leads_to, legacy_hostname, offered, refers, service_tag,
+    is_reachable, leads_to, legacy_hostname, listed_hostnames, offered, protocol, refers, service_tag,
+    spoken,
 };
-use meridian_proxy_config::{CallerIdentity, Verdict};
+use meridian_proxy_config::{CallerIdentity, Protocol, Verdict};
 use serde_json::{Value, json};
 
 /// Where `<service>.mesh` answers beside the ports of the service.
@@ -42,8 +44,12 @@ pub(super) struct Found<'a> {
 /// Part of an answer that instances give, and who gives it.
 type Shared<T> = Vec<(T, Vec<String>)>;
 
-/// The MeshServices that the host names, or of the MeshMultiZoneService that it names; `None` if it names none.
+/// The MeshServices that the host names, or of the MeshMultiZoneService that it names; `None` if it names none, or an
+/// ExternalService, whose names no service of the mesh can take.
 pub(super) fn find<'a>(facts: &'a Facts, caller: &Caller<'_>, question: &'a Question) -> Option<Found<'a>> {
+    if facts.external_services.iter().any(|it| has_name(&it.spec, question)) {
+        return None;
+    }
     let by_name = |it: &Resource| hostnames(caller.zone(), &facts.generators, it).contains(&question.host);
     let has_names = facts.mesh.spec.mesh_services_mode() != MeshServicesMode::Disabled;
     let mut services: Vec<&Parsed<MeshService>> =
@@ -68,16 +74,26 @@ pub(super) fn find<'a>(facts: &'a Facts, caller: &Caller<'_>, question: &'a Ques
         return None;
     }
     let declared = |number: u32| {
-        let ports = services.iter().flat_map(|it| &it.spec.ports);
-        ports.into_iter().find(|port| port.port == number)
+        let ports = || services.iter().filter_map(move |it| Some((*it, port_of(it, number)?)));
+        let word = agreed(caller, ports());
+        ports().map(|(_, port)| port).find(|port| Some(protocol(port.protocol())) == word)
     };
-    let lowest = || services.iter().flat_map(|it| &it.spec.ports).min_by_key(|port| port.port);
+    let lowest = || {
+        let numbers = services.iter().flat_map(|it| &it.spec.ports).map(|port| port.port);
+        numbers.min().and_then(declared)
+    };
     let port = match question.port {
         None => lowest(),
         Some(LEGACY_PORT) if is_legacy => declared(u32::from(LEGACY_PORT)).or_else(lowest),
         Some(number) => declared(u32::from(number)),
     };
     Some(Found { asked: &question.asked, many: None, services, is_legacy, port })
+}
+
+/// Whether the host is a name of this ExternalService, or a word that means its `kuma.io/service`.
+fn has_name(service: &ExternalService, question: &Question) -> bool {
+    let names = listed_hostnames(service);
+    names.contains(&question.host) || (question.is_word() && names.contains(&legacy_hostname(&question.host)))
 }
 
 /// Those that a MeshMultiZoneService selects and that serve its port; of which kind they must be, HTTP or not, its port
@@ -96,22 +112,27 @@ fn of_many_zones<'a>(
     let Some(declared) = ports.min_by_key(|port| port.port) else {
         return Found { asked: &question.asked, many: Some(many), services, is_legacy: false, port: None };
     };
-    let port_of = |it: &Parsed<MeshService>| it.spec.ports.iter().position(|port| port.port == declared.port);
-    let protocol = |it: &Parsed<MeshService>| {
-        let port = port_of(it).and_then(|at| it.spec.ports.get(at));
-        port.map(|port| is_http(port.protocol()))
+    let offered = |it: &&'a Parsed<MeshService>| Some((*it, port_of(it, declared.port)?));
+    let word = match protocol(&declared.app_protocol) {
+        Protocol::Tcp => agreed(caller, services.iter().filter_map(offered)),
+        said => Some(said),
     };
-    let spoken = match is_http(&declared.app_protocol) {
-        true => Some(true),
-        false => services.iter().find_map(|it| protocol(it)),
-    };
-    services.retain(|it| protocol(it).is_some_and(|own| Some(own) == spoken));
-    let port = services.first().and_then(|it| it.spec.ports.get(port_of(it)?));
+    let is_spoken =
+        |port: &Port| word.is_some_and(|word| protocol(port.protocol()).is_http() == word.is_http());
+    services.retain(|it| port_of(it, declared.port).is_some_and(is_spoken));
+    let port = services.first().and_then(|it| port_of(it, declared.port));
     Found { asked: &question.asked, many: Some(many), services, is_legacy: false, port }
 }
 
-fn is_http(protocol: &str) -> bool {
-    matches!(protocol, "http" | "http2" | "grpc")
+fn port_of(service: &Parsed<MeshService>, number: u32) -> Option<&Port> {
+    service.spec.ports.iter().find(|port| port.port == number)
+}
+
+fn agreed<'a>(
+    caller: &Caller<'_>,
+    offers: impl Iterator<Item = (&'a Parsed<MeshService>, &'a Port)>,
+) -> Option<Protocol> {
+    spoken(caller.zone(), offers.map(|(it, port)| (it.resource.key.zone.as_str(), protocol(port.protocol()))))
 }
 
 impl Found<'_> {
@@ -164,7 +185,7 @@ impl Found<'_> {
     }
 
     pub(super) fn is_http(&self) -> bool {
-        self.port.is_some_and(|port| is_http(port.protocol()))
+        self.port.is_some_and(|port| protocol(port.protocol()).is_http())
     }
 
     /// In words.

@@ -4,7 +4,7 @@ use super::shown;
 use crate::Api;
 use crate::problem::Problem;
 use crate::request::Asked;
-use crate::resources::{chain, read_problem};
+use crate::resources::read_problem;
 use meridian_core::kinds::dataplane::Dataplane;
 use meridian_core::kinds::mesh::Mesh;
 use meridian_core::{Kind, KindInfo, Resource, Scope, Spec};
@@ -13,6 +13,7 @@ use meridian_policy::{
     inbound_confs, inbound_rules, matches_hash, proxy_conf, to_rules,
 };
 use meridian_store::Query;
+use meridian_telemetry::chain;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -411,6 +411,43 @@ async fn what_leaves_the_mesh_must_be_listed_and_permitted() {
 }
 
 #[tokio::test]
+async fn an_external_service_comes_before_a_service_of_its_name() {
+    let server = Server::start().await;
+    world(&server).await;
+    let meant = async |name: &str| ask(&server, name).await["destination"].clone();
+    assert_eq!(meant("backend.mesh").await["services"][0]["type"], "MeshService");
+    let listed = json!({
+        "type": "ExternalService", "mesh": "default", "name": "outside",
+        "tags": {"kuma.io/service": "backend"}, "networking": {"address": "host.example:443"},
+    });
+    assert_eq!(server.put("/meshes/default/external-services/outside", listed).await.status, 201);
+    for name in ["backend.mesh", "backend"] {
+        assert_eq!(meant(name).await["entry"], "ExternalService outside", "{name}");
+    }
+    let own = meant("backend.svc.west.mesh.local:9000").await;
+    assert_eq!(own["services"][0]["type"], "MeshService", "its own name stays: {own:#}");
+}
+
+/// As the zone decides it: the caller's own, else most of them, else the plainest.
+#[tokio::test]
+async fn what_is_spoken_with_several_zones_is_what_they_agree_on() {
+    let server = Server::start().await;
+    world(&server).await;
+    let offer = async |zone: &str, protocol: &str| {
+        let spec = json!({
+            "selector": {"dataplaneTags": {"kuma.io/service": "backend"}}, "state": "Available",
+            "ports": [{"port": 9000, "appProtocol": protocol}],
+        });
+        store(&server, zone, "MeshService", "backend", spec, None).await;
+        ask(&server, "backend.mesh").await["destination"]["protocol"].clone()
+    };
+    assert_eq!(offer("a", "tcp").await, "tcp");
+    assert_eq!(offer("b", "http").await, "http");
+    assert_eq!(offer("c", "tcp").await, "tcp");
+    assert_eq!(offer("east", "http").await, "http");
+}
+
+#[tokio::test]
 async fn what_is_listed_must_be_known_and_whole() {
     let server = Server::start().await;
     world(&server).await;

@@ -15,6 +15,7 @@ use crate::{
     worker::Worker,
 };
 use meridian_proxy_config::Host;
+use meridian_telemetry::chain;
 use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -199,16 +200,4 @@ async fn originate(
         }
         Err(error) => Err(DialError::Failed(format!("{address}: {}", chain(&error)))),
     }
-}
-
-/// An error with its sources, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -6,7 +6,6 @@
 use super::{
     authorise::Denied,
     carry::{Errand, Standing},
-    dial::chain,
     outward::{Outward, Underway},
 };
 use crate::{
@@ -27,6 +26,7 @@ use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use meridian_proxy_config::Protocol;
+use meridian_telemetry::chain;
 use rewrite::request_host;
 use std::{
     cell::{Cell, RefCell},

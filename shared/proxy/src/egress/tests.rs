@@ -146,7 +146,7 @@ impl Egress {
         let tls = Tls::default();
         tls.set_bundle(&self.ca.bundle(false)).unwrap();
         tls.set_identity(MESH, self.ca.identity(service));
-        let rule = PeerRule { mesh: MESH.into(), identities: vec!["spiffe://default/zone-egress".into()] };
+        let rule = PeerRule::egress(MESH, ZONE);
         let socket = Socket::new(TcpStream::connect(self.address).await.unwrap());
         tls.connect(&rule, ZONE, SNI, alpn, socket).await.map(|(stream, _)| stream)
     }
@@ -796,7 +796,7 @@ async fn strangers_and_other_protocols_get_no_session() {
         let tls = Tls::default();
         tls.set_bundle(&egress.ca.bundle(false)).unwrap();
         tls.set_identity(MESH, stranger.identity("web"));
-        let rule = PeerRule { mesh: MESH.into(), identities: vec!["spiffe://default/zone-egress".into()] };
+        let rule = PeerRule::egress(MESH, ZONE);
         let socket = Socket::new(TcpStream::connect(egress.address).await.unwrap());
         if let Ok((mut stream, _)) = tls.connect(&rule, ZONE, SNI, alpn::EXTERNAL, socket).await {
             // TLS 1.3: the client hears of it with its first read.

@@ -21,6 +21,7 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use meridian_proxy_config::{Host, alpn};
+use meridian_telemetry::chain;
 use std::{
     cell::RefCell,
     error::Error,
@@ -309,15 +310,4 @@ async fn grpc(response: Response<Incoming>) -> Result<Finding, Silence> {
 
 fn grpc_status(headers: &HeaderMap) -> Option<String> {
     Some(headers.get("grpc-status")?.to_str().ok()?.to_owned())
-}
-
-/// An error with its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

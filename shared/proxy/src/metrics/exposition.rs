@@ -5,6 +5,7 @@
 //! what comes first holds. Rejected: passing an application's page on as bytes (one duplicate would lose everybody's
 //! numbers), and the protobuf form (most applications speak only text).
 
+use meridian_telemetry::metrics::{escape_help, escape_label};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt::{self, Write},
@@ -179,7 +180,7 @@ impl Exposition {
 impl Family {
     fn write(&self, name: &str, out: &mut String) -> fmt::Result {
         if !self.help.is_empty() {
-            writeln!(out, "# HELP {name} {}", self.help.replace('\\', "\\\\").replace('\n', "\\n"))?;
+            writeln!(out, "# HELP {name} {}", escape_help(&self.help))?;
         }
         writeln!(out, "# TYPE {name} {}", self.kind.word())?;
         for sample in &self.samples {
@@ -199,7 +200,7 @@ fn series(family: &str, sample: &Sample) -> String {
     let mut out = format!("{family}{}", sample.part.suffix());
     for (index, (name, value)) in sample.labels.iter().enumerate() {
         out.push(if index == 0 { '{' } else { ',' });
-        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let value = escape_label(value);
         // Writing to a String can't fail.
         let _ = write!(out, "{name}=\"{value}\"");
     }

@@ -24,8 +24,8 @@ use crate::{
     },
 };
 use meridian_proxy_config::{
-    self as config, DestinationPolicies, DestinationTls, EGRESS_SERVICE, EndpointSet, HostMatch, Locality,
-    Protocol, SniMatch, Unlisted, Via,
+    self as config, DestinationPolicies, DestinationTls, EndpointSet, HostMatch, Locality, Protocol,
+    SniMatch, Unlisted, Via,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -151,7 +151,7 @@ impl Compiler<'_> {
         for (name, (config, parts)) in &self.resources.externals {
             let egress = match &config.via {
                 Via::Egress { mesh, zone, sni, endpoints } => {
-                    let instead = Some((sni.clone(), zone.clone()));
+                    let instead = (sni.clone(), zone.clone());
                     let source = self.egress_source(&config.entry, mesh, endpoints, instead);
                     Some(self.cluster(format!("egress/{name}"), "external", source))
                 }
@@ -340,7 +340,7 @@ impl Compiler<'_> {
     fn unlisted(&mut self) {
         let Some(proxy) = self.next.proxy.clone() else { return };
         if let Unlisted::Egress { endpoints, sni } = &proxy.unlisted {
-            let instead = Some((sni.clone(), proxy.zone.clone()));
+            let instead = (sni.clone(), proxy.zone.clone());
             let source = self.egress_source("*", &proxy.mesh, endpoints, instead);
             self.next.unlisted_egress = Some(self.cluster("unlisted".to_owned(), "external", source));
         }
@@ -357,20 +357,13 @@ impl Compiler<'_> {
         })
     }
 
-    fn egress_source(
-        &self,
-        service: &str,
-        mesh: &str,
-        endpoints: &str,
-        instead: Option<(String, String)>,
-    ) -> Source {
-        let identities = vec![meridian_pki::spiffe_id(mesh, EGRESS_SERVICE)];
+    fn egress_source(&self, service: &str, mesh: &str, endpoints: &str, instead: (String, String)) -> Source {
         Source {
             service: service.to_owned(),
             protocol: Some(Protocol::Tcp),
-            tls: Some(PeerRule { mesh: mesh.to_owned(), identities }),
+            tls: Some(PeerRule::egress(mesh, &instead.1)),
             tiers: vec![self.sets(std::slice::from_ref(&endpoints.to_owned()))],
-            instead,
+            instead: Some(instead),
             zone: self.zone().to_owned(),
             ..Source::default()
         }

@@ -9,6 +9,7 @@ use crate::trace::{self, Span};
 use futures::future::join_all;
 use http::Method;
 use meridian_proxy_config::{TraceBackend, ZipkinFormat};
+use meridian_telemetry::metrics::escape_label;
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -140,7 +141,7 @@ impl Sinks {
         for (name, help, read) in SERIES {
             writeln!(out, "# HELP meridian_proxy_{name} {help}\n# TYPE meridian_proxy_{name} counter")?;
             for (backend, counts) in &counts {
-                let backend = backend.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+                let backend = escape_label(backend);
                 writeln!(out, "meridian_proxy_{name}{{backend=\"{backend}\"}} {}", read(counts))?;
             }
         }

@@ -85,11 +85,7 @@ pub fn cluster_check(cluster: &Cluster, peer: Option<&Peer>) -> Check {
     Box::new(move |snapshot| {
         let cluster = snapshot.clusters.get(&name).ok_or(Reason::REMOVED)?;
         match (&cluster.tls, &identity) {
-            (Some(rule), Some(found)) => {
-                let expected =
-                    rule.mesh == found.mesh && found.spiffe.iter().any(|id| rule.identities.contains(id));
-                if expected { Ok(()) } else { Err(Reason::UNTRUSTED_PEER) }
-            }
+            (Some(rule), Some(found)) if !rule.accepts(found) => Err(Reason::UNTRUSTED_PEER),
             _ => Ok(()),
         }
     })

@@ -2,7 +2,10 @@
 
 use crate::{
     apps::{absolute, call, echo_app, get, http_app, http1, http2, streaming, text, whole},
-    world::{Ca, MESH, Pair, Sidecar, address, destination, endpoint, is_reset, resource, soon, until},
+    world::{
+        Ca, MESH, Pair, Sidecar, address, destination, destination_by_zone, endpoint, is_reset, resource,
+        soon, until,
+    },
 };
 use bytes::Bytes;
 use http::Method;
@@ -175,6 +178,34 @@ async fn a_stranger_in_the_backends_place_gets_no_byte() {
         &EndpointSet { endpoints: vec![endpoint(pair.inbound, "east")] },
     );
     assert_eq!(call(pair.outbound, "/headers").await.status, 503, "an empty list of identities refuses");
+}
+
+/// What one zone says of its services' identities holds at its own endpoints alone.
+#[tokio::test]
+async fn an_identity_of_one_zone_is_not_believed_at_anothers_endpoint() {
+    let (application, seen) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let west = Sidecar::start(&pair.ca, "west", "other");
+    let inbound = address();
+    west.feed(types::INBOUND, "main", &west.inbound(Protocol::Http, inbound, application));
+    west.settled().await;
+    pair.web.feed(types::ENDPOINTS, "backend", &EndpointSet { endpoints: vec![endpoint(inbound, "west")] });
+    let told = |west: &[&str]| {
+        let by_zone: [(&str, &[&str]); 2] = [("east", &["backend", "other"]), ("west", west)];
+        pair.web.feed(types::DESTINATION, "backend", &destination_by_zone(Protocol::Http, &by_zone));
+    };
+    told(&["backend"]);
+    assert_eq!(call(pair.outbound, "/headers").await.status, 503);
+    assert_eq!(seen.connections(), 0);
+    assert!(pair.web.denials().iter().any(|(_, _, reason)| reason == "untrusted-peer"));
+    told(&["other"]);
+    until("its own zone says so", async || {
+        (call(pair.outbound, "/headers").await.status == 200).then_some(())
+    })
+    .await;
+    // An open session ends with what its own zone says, too.
+    told(&[]);
+    assert_eq!(call(pair.outbound, "/headers").await.status, 503);
 }
 
 #[tokio::test]

@@ -216,13 +216,21 @@ pub(crate) fn endpoint(address: SocketAddr, zone: &str) -> Endpoint {
     }
 }
 
+/// The same services in all zones.
 pub(crate) fn destination(protocol: Protocol, identities: &[&str]) -> Destination {
+    destination_by_zone(protocol, &["east", "west", "north"].map(|zone| (zone, identities)))
+}
+
+pub(crate) fn destination_by_zone(protocol: Protocol, identities: &[(&str, &[&str])]) -> Destination {
+    let id = |service: &&str| format!("spiffe://{MESH}/{service}");
+    let of_zone =
+        |(zone, services): &(&str, &[&str])| ((*zone).to_owned(), services.iter().map(id).collect());
     Destination {
         service: "backend".into(),
         protocol,
         tls: DestinationTls::Mutual {
             mesh: MESH.into(),
-            identities: identities.iter().map(|service| format!("spiffe://{MESH}/{service}")).collect(),
+            identities: identities.iter().map(of_zone).collect(),
         },
         tiers: vec![vec!["backend".into()]],
         spans_zones: false,

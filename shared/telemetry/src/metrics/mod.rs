@@ -7,9 +7,11 @@
 
 mod histogram;
 mod registry;
+mod text;
 
 pub use histogram::{Histogram, SharedHistogram};
 pub use registry::Registry;
+pub use text::{escape_help, escape_label};
 
 use std::{
     cell::Cell,

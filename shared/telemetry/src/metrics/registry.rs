@@ -1,5 +1,5 @@
 use super::{
-    Counter, Gauge, Histogram, SharedCounter, SharedHistogram,
+    Counter, Gauge, Histogram, SharedCounter, SharedHistogram, escape_help, escape_label,
     histogram::{Cells, Sum},
 };
 use std::{
@@ -209,7 +209,7 @@ impl Family {
             Kind::Gauge(_) | Kind::Asked(_) => "gauge",
             Kind::Histogram(_) => "histogram",
         };
-        let help = self.help.replace('\\', "\\\\").replace('\n', "\\n");
+        let help = escape_help(&self.help);
         // Writing to a String can't fail.
         let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
         match &self.series {
@@ -268,12 +268,8 @@ fn render(labels: &[(&str, &str)]) -> String {
     let mut sorted = labels.to_vec();
     sorted.sort_unstable();
     let parts: Vec<String> =
-        sorted.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
+        sorted.iter().map(|(key, value)| format!("{key}=\"{}\"", escape_label(value))).collect();
     parts.join(",")
-}
-
-fn escape(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 fn braced(labels: &str) -> String {

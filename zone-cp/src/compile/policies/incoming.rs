@@ -38,11 +38,7 @@ pub(crate) fn inbound(
     for of in INCOMING {
         let mut selecting = mesh.policies.selecting(of.kind, &Routes::default(), &subject, section);
         selecting.retain(|policy| policy.is_incoming());
-        let rules = inbound_rules(&selecting);
-        if let Err(error) = (of.apply)(&rules, &mut policies) {
-            (of.unreadable)(&mut policies);
-            blame(rules.iter().map(|rule| &rule.origin.policy.key), &error, out);
-        }
+        of.apply_rules(&inbound_rules(&selecting), &mut policies, out);
     }
     patch_inbound(mesh, dataplane, inbound, &mut policies, out);
     policies
@@ -86,10 +82,7 @@ pub(crate) fn entry(mesh: &MeshPicture, sni: &str, out: &mut Compiled) -> EntryP
     let mut policies = InboundPolicies::default();
     for of in INCOMING.iter().filter(|of| OF_ENTRIES.contains(&of.kind)) {
         let all = mesh.policies.values().filter(|policy| policy.key().kind == of.kind).cloned();
-        let rules = entry_rules(&all.collect::<Vec<_>>(), sni);
-        if let Err(error) = (of.apply)(&rules, &mut policies) {
-            blame(rules.iter().map(|rule| &rule.origin.policy.key), &error, out);
-        }
+        of.apply_rules(&entry_rules(&all.collect::<Vec<_>>(), sni), &mut policies, out);
     }
     EntryPolicies { faults: policies.faults, rate_limits: policies.rate_limits }
 }

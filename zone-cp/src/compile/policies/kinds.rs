@@ -6,7 +6,6 @@ use super::{
 };
 use crate::compile::Compiled;
 use crate::picture::display_name;
-use meridian_core::Kind;
 use meridian_core::kinds::mesh_access_log::MeshAccessLog;
 use meridian_core::kinds::mesh_circuit_breaker::MeshCircuitBreaker;
 use meridian_core::kinds::mesh_fault_injection::MeshFaultInjection;
@@ -23,9 +22,16 @@ use meridian_core::kinds::mesh_timeout::MeshTimeout;
 use meridian_core::kinds::mesh_tls::MeshTls;
 use meridian_core::kinds::mesh_trace::MeshTrace;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
+use meridian_core::kinds::{
+    mesh_access_log, mesh_circuit_breaker, mesh_fault_injection, mesh_rate_limit, mesh_request_filter,
+    mesh_timeout,
+};
+use meridian_core::{Key, Kind};
 use meridian_policy::{InboundRule, Merged, Policy, inbound_confs};
 use meridian_proxy_config::{DestinationPolicies, InboundPolicies, Protocol};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// A kind whose `to` is executed.
 pub(super) struct Outgoing {
@@ -36,9 +42,48 @@ pub(super) struct Outgoing {
 /// A kind whose `from` and `rules` are executed.
 pub(super) struct Incoming {
     pub(super) kind: Kind,
-    pub(super) apply: fn(&[InboundRule], &mut InboundPolicies) -> Result<(), serde_json::Error>,
-    /// What holds if its policies can't be read: what guards must not be left out.
-    pub(super) unreadable: fn(&mut InboundPolicies),
+    apply: fn(&[InboundRule], &mut InboundPolicies) -> Result<(), serde_json::Error>,
+    /// Whether one rule can be read by itself.
+    reads: fn(&Value) -> Result<(), serde_json::Error>,
+    /// What holds if one of its policies can't be read, of a kind that guards; of others what can be read holds.
+    close: Option<fn(&mut InboundPolicies)>,
+}
+
+impl Incoming {
+    /// A policy that can't be read takes no other with it.
+    pub(super) fn apply_rules(
+        &self,
+        rules: &[InboundRule],
+        policies: &mut InboundPolicies,
+        out: &mut Compiled,
+    ) {
+        let Err(error) = (self.apply)(rules, policies) else { return };
+        let mut broken: BTreeMap<&Key, serde_json::Error> = BTreeMap::new();
+        for rule in rules {
+            if let Err(error) = (self.reads)(&rule.conf) {
+                broken.entry(&rule.origin.policy.key).or_insert(error);
+            }
+        }
+        let is_whole = |rule: &&InboundRule| !broken.contains_key(&rule.origin.policy.key);
+        let whole: Vec<InboundRule> = rules.iter().filter(is_whole).cloned().collect();
+        let again = match self.close {
+            Some(close) => {
+                close(policies);
+                if broken.is_empty() { Err(error) } else { Ok(()) }
+            }
+            // Each by itself can be read, and what they add up to can't.
+            None if broken.is_empty() => Err(error),
+            None => (self.apply)(&whole, policies),
+        };
+        if let Err(error) = again {
+            blame(whole.iter().map(|rule| &rule.origin.policy.key), &error, out);
+        }
+        broken.iter().for_each(|(key, error)| blame(std::iter::once(*key), error, out));
+    }
+}
+
+fn reads<T: DeserializeOwned>(conf: &Value) -> Result<(), serde_json::Error> {
+    T::deserialize(conf).map(drop)
 }
 
 impl Outgoing {
@@ -90,22 +135,26 @@ pub(super) const INCOMING: &[Incoming] = &[
     Incoming {
         kind: MeshTimeout::KIND,
         apply: |rules, into| by_caller(rules).map(|confs| timeout::inbound(&confs, into)),
-        unreadable: |_| {},
+        reads: reads::<mesh_timeout::Conf>,
+        close: None,
     },
     Incoming {
         kind: MeshCircuitBreaker::KIND,
         apply: |rules, into| by_caller(rules).map(|confs| circuit_breaker::inbound(&confs, into)),
-        unreadable: |_| {},
+        reads: reads::<mesh_circuit_breaker::Conf>,
+        close: None,
     },
     Incoming {
         kind: MeshRateLimit::KIND,
         apply: |rules, into| by_caller(rules).map(|confs| rate_limit::inbound(&confs, into)),
-        unreadable: |_| {},
+        reads: reads::<mesh_rate_limit::Conf>,
+        close: None,
     },
     Incoming {
         kind: MeshFaultInjection::KIND,
         apply: |rules, into| each(rules).map(|confs| fault_injection::inbound(&confs, into)),
-        unreadable: |_| {},
+        reads: reads::<mesh_fault_injection::Conf>,
+        close: None,
     },
     Incoming {
         kind: MeshRequestFilter::KIND,
@@ -116,12 +165,14 @@ pub(super) const INCOMING: &[Incoming] = &[
             }
             Ok(())
         },
-        unreadable: request_filter::close,
+        reads: reads::<mesh_request_filter::Conf>,
+        close: Some(request_filter::close),
     },
     Incoming {
         kind: MeshAccessLog::KIND,
         apply: |rules, into| each(rules).map(|confs| access_log::inbound(&confs, into)),
-        unreadable: |_| {},
+        reads: reads::<mesh_access_log::Conf>,
+        close: None,
     },
 ];
 

@@ -7,7 +7,8 @@ mod routed;
 use super::kinds::{OUTGOING, Outgoing, PROTOCOLS, is_patch};
 use super::proxy_patch::{self, Patches, Place};
 use super::{Selection, blame};
-use crate::compile::services::{self, legacy_services, service_of};
+use crate::compile::services::{self, service_of};
+use crate::compile::several_zones::{Legacy, agreed};
 use crate::compile::{Compiled, Inputs, external, multi_zone, protocol};
 use crate::picture::{MeshPicture, Picture};
 use meridian_core::kinds::mesh_http_route::MeshHttpRoute;
@@ -166,15 +167,12 @@ impl<'a> Said<'a> {
     }
 
     fn legacy<'b>(&self, picture: &Picture, mesh: &'b MeshPicture, tag: &'b str) -> Vec<Named<'b>> {
-        let mut views: Vec<&Parsed<MeshService>> = legacy_services(mesh, tag).collect();
-        views.sort_by_key(|service| !picture.is_local(&service.resource.key));
-        let mut known = BTreeSet::new();
-        let ports = views.into_iter().flat_map(|it| it.spec.ports.iter().map(move |port| (it, port)));
-        let first = ports.filter(|(_, port)| known.insert(port.port));
-        let named = first.filter_map(|(service, port)| {
+        let ports = Legacy::of(picture, mesh, tag).ports.into_values();
+        let named = ports.filter_map(|offers| {
+            let (service, port) = offers.first()?;
             Some(Named {
                 destination: services::legacy_name(self.mesh, tag, port.port),
-                protocol: services::legacy_protocol(mesh, tag, port.port)?,
+                protocol: agreed(picture, &offers),
                 key: &service.resource.key,
                 port: Some(port.port),
                 section: port.section_name(),

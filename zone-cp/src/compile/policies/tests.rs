@@ -266,11 +266,36 @@ fn every_fault_that_matches_acts_and_those_for_everybody_are_one() {
     assert!(faults[0].to_string().contains("501") && faults[1].to_string().contains("503"), "{inbound}");
 }
 
+/// What can be read of the kinds that don't guard holds, and who can't be is named.
+#[test]
+fn a_policy_that_cannot_be_read_takes_no_other_with_it() {
+    let (mut east, _) = world();
+    let limit = |num: Value| json!({"local": {"http": {"requestRate": {"num": num, "interval": "1s"}}}});
+    let web = json!([{"spiffeID": {"type": "Exact", "value": "spiffe://default/web"}}]);
+    for (name, spec) in [
+        ("all", json!({"rules": [{"default": limit(json!(5))}]})),
+        ("broken", json!({"rules": [{"default": limit(json!("many"))}]})),
+        ("broken-for-web", json!({"rules": [{"matches": web, "default": limit(json!("few"))}]})),
+        ("web", json!({"rules": [{"matches": web, "default": limit(json!(2))}]})),
+    ] {
+        east.put(global("MeshRateLimit", "default", name, spec)).unwrap();
+    }
+    let world = World::new(east);
+    let inbound = world.one(&sidecar("east", "web-1"), "Inbound", "8080");
+    let requests = inbound["policies"]["rateLimits"]["requests"].as_array().unwrap();
+    let rates: Vec<&Value> = requests.iter().map(|limit| &limit["rate"]["num"]).collect();
+    assert_eq!(rates, [2, 5], "{inbound}");
+    let problems = world.audiences.problems();
+    let named: Vec<&str> = problems.iter().map(|(key, _)| key.name.as_str()).collect();
+    assert_eq!(named, ["broken", "broken-for-web"], "{problems:?}");
+}
+
 #[test]
 fn a_filter_that_cannot_be_read_lets_nobody_in() {
     let (mut east, _) = world();
     let spec = json!({"rules": [{"default": {"status": "none"}}]});
     east.put(global("MeshRequestFilter", "default", "broken", spec)).unwrap();
+    east.put(global("MeshRequestFilter", "default", "whole", json!({"rules": [{"default": {}}]}))).unwrap();
     let world = World::new(east);
     let inbound = world.one(&sidecar("east", "web-1"), "Inbound", "8080");
     let filter = &inbound["policies"]["filter"];
@@ -280,7 +305,8 @@ fn a_filter_that_cannot_be_read_lets_nobody_in() {
         "{inbound}"
     );
     let problems = world.audiences.problems();
-    assert!(problems.iter().any(|(key, _)| key.name == "broken"), "{problems:?}");
+    let named: Vec<&str> = problems.iter().map(|(key, _)| key.name.as_str()).collect();
+    assert_eq!(named, ["broken"], "{problems:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::{
     copy,
     egress::{
         authorise::Denied,
-        dial::{DialError, Way, chain, dial},
+        dial::{DialError, Way, dial},
         originate::Application,
         outward::Outward,
     },
@@ -21,6 +21,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use meridian_proxy_config::Host;
+use meridian_telemetry::chain;
 use std::{rc::Rc, time::Duration};
 
 /// Idle HTTP/1.1 connections kept for one caller's connection.

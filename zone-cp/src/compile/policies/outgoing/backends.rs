@@ -7,7 +7,8 @@
 
 use super::Named;
 use crate::compile::proxy::refers;
-use crate::compile::services::{destination_name, legacy_name, legacy_protocol, legacy_services, service_of};
+use crate::compile::services::{destination_name, legacy_name, service_of};
+use crate::compile::several_zones::Legacy;
 use crate::compile::{multi_zone, protocol};
 use crate::picture::{MeshPicture, Picture, display_name};
 use meridian_core::kinds::backend_ref::BackendRef;
@@ -71,7 +72,10 @@ impl Resolver<'_> {
         let ports: BTreeMap<u32, String> = match found {
             Backend::Service(service) => sections(&service.spec.ports).collect(),
             Backend::Legacy(tag) => {
-                legacy_services(self.mesh, tag).flat_map(|it| sections(&it.spec.ports)).collect()
+                let ports = Legacy::of(self.picture, self.mesh, tag).ports.into_iter();
+                let first =
+                    ports.filter_map(|(number, offers)| Some((number, offers.first()?.1.section_name())));
+                first.collect()
             }
             Backend::MultiZone(service) => {
                 service.spec.ports.iter().map(|port| (port.port, port.section_name())).collect()
@@ -89,7 +93,8 @@ impl Resolver<'_> {
                 (destination_name(service, number), port.map(|port| protocol(port.protocol())))
             }
             Backend::Legacy(tag) => {
-                (legacy_name(self.mesh_name, tag, number), legacy_protocol(self.mesh, tag, number))
+                let spoken = Legacy::of(self.picture, self.mesh, tag).protocol(self.picture, number);
+                (legacy_name(self.mesh_name, tag, number), spoken)
             }
             Backend::MultiZone(service) => {
                 let port = service.spec.ports.iter().find(|port| port.port == number);
