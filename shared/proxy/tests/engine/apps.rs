@@ -227,9 +227,12 @@ pub(crate) async fn full_app() -> (SocketAddr, impl Sized) {
     socket.bind(address()).unwrap();
     let listener = socket.listen(1).unwrap();
     let at = listener.local_addr().unwrap();
-    let mut waiting = Vec::new();
-    while let Ok(stream) = tokio::time::timeout(QUEUED, TcpStream::connect(at)).await {
-        waiting.push(stream.unwrap());
+    let (mut waiting, mut left_out) = (Vec::new(), 0);
+    // Twice in a row: once may be this host's slowness.
+    while left_out < 2 {
+        let queued = tokio::time::timeout(QUEUED, TcpStream::connect(at)).await.ok();
+        left_out = if queued.is_some() { 0 } else { left_out + 1 };
+        waiting.extend(queued.map(Result::unwrap));
     }
     (at, (listener, waiting))
 }
@@ -265,6 +268,7 @@ pub(crate) fn absolute(method: Method, path: &str, body: Payload) -> Request<Pay
     Request::builder().method(method).uri(format!("http://backend.mesh{path}")).body(body).unwrap()
 }
 
+#[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,

@@ -18,6 +18,7 @@ use meridian_proxy_config::{
     Question, Target, types,
 };
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroU64},
@@ -29,6 +30,13 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+};
+use tracing::field::{Field, Visit};
+use tracing_subscriber::{
+    Layer,
+    filter::LevelFilter,
+    layer::{Context, SubscriberExt},
+    util::SubscriberInitExt,
 };
 
 /// A status that is none: no answer at all.
@@ -387,6 +395,56 @@ async fn silence_counts_as_often_as_the_policy_says() {
             app.is_asked_again().await;
             assert_eq!((web.losses(), web.call().await), (0, 200));
         }
+    }
+}
+
+/// Of which endpoints this process logs that a check has failed.
+#[derive(Clone, Default)]
+struct FailedChecks(Arc<Mutex<Vec<String>>>);
+
+impl FailedChecks {
+    fn of(&self, at: SocketAddr) -> usize {
+        let at = at.to_string();
+        self.0.lock().unwrap().iter().filter(|address| **address == at).count()
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for FailedChecks {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        if fields.0.get("message").is_some_and(|message| message == "a health check failed") {
+            self.0.lock().unwrap().extend(fields.0.remove("address"));
+        }
+    }
+}
+
+#[derive(Default)]
+struct Fields(BTreeMap<&'static str, String>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+}
+
+/// Beside the one that changes what is known.
+#[tokio::test]
+async fn each_failed_check_is_logged_where_a_policy_asks_for_it() {
+    let logged = FailedChecks::default();
+    tracing_subscriber::registry().with(logged.clone().with_filter(LevelFilter::WARN)).init();
+    for log_failures in [true, false] {
+        let app = Moody::start(false).await;
+        app.feel(503);
+        let mut policies = policies(http("/health"), NEVER);
+        policies.health.as_mut().unwrap().log_failures = log_failures;
+        let web = Clear::start(Protocol::Http, &[app.at], policies).await;
+        let failures = || web.counted(|cell| cell.health_check_failures.value());
+        until("failures", async || (failures() > 5).then_some(())).await;
+        if log_failures {
+            until("a line for each", async || (logged.of(app.at) > 4).then_some(())).await;
+        }
+        assert_eq!(logged.of(app.at) > 0, log_failures);
     }
 }
 

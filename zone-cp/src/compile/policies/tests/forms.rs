@@ -157,7 +157,5 @@ fn from_the_whole_mesh_is_a_rule_for_everybody() {
         let from = json!({"from": [{"targetRef": {"kind": "Mesh"}, "default": conf}]});
         assert!(rules != plain, "{kind}");
         assert!(shown(kind, Some(from)) == rules, "{kind}");
-        let some = json!({"from": [{"targetRef": {"kind": "MeshService", "name": "api"}, "default": conf}]});
-        assert!(shown(kind, Some(some)) == plain, "{kind}: for some callers by their tags");
     }
 }
