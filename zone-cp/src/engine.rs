@@ -170,6 +170,8 @@ impl Engine {
     /// Runs until `shutdown`.
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>, shutdown: CancellationToken) {
         let mut feed = self.store.feed();
+        // What was committed since the store was read, too.
+        feed.mark_changed();
         let mut batch = Vec::new();
         loop {
             let wake = self.next_wake();
@@ -390,6 +392,8 @@ impl Engine {
     /// Brings proxies, MeshServices and reports up to the picture.
     async fn step(&mut self, touched: Touched) {
         if touched.is_empty() {
+            // What is only tried out touches nothing that is sent, and is asked about.
+            self.seen.picture.store(Arc::new(self.picture.clone()));
             return;
         }
         self.audiences.allot(&self.picture, &mut self.vips, &touched.units, unix_now());

@@ -3,18 +3,19 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-use meridian_core::{KindInfo, Standing, document, kinds};
+use meridian_core::{KindInfo, Standing, document};
 use serde_json::Value;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+
+mod schema;
 
 /// What is between them is written by the test.
 const BEGIN: &str =
     "<!-- fields: written from the schema; UPDATE_DOCS=1 cargo test -p meridian-core --test policy_pages -->";
 const END: &str = "<!-- end of fields -->";
 
-/// Kinds with a page that are no policies, and a policy whose page is part of the security chapter.
-const ALSO: [&str; 2] = ["MeshMultiZoneService", "HostnameGenerator"];
+/// A policy whose page is part of the security chapter.
 const ELSEWHERE: [&str; 1] = ["MeshTrafficPermission"];
 
 fn folder() -> PathBuf {
@@ -23,10 +24,7 @@ fn folder() -> PathBuf {
 
 /// The kinds that have a page.
 fn documented() -> impl Iterator<Item = &'static KindInfo> {
-    kinds().iter().filter(|info| {
-        let name = info.kind.as_str();
-        (info.targets.is_some() && !ELSEWHERE.contains(&name)) || ALSO.contains(&name)
-    })
+    schema::policies().filter(|info| !ELSEWHERE.contains(&info.kind.as_str()))
 }
 
 fn page_of(info: &KindInfo) -> PathBuf {
@@ -93,12 +91,10 @@ fn with_table(page: &str, table: &str) -> String {
 }
 
 fn table(info: &KindInfo) -> String {
-    let schema = info.schema().to_value();
-    let mut rows = Vec::new();
-    fields(&schema, &schema, "", &mut Vec::new(), &mut rows);
     let mut out = "| field | | |\n|---|---|---|\n".to_owned();
-    for (path, form) in rows {
-        let standing = match standing(info, &path) {
+    for (path, schema) in schema::fields(info) {
+        let form = form(&schema);
+        let standing = match schema::standing(info, &path) {
             Standing::Executed => "",
             Standing::Warned(_) => "warned",
             Standing::Refused(_) => "refused",
@@ -108,72 +104,10 @@ fn table(info: &KindInfo) -> String {
     out
 }
 
-/// The longest entry that covers a field decides.
-fn standing(info: &KindInfo, path: &str) -> Standing {
-    let covers = |entry: &str| {
-        path == entry || path.strip_prefix(entry).is_some_and(|rest| rest.starts_with(['.', '[']))
-    };
-    let covering = info.fields.iter().filter(|(entry, _)| covers(entry));
-    covering.max_by_key(|(entry, _)| entry.len()).map_or(Standing::Executed, |(_, standing)| *standing)
-}
-
-/// Every field below a schema, with its form. References to what a policy selects are the same everywhere: one row.
-fn fields(
-    root: &Value,
-    schema: &Value,
-    path: &str,
-    above: &mut Vec<String>,
-    rows: &mut Vec<(String, String)>,
-) {
-    let (schema, name) = resolved(root, schema);
-    if name.as_ref().is_some_and(|name| above.contains(name)) {
-        return;
-    }
-    let is_selection = name.as_deref() == Some("TargetRef");
-    above.extend(name.clone());
-    for (field, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        let path = if path.is_empty() { field.clone() } else { format!("{path}.{field}") };
-        if !is_selection {
-            one(root, schema, &path, above, rows);
-        }
-    }
-    if name.is_some() {
-        above.pop();
-    }
-}
-
-fn one(root: &Value, schema: &Value, path: &str, above: &mut Vec<String>, rows: &mut Vec<(String, String)>) {
-    let (inner, name) = resolved(root, schema);
-    if let Some(items) = inner.get("items") {
-        return one(root, items, &format!("{path}[]"), above, rows);
-    }
-    if name.as_deref() == Some("TargetRef") {
-        return rows.push((path.to_owned(), "a targetRef".to_owned()));
-    }
-    if inner.get("properties").is_some() {
-        return fields(root, schema, path, above, rows);
-    }
-    rows.push((path.to_owned(), form(inner)));
-}
-
-/// A schema without its references and its "or nothing"; with the name of the definition that it is.
-fn resolved<'a>(root: &'a Value, schema: &'a Value) -> (&'a Value, Option<String>) {
-    if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
-        let name = target.trim_start_matches("#/$defs/");
-        let (inner, deeper) = resolved(root, &root["$defs"][name]);
-        return (inner, deeper.or_else(|| Some(name.to_owned())));
-    }
-    for list in ["anyOf", "allOf", "oneOf"] {
-        let options = schema.get(list).and_then(Value::as_array);
-        let mut options = options.into_iter().flatten().filter(|option| option["type"] != "null");
-        if let (Some(only), None) = (options.next(), options.next()) {
-            return resolved(root, only);
-        }
-    }
-    (schema, None)
-}
-
 fn form(schema: &Value) -> String {
+    if *schema == Value::Null {
+        return "a targetRef".to_owned();
+    }
     if let Some(values) = schema.get("enum").and_then(Value::as_array) {
         let texts = values.iter().filter_map(Value::as_str);
         return texts.map(|text| format!("`{text}`")).collect::<Vec<_>>().join(", ");

@@ -1,6 +1,7 @@
 //! A whole zone control plane in this process, and proxies that speak to it over real TLS.
 
 mod certificate;
+mod examples;
 mod inspect;
 
 use super::*;

@@ -37,6 +37,9 @@ pub struct BackendRef {
     pub weight: Option<u32>,
 }
 
+/// Why a reference's `namespace` has no effect.
+pub(crate) const NO_NAMESPACES: &str = "outside of Kubernetes there are no namespaces";
+
 /// What may be sent to.
 const KINDS: [TargetKind; 4] = [
     TargetKind::MeshService,

@@ -1,6 +1,6 @@
-use super::backend_ref::{self, BackendRef};
+use super::backend_ref::{self, BackendRef, NO_NAMESPACES};
 use super::policy::warn_of_destination;
-use crate::registry::Standing::Executed;
+use crate::registry::Standing::{Executed, Warned};
 use crate::validate::MUST_NOT_BE_EMPTY;
 use crate::{Context, Flow, Kind, KindInfo, Spec, TargetKind, TargetRef, TargetRefs, Violations};
 use schemars::JsonSchema;
@@ -47,7 +47,11 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: false, to: true, rules: false }),
     doc: "How connections to a service are split among backends.",
-    fields: &[("targetRef", Executed), ("to", Executed)],
+    fields: &[
+        ("targetRef", Executed),
+        ("to", Executed),
+        ("to[].rules[].default.backendRefs[].namespace", Warned(NO_NAMESPACES)),
+    ],
     ..KindInfo::new::<MeshTcpRoute>()
 };
 
@@ -145,6 +149,18 @@ mod tests {
                 "spec.to[0].rules[0].default.backendRefs[1]: its share is refused: routes can't send to a MeshExternalService yet"
             ]
         );
+    }
+
+    #[test]
+    fn a_namespace_is_warned_of() {
+        let backends = "[{kind: MeshService, name: a, namespace: b}]";
+        let split = of(&format!(
+            "to: [{{targetRef: {{kind: MeshService, name: a}}, rules: [{{default: {{backendRefs: {backends}}}}}]}}]"
+        ));
+        right(&split);
+        let reason = "has no effect: outside of Kubernetes there are no namespaces";
+        let at = "spec.to[0].rules[0].default.backendRefs[0].namespace";
+        assert_eq!(warnings(&split), [format!("{at} {reason}")]);
     }
 
     #[test]

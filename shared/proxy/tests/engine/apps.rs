@@ -16,12 +16,16 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::mpsc,
 };
+
+/// What finds room in a queue on this host is there sooner; a first segment that finds none is sent again after a second.
+const QUEUED: Duration = Duration::from_millis(300);
 
 pub(crate) type Payload = BoxBody<Bytes, Infallible>;
 
@@ -217,6 +221,22 @@ pub(crate) async fn echo_app() -> (SocketAddr, Seen) {
     .await
 }
 
+/// An application that takes no connection: those that are kept fill its queue.
+pub(crate) async fn full_app() -> (SocketAddr, impl Sized) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(address()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let at = listener.local_addr().unwrap();
+    let (mut waiting, mut left_out) = (Vec::new(), 0);
+    // Twice in a row: once may be this host's slowness.
+    while left_out < 2 {
+        let queued = tokio::time::timeout(QUEUED, TcpStream::connect(at)).await.ok();
+        left_out = if queued.is_some() { 0 } else { left_out + 1 };
+        waiting.extend(queued.map(Result::unwrap));
+    }
+    (at, (listener, waiting))
+}
+
 pub(crate) type H1 = hyper::client::conn::http1::SendRequest<Payload>;
 pub(crate) type H2 = hyper::client::conn::http2::SendRequest<Payload>;
 
@@ -248,6 +268,7 @@ pub(crate) fn absolute(method: Method, path: &str, body: Payload) -> Request<Pay
     Request::builder().method(method).uri(format!("http://backend.mesh{path}")).body(body).unwrap()
 }
 
+#[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
@@ -283,6 +304,6 @@ pub(crate) async fn raw(to: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(to).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
-    drop(tokio::time::timeout(std::time::Duration::from_secs(2), stream.read_to_end(&mut answer)).await);
+    drop(tokio::time::timeout(Duration::from_secs(2), stream.read_to_end(&mut answer)).await);
     String::from_utf8_lossy(&answer).into_owned()
 }

@@ -7,9 +7,13 @@ use crate::{
 use http::Method;
 use meridian_proxy_config::{
     Affinity, Balancer, Balancing, ByZone, Destination, DestinationPolicies, DestinationTls, Endpoint,
-    EndpointSet, Failover, HashPolicy, HashSource, Locality, Outbound, Protocol, Target, Zones, types,
+    EndpointSet, Failover, HashFunction, HashPolicy, HashSource, Locality, Outbound, OutlierDetection,
+    Protocol, Target, Zones, types,
 };
-use std::{net::SocketAddr, num::NonZeroU32};
+use std::{
+    net::SocketAddr,
+    num::{NonZeroU32, NonZeroU64},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -280,6 +284,170 @@ async fn a_rack_has_most_of_its_own_requests() {
         let more: Vec<usize> =
             service.requests().iter().zip(before).map(|(now, before)| now - before).collect();
         assert_eq!(more, instances, "{rack}");
+    }
+}
+
+/// Which instance each of so many keys comes to, by their parameter `user`.
+async fn places(service: &Service, balancer: Balancer) -> Vec<usize> {
+    let by_user = hashed(balancer, HashSource::QueryParameter("user".into()));
+    let caller = service.caller(by_user, service.endpoints(&[])).await;
+    let mut places = Vec::new();
+    for user in 0..30 {
+        let before = service.requests();
+        for _ in 0..2 {
+            assert_eq!(call(caller.outbound, &format!("/headers?user={user}")).await.status, 200);
+        }
+        places.push(service.only_one(&before));
+    }
+    places
+}
+
+/// Keys come to other places in a circle of another size, or made in another way.
+#[tokio::test]
+async fn a_circle_is_as_the_policy_says() {
+    let service = Service::start(Protocol::Http, 5).await;
+    let ring = |function, min, max| Balancer::RingHash { function, min_size: size(min), max_size: size(max) };
+    let usual = places(&service, ring(HashFunction::Xx, 1_024, 8_000_000)).await;
+    assert_ne!(places(&service, ring(HashFunction::Murmur2, 1_024, 8_000_000)).await, usual);
+    let small = places(&service, ring(HashFunction::Xx, 1, 8_000_000)).await;
+    assert_ne!(small, usual);
+    assert_eq!(places(&service, ring(HashFunction::Xx, 1_024, 5)).await, small, "a point for each");
+
+    let two = places(&service, Balancer::Maglev { size: size(2) }).await;
+    let used = |places: &[usize]| places.iter().collect::<std::collections::BTreeSet<_>>().len();
+    assert!(used(&two) <= 2 && used(&places(&service, maglev()).await) > 2, "{two:?}");
+}
+
+#[tokio::test]
+async fn after_a_terminal_hash_nothing_counts() {
+    let service = Service::start(Protocol::Http, 5).await;
+    let header = |name: &str, terminal| HashPolicy { source: HashSource::Header(name.into()), terminal };
+    for (terminal, used) in [(true, 1..2), (false, 2..6)] {
+        let hash = vec![header("x-user", terminal), header("x-session", false)];
+        let both = Balancing { balancer: maglev(), hash, ..Balancing::default() };
+        let caller = service.caller(both, service.endpoints(&[])).await;
+        let before = service.requests();
+        for session in 0..20 {
+            let mut request = get("/headers");
+            request.headers_mut().insert("x-user", "ann".parse().unwrap());
+            request.headers_mut().insert("x-session", session.to_string().parse().unwrap());
+            let answer = http1(caller.outbound).await.send_request(request).await.unwrap();
+            assert_eq!(whole(answer).await.status, 200);
+        }
+        let instances = service.requests().iter().zip(before).filter(|(now, before)| *now > before).count();
+        assert!(used.contains(&instances), "{terminal} {instances}");
+    }
+}
+
+/// By lot an instance is drawn twice in a row; in turn never.
+#[tokio::test]
+async fn instances_are_drawn_or_take_turns() {
+    let service = Service::start(Protocol::Http, 2).await;
+    for (balancer, twice) in [(Balancer::Random, true), (Balancer::RoundRobin, false)] {
+        let caller =
+            service.caller(Balancing { balancer, ..Balancing::default() }, service.endpoints(&[])).await;
+        let mut drawn = Vec::new();
+        for _ in 0..60 {
+            let before = service.requests();
+            assert_eq!(call(caller.outbound, "/headers").await.status, 200);
+            drawn.push(service.only_one(&before));
+        }
+        assert_eq!(drawn.windows(2).any(|pair| pair[0] == pair[1]), twice, "{drawn:?}");
+        assert!(drawn.contains(&0) && drawn.contains(&1));
+    }
+}
+
+/// Whoever draws one only does not see that it is busy.
+#[tokio::test]
+async fn so_many_are_compared_as_the_policy_says() {
+    for (choices, all_to_other) in [(1, false), (2, true)] {
+        let service = Service::start(Protocol::Http, 2).await;
+        let balancer = Balancer::LeastRequest { choices: size(choices) };
+        let least = Balancing { balancer, ..Balancing::default() };
+        let caller = service.caller(least.clone(), service.endpoints(&[])[..1].to_vec()).await;
+        let mut client = http1(caller.outbound).await;
+        let (_sender, body) = streaming();
+        let lasting = tokio::spawn(client.send_request(request(Method::POST, "/echo", body)));
+        until("it is there", async || (service.requests() == [1, 0]).then_some(())).await;
+        caller.follow(least, service.endpoints(&[])).await;
+        for _ in 0..40 {
+            assert_eq!(call(caller.outbound, "/headers").await.status, 200);
+        }
+        assert_eq!(service.requests() == [1, 40], all_to_other, "{:?}", service.requests());
+        lasting.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_rule_of_other_zones_is_for_callers_of_some() {
+    let service = Service::start(Protocol::Http, 3).await;
+    let far = || service.endpoints(&["east", "west", "north"]).split_off(1);
+    let caller = service.caller(zones(vec![]), far()).await;
+    let rule = |from: &[&str], to| {
+        let failover = Failover { from: from.iter().map(|zone| (*zone).to_owned()).collect(), to };
+        let by_zone = ByZone { affinity: vec![], failover: vec![failover], enough: 5_000 };
+        Balancing { locality: Locality::Zones(by_zone), ..Balancing::default() }
+    };
+    let only = Zones::Only(vec!["north".into()]);
+    for (rule, served) in [
+        (rule(&["west"], Zones::Any), None),
+        (rule(&["west", "east"], Zones::Any), Some([0, 3, 3])),
+        (rule(&[], only), Some([0, 0, 6])),
+    ] {
+        caller.follow(rule.clone(), far()).await;
+        let before = service.requests();
+        for _ in 0..6 {
+            let status = call(caller.outbound, "/headers").await.status;
+            assert_eq!(status, if served.is_some() { 200 } else { 503 }, "{rule:?}");
+        }
+        let more: Vec<usize> = service.requests().iter().zip(before).map(|(now, it)| now - it).collect();
+        assert_eq!(more, served.unwrap_or([0; 3]), "{rule:?}");
+    }
+}
+
+/// Half of the zone's own are left out.
+#[tokio::test]
+async fn other_zones_help_below_the_policys_threshold() {
+    let service = Service::start(Protocol::Http, 2).await;
+    for (enough, helps) in [(5_000, false), (10_000, true)] {
+        let mut endpoints = service.endpoints(&["east", "west"]);
+        endpoints.push(endpoint(address(), "east"));
+        let failover = vec![Failover { from: vec![], to: Zones::Any }];
+        let by_zone = ByZone { affinity: vec![], failover, enough };
+        let near = Balancing { locality: Locality::Zones(by_zone), ..Balancing::default() };
+        let caller = service.caller(near.clone(), endpoints).await;
+        let millis = |millis| NonZeroU64::new(millis).unwrap();
+        let outliers = OutlierDetection {
+            interval_millis: millis(3_600_000),
+            ejection_millis: millis(3_600_000),
+            max_percent: 100,
+            split: false,
+            panic_below: 0,
+            total_failures: NonZeroU32::new(1),
+            gateway_failures: None,
+            local_failures: None,
+            success_rate: None,
+            failure_percentage: None,
+        };
+        let policies = DestinationPolicies {
+            balancing: near,
+            outliers: Some(outliers),
+            ..DestinationPolicies::default()
+        };
+        caller.web.feed(types::POLICIES, "backend", &policies);
+        caller.web.settled().await;
+        let traffic = caller.web.engine.shared().metrics.traffic("outbound", "backend");
+        until("one is out", async || {
+            call(caller.outbound, "/headers").await;
+            (traffic.cell(0).ejections.value() == 1).then_some(())
+        })
+        .await;
+        let before = service.requests();
+        for _ in 0..60 {
+            assert_eq!(call(caller.outbound, "/headers").await.status, 200);
+        }
+        let more: Vec<usize> = service.requests().iter().zip(before).map(|(now, it)| now - it).collect();
+        assert!(more[0] > 0 && (more[1] > 0) == helps, "{enough} {more:?}");
     }
 }
 

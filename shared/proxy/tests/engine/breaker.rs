@@ -2,16 +2,16 @@
 
 use crate::{
     apps::{
-        Answer, Payload, Seen, call, echo_app, failing_app, get, http_app, http1, request, streaming,
-        tcp_app, text, whole,
+        Answer, Payload, Seen, call, echo_app, failing_app, full_app, get, http_app, http1, request,
+        streaming, tcp_app, text, whole,
     },
     world::{MESH, Pair, Sidecar, address, destination, endpoint, is_reset, soon, until},
 };
 use futures::future::join_all;
 use http::{Method, Response};
 use meridian_proxy_config::{
-    AtOnce, BackOff, DestinationTls, EndpointSet, HostSelection, OutlierDetection, Protocol, Retry, RetryOn,
-    StreamTimeouts, types,
+    AtOnce, BackOff, DestinationTls, EndpointSet, FailurePercentage, HostSelection, OutlierDetection,
+    Protocol, Retry, RetryOn, StreamTimeouts, SuccessRate, types,
 };
 use std::{
     net::SocketAddr,
@@ -193,6 +193,21 @@ async fn few_requests_wait_for_a_connection() {
     first.abort();
 }
 
+/// Whoever comes first waits for the application, which takes nobody.
+#[tokio::test]
+async fn few_requests_wait_for_an_application() {
+    let (application, _full) = full_app().await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    pair.inbound_policies(|policies| {
+        policies.at_once.pending = ONE;
+        policies.connection_timeouts.connect_millis = NonZeroU64::new(3_600_000);
+    })
+    .await;
+    let [one, other] = [(), ()].map(|()| Box::pin(call(pair.outbound, "/headers")));
+    let first = soon("one to be told", futures::future::select(one, other)).await;
+    assert_eq!(overloaded(&first.factor_first().0), Some("max-pending-requests"));
+}
+
 fn retry(max: u32) -> Retry {
     Retry {
         max: max.try_into().unwrap(),
@@ -259,6 +274,12 @@ fn detection() -> OutlierDetection {
         success_rate: None,
         failure_percentage: None,
     }
+}
+
+/// Nothing is a failure, and rates are judged often.
+fn none() -> OutlierDetection {
+    let interval_millis = NonZeroU64::new(200).unwrap();
+    OutlierDetection { interval_millis, total_failures: None, ..detection() }
 }
 
 /// `backend` with an instance that always fails, and one that never does in zone west.
@@ -349,6 +370,107 @@ async fn nobody_is_left_out_beyond_the_limit() {
     let two = Two::start(true, OutlierDetection { max_percent: 0, ..detection() }).await;
     two.calls(20).await;
     assert_eq!((two.ejections(), two.bad.requests()), (0, 10));
+}
+
+#[tokio::test]
+async fn each_detector_counts_its_own_failures() {
+    let two = NonZeroU32::new(2);
+    let total = || OutlierDetection { total_failures: two, ..none() };
+    let gateway = || OutlierDetection { gateway_failures: two, ..none() };
+    let local = || OutlierDetection { local_failures: two, split: true, ..none() };
+    let split = |outliers| OutlierDetection { split: true, ..outliers };
+    let (application, _) = http_app(false).await;
+    let nobody = address();
+    for (outliers, at, path, is_out) in [
+        (total(), application, "/status/500", true),
+        (total(), application, "/status/404", false),
+        (total(), nobody, "/", true),
+        (split(total()), nobody, "/", false),
+        (split(total()), application, "/status/500", true),
+        (gateway(), application, "/status/503", true),
+        (gateway(), application, "/status/500", false),
+        (gateway(), nobody, "/", true),
+        (split(gateway()), nobody, "/", false),
+        (local(), nobody, "/", true),
+        (local(), application, "/status/503", false),
+        (OutlierDetection { split: false, ..local() }, nobody, "/", false),
+    ] {
+        let pair = Pair::start(Protocol::Http, at).await;
+        in_the_clear(&pair, at, |policies| policies.outliers = Some(outliers.clone())).await;
+        for _ in 0..4 {
+            assert!(call(pair.outbound, path).await.status >= 404);
+        }
+        let ejections = pair.counted(|cell| cell.ejections.value());
+        assert_eq!(ejections, u64::from(is_out), "{outliers:?} {path}");
+    }
+}
+
+/// Endpoints of which one always fails are judged side by side: when each that leaves one out has done so, those that do not
+/// have seen as much.
+#[tokio::test]
+async fn rates_are_judged_as_the_policy_says() {
+    let by_rate = |min_hosts, min_requests, deviations_thousandths| {
+        let rule = SuccessRate { min_hosts, min_requests, deviations_thousandths };
+        OutlierDetection { success_rate: Some(rule), ..none() }
+    };
+    let by_share = |min_hosts, min_requests, percent| {
+        let rule = FailurePercentage { min_hosts, min_requests, percent };
+        OutlierDetection { failure_percentage: Some(rule), ..none() }
+    };
+    let day = NonZeroU64::new(86_400_000).unwrap();
+    let mut judged = Vec::new();
+    for (outliers, is_out) in [
+        (by_rate(2, 1, 500), true),
+        (by_rate(2, 1, 1_900), false),
+        (by_rate(3, 1, 500), false),
+        (by_rate(2, 1_000_000, 500), false),
+        (by_share(2, 1, 50), true),
+        (by_share(3, 1, 50), false),
+        (by_share(2, 1_000_000, 50), false),
+        (OutlierDetection { interval_millis: day, ..by_share(2, 1, 50) }, false),
+    ] {
+        judged.push((Two::start(true, outliers.clone()).await, outliers, is_out));
+    }
+    until("all that are out", async || {
+        for (two, ..) in &judged {
+            two.calls(4).await;
+        }
+        judged.iter().all(|(two, _, is_out)| !is_out || two.ejections() == 1).then_some(())
+    })
+    .await;
+    for (two, outliers, is_out) in &judged {
+        two.calls(4).await;
+        assert_eq!(two.ejections(), u64::from(*is_out), "{outliers:?}");
+    }
+}
+
+/// Half of the requests fail.
+#[tokio::test]
+async fn a_share_of_failures_is_the_policys() {
+    let mut judged = Vec::new();
+    for (percent, is_out) in [(40, true), (60, false)] {
+        let (application, _) = http_app(false).await;
+        let pair = Pair::start(Protocol::Http, application).await;
+        let rule = FailurePercentage { min_hosts: 1, min_requests: 2, percent };
+        let outliers = OutlierDetection { failure_percentage: Some(rule), ..none() };
+        pair.policies(|policies| policies.outliers = Some(outliers)).await;
+        judged.push((pair, is_out));
+    }
+    let half = async |pair: &Pair| {
+        // A good one first: an interval never has more bad ones.
+        for path in ["/status/200", "/status/500"] {
+            call(pair.outbound, path).await;
+        }
+        pair.counted(|cell| cell.ejections.value())
+    };
+    until("one is out", async || {
+        half(&judged[1].0).await;
+        (half(&judged[0].0).await == 1).then_some(())
+    })
+    .await;
+    for (pair, is_out) in &judged {
+        assert_eq!(half(pair).await, u64::from(*is_out));
+    }
 }
 
 /// No connection, a lost one and no answer in time are failures of the endpoint.

@@ -263,6 +263,68 @@ async fn what_is_too_long_is_blocked_unless_the_rule_says_otherwise() {
     }
 }
 
+/// Each with a pattern that looks in one place; the word is in one place of each request.
+#[tokio::test]
+async fn a_pattern_looks_where_it_is_told_to() {
+    let pair = Pair::start(Protocol::Http2, patient(true).await).await;
+    let places = [
+        RequestPart::Path,
+        RequestPart::Query,
+        RequestPart::HeaderNames,
+        RequestPart::Headers,
+        RequestPart::Body,
+        RequestPart::Trailers,
+    ];
+    for place in places {
+        let pattern = FilterPattern { name: "word".into(), regex: "need+le".into(), places: vec![place] };
+        let filter = RequestFilter { rule_sets: vec![], patterns: vec![pattern], ..filter() };
+        pair.inbound_policies(|policies| policies.filter = Some(filter)).await;
+        for of in places {
+            let (sender, body) = streaming();
+            let target = match of {
+                RequestPart::Path => "/a/needle",
+                RequestPart::Query => "/a?b=needle",
+                _ => "/a",
+            };
+            let mut request = absolute(Method::POST, target, body);
+            match of {
+                RequestPart::HeaderNames => {
+                    drop(request.headers_mut().insert("x-needle", "a".parse().unwrap()))
+                }
+                RequestPart::Headers => {
+                    drop(request.headers_mut().insert("x-a", "a needle".parse().unwrap()))
+                }
+                _ => {}
+            }
+            let mut client = http2(pair.outbound).await;
+            let answer = tokio::spawn(client.send_request(request));
+            let words = if of == RequestPart::Body { "a needle" } else { "hay" };
+            // Whoever is refused may not want the rest.
+            drop(sender.send(Frame::data(Bytes::from_static(words.as_bytes()))).await);
+            if of == RequestPart::Trailers {
+                let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), "needle".parse().unwrap())]);
+                drop(sender.send(Frame::trailers(trailers)).await);
+            }
+            drop(sender);
+            let answer = whole(soon("an answer", answer).await.unwrap().unwrap()).await;
+            let expected = if of == place { (403, Some("request-filter")) } else { (200, None) };
+            assert_eq!((answer.status, answer.denied()), expected, "{place:?} {of:?}");
+        }
+        let last = reported(&pair).pop().unwrap().1;
+        assert!(last.starts_with("no-lookups: word in"), "{last}");
+    }
+}
+
+/// The rules that come with the mesh are a choice like any other.
+#[tokio::test]
+async fn without_a_set_of_rules_lookups_pass() {
+    let (application, _) = http_app(false).await;
+    let pair = filtered(Protocol::Http, application, RequestFilter { rule_sets: vec![], ..filter() }).await;
+    let mut request = get("/headers");
+    request.headers_mut().insert("user-agent", ATTACK.parse().unwrap());
+    assert_eq!(send(&pair, request).await.status, 200);
+}
+
 #[tokio::test]
 async fn a_body_that_waits_for_a_word_is_examined_too() {
     let pair = filtered(Protocol::Http, patient(false).await, filter()).await;

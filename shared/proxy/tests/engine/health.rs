@@ -18,6 +18,7 @@ use meridian_proxy_config::{
     Question, Target, types,
 };
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroU64},
@@ -30,6 +31,16 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
+use tracing::field::{Field, Visit};
+use tracing_subscriber::{
+    Layer,
+    filter::LevelFilter,
+    layer::{Context, SubscriberExt},
+    util::SubscriberInitExt,
+};
+
+/// A status that is none: no answer at all.
+const SILENT: u16 = 0;
 
 /// An application that answers `/health` with the status it is told, gRPC's health service with the serving status 1 for
 /// 200 and 2 else, and everything else with 200.
@@ -79,16 +90,22 @@ impl Moody {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Payload> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         let status = self.status.load(Ordering::Relaxed);
         match head.uri.path() {
+            "/health" if status == SILENT => {
+                self.checks.fetch_add(1, Ordering::Relaxed);
+                std::future::pending().await
+            }
             "/health" => {
                 *self.last.lock().unwrap() = Some((head.uri.to_string(), head.headers));
                 self.checks.fetch_add(1, Ordering::Relaxed);
                 Response::builder().status(status).body(text("how it is")).unwrap()
             }
             "/grpc.health.v1.Health/Check" => {
+                let authority = head.uri.authority().unwrap().as_str();
+                head.headers.insert("host", authority.parse().unwrap());
                 *self.last.lock().unwrap() =
                     Some((String::from_utf8_lossy(&body).into_owned(), head.headers));
                 self.checks.fetch_add(1, Ordering::Relaxed);
@@ -304,6 +321,148 @@ async fn requests_are_as_the_policy_says() {
     web.has_lost(1).await;
 }
 
+/// Two applications, each asked by a caller of its own: one by a policy of which something is changed.
+struct Beside {
+    app: Moody,
+    web: Clear,
+    other: Moody,
+    _others: Clear,
+}
+
+impl Beside {
+    async fn start(change: impl Fn(&mut HealthChecks), jitter: Jitter) -> Self {
+        let (app, other) = (Moody::start(false).await, Moody::start(false).await);
+        let mut plain = policies(http("/health"), NEVER);
+        change(plain.health.as_mut().unwrap());
+        let mut jittered = plain.clone();
+        jittered.health.as_mut().unwrap().jitter = jitter;
+        let web = Clear::start(Protocol::Http, &[app.at], jittered).await;
+        let others = Clear::start(Protocol::Http, &[other.at], plain).await;
+        Self { app, web, other, _others: others }
+    }
+
+    /// Until the other was asked so often; how often the first was meanwhile.
+    async fn for_checks(&self, checks: usize) -> usize {
+        let (before, others) = (self.app.checks(), self.other.checks());
+        let asked = async || (self.other.checks() >= others + checks).then_some(());
+        until("the other was asked", asked).await;
+        self.app.checks() - before
+    }
+}
+
+const HOUR: u64 = 3_600_000;
+
+#[tokio::test]
+async fn checks_wait_by_lot_as_the_policy_says() {
+    let begins_late = Jitter { initial_millis: HOUR, ..Jitter::default() };
+    let late = Beside::start(|_| {}, begins_late).await;
+    assert_eq!(late.for_checks(10).await, 0);
+    let far_apart = Jitter { interval_millis: HOUR, ..Jitter::default() };
+    let far = Beside::start(|_| {}, far_apart).await;
+    assert!(far.for_checks(10).await < 2);
+    let later = Jitter { interval_percent: 100, ..Jitter::default() };
+    let seldom = |checks: &mut HealthChecks| checks.idle_interval_millis = NonZeroU64::new(60).unwrap();
+    let longer = Beside::start(seldom, later).await;
+    // Half an interval later, on the average.
+    assert!((2..38).contains(&longer.for_checks(40).await));
+}
+
+#[tokio::test]
+async fn who_is_called_has_an_interval_of_its_own() {
+    let long = |checks: &mut HealthChecks| checks.interval_millis = NonZeroU64::new(HOUR).unwrap();
+    let beside = Beside::start(long, Jitter::default()).await;
+    assert!(beside.for_checks(10).await > 2);
+    assert_eq!(beside.web.call().await, 200);
+    assert!(beside.for_checks(10).await < 3, "what was under way, and one that is due");
+}
+
+/// Silence takes more than one check to be believed.
+#[tokio::test]
+async fn silence_counts_as_often_as_the_policy_says() {
+    for (unhealthy_after, is_lost) in [(1_000_000, false), (3, true)] {
+        let app = Moody::start(false).await;
+        let mut policies = policies(http("/health"), NEVER);
+        let checks = policies.health.as_mut().unwrap();
+        checks.unhealthy_after = NonZeroU32::new(unhealthy_after).unwrap();
+        checks.timeout_millis = NonZeroU64::new(200).unwrap();
+        let web = Clear::start(Protocol::Http, &[app.at], policies).await;
+        app.is_asked_again().await;
+        app.feel(SILENT);
+        if is_lost {
+            web.has_lost(1).await;
+        } else {
+            app.is_asked_again().await;
+            app.is_asked_again().await;
+            assert_eq!((web.losses(), web.call().await), (0, 200));
+        }
+    }
+}
+
+/// Of which endpoints this process logs that a check has failed.
+#[derive(Clone, Default)]
+struct FailedChecks(Arc<Mutex<Vec<String>>>);
+
+impl FailedChecks {
+    fn of(&self, at: SocketAddr) -> usize {
+        let at = at.to_string();
+        self.0.lock().unwrap().iter().filter(|address| **address == at).count()
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for FailedChecks {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        if fields.0.get("message").is_some_and(|message| message == "a health check failed") {
+            self.0.lock().unwrap().extend(fields.0.remove("address"));
+        }
+    }
+}
+
+#[derive(Default)]
+struct Fields(BTreeMap<&'static str, String>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+}
+
+/// Beside the one that changes what is known.
+#[tokio::test]
+async fn each_failed_check_is_logged_where_a_policy_asks_for_it() {
+    let logged = FailedChecks::default();
+    tracing_subscriber::registry().with(logged.clone().with_filter(LevelFilter::WARN)).init();
+    for log_failures in [true, false] {
+        let app = Moody::start(false).await;
+        app.feel(503);
+        let mut policies = policies(http("/health"), NEVER);
+        policies.health.as_mut().unwrap().log_failures = log_failures;
+        let web = Clear::start(Protocol::Http, &[app.at], policies).await;
+        let failures = || web.counted(|cell| cell.health_check_failures.value());
+        until("failures", async || (failures() > 5).then_some(())).await;
+        if log_failures {
+            until("a line for each", async || (logged.of(app.at) > 4).then_some(())).await;
+        }
+        assert_eq!(logged.of(app.at) > 0, log_failures);
+    }
+}
+
+/// An application of HTTP that takes connections is well by a policy that asks no more of it.
+#[tokio::test]
+async fn an_http_application_may_be_asked_for_a_connection_only() {
+    let app = Moody::start(false).await;
+    app.feel(503);
+    let nowhere = address();
+    let question = Question::Tcp { send: vec![], receive: vec![] };
+    let web = Clear::start(Protocol::Http, &[app.at, nowhere], policies(question, NEVER)).await;
+    web.has_lost(1).await;
+    for _ in 0..4 {
+        assert_eq!(web.call().await, 200);
+    }
+    assert_eq!((app.checks(), app.calls()), (0, 4));
+}
+
 #[tokio::test]
 async fn checks_share_a_connection_if_they_may() {
     for reuse in [true, false] {
@@ -338,6 +497,7 @@ async fn over_mtls_through_the_other_sidecar() {
                 (message.as_str(), &headers["te"]),
                 ("\0\0\0\0\u{6}\n\u{4}shop", &"trailers".parse().unwrap())
             );
+            assert_eq!(headers["host"], "shop.test");
         }
         let losses = || pair.counted(|cell| cell.health_losses.value());
         assert_eq!(losses(), 0);

@@ -174,6 +174,30 @@ async fn connections_beyond_the_rate_are_reset() {
     assert_eq!(soon("the echo", first.read_u8()).await.unwrap(), b'b');
 }
 
+/// What was used up comes back with time.
+#[tokio::test]
+async fn a_rate_is_one_of_its_interval() {
+    let often = Rate { num: NonZeroU32::MIN, interval_millis: NonZeroU64::new(500).unwrap() };
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    pair.inbound_policies(|policies| policies.rate_limits = requests(vec![limit(Some(often))])).await;
+    for status in [429, 200] {
+        let answered = async || (call(pair.outbound, "/headers").await.status == status).then_some(());
+        until("the rate", answered).await;
+    }
+    let (application, _) = echo_app().await;
+    let pair = Pair::start(Protocol::Tcp, application).await;
+    pair.inbound_policies(|policies| policies.rate_limits.connections = Some(often)).await;
+    for echoes in [false, true] {
+        until("the rate", async || {
+            let mut stream = TcpStream::connect(pair.outbound).await.ok()?;
+            let sent = stream.write_all(b"a").await.is_ok();
+            (sent && soon("an echo or the end", stream.read_u8()).await.is_ok() == echoes).then_some(())
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn an_http_connection_beyond_the_rate_is_reset_too() {
     let (application, seen) = http_app(false).await;
@@ -288,8 +312,10 @@ async fn a_fault_that_never_happens_does_not() {
     let (application, _) = http_app(false).await;
     let pair = Pair::start(Protocol::Http, application).await;
     pair.inbound_policies(|policies| {
-        let never = Fault { per_million: 0, effect: Effect::Abort(500) };
-        policies.faults = vec![FaultRule { caller: CallerMatch::default(), faults: vec![never] }];
+        let slow = Effect::Bandwidth(NonZeroU64::MIN);
+        let never = [Effect::Abort(500), Effect::Delay(3_600_000), slow];
+        let faults = never.map(|effect| Fault { per_million: 0, effect }).to_vec();
+        policies.faults = vec![FaultRule { caller: CallerMatch::default(), faults }];
     })
     .await;
     for _ in 0..20 {

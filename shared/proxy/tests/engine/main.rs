@@ -5,6 +5,7 @@
 mod apps;
 mod balance;
 mod breaker;
+mod callers;
 mod collector;
 mod control;
 mod filter;

@@ -2,15 +2,16 @@
 
 use crate::{
     apps::{Payload, absolute, call, failing_app, http1, http2, request, streaming, tcp_app, text, whole},
-    world::{Pair, Sidecar, address, destination, endpoint, is_reset, until},
+    world::{Pair, Sidecar, address, destination, endpoint, is_reset, soon, until},
 };
 use bytes::Bytes;
 use futures::future::join_all;
 use http::{Method, Response};
 use hyper::body::Frame;
 use meridian_proxy_config::{
-    BackOff, Destination, DestinationPolicies, DestinationTls, Endpoint, EndpointSet, HostSelection,
-    Protocol, Retry, RetryOn, policies_for_others, types,
+    BackOff, Destination, DestinationPolicies, DestinationTls, Endpoint, EndpointSet, HeaderMatch,
+    HeaderValueMatch, HostSelection, Protocol, RateLimitedBackOff, ResetFormat, ResetHeader, Retry, RetryOn,
+    policies_for_others, types,
 };
 use std::{
     collections::BTreeMap,
@@ -54,6 +55,129 @@ async fn only_a_policy_has_requests_repeated_and_only_so_often() {
         assert_eq!(call(pair.outbound, "/").await.status, status, "{policy:?}");
         assert_eq!(seen.requests(), requests, "{policy:?}");
         assert_eq!(pair.counted(|cell| cell.retries.value()), requests as u64 - 1);
+    }
+}
+
+/// Conditions on a header, with a value for which each holds and one for which it does not; none: the header is not there.
+type Condition = (HeaderValueMatch, Option<&'static str>, Option<&'static str>);
+
+fn conditions() -> [Condition; 5] {
+    [
+        (HeaderValueMatch::Exact("a".into()), Some("a"), Some("ab")),
+        (HeaderValueMatch::Prefix("a".into()), Some("ab"), Some("ba")),
+        (HeaderValueMatch::Regex("a+".into()), Some("aa"), Some("ab")),
+        (HeaderValueMatch::Present, Some("b"), None),
+        (HeaderValueMatch::Absent, None, Some("b")),
+    ]
+}
+
+fn marked(value: HeaderValueMatch) -> Vec<HeaderMatch> {
+    vec![HeaderMatch { name: "x-mark".into(), value }]
+}
+
+async fn call_marked(pair: &Pair, mark: Option<&str>) -> u16 {
+    let mut request = request(Method::GET, "/", text(""));
+    if let Some(mark) = mark {
+        request.headers_mut().insert("x-mark", mark.parse().unwrap());
+    }
+    let answer = http1(pair.outbound).await.send_request(request).await.unwrap();
+    whole(answer).await.status
+}
+
+#[tokio::test]
+async fn requests_are_repeated_that_bear_a_header() {
+    for (value, fits, other) in conditions() {
+        for (mark, status) in [(fits, 200), (other, 503)] {
+            let (application, _) = failing_app(false, 1, unavailable).await;
+            let pair = Pair::start(Protocol::Http, application).await;
+            let request_headers = marked(value.clone());
+            let again = Retry { request_headers, ..retry(1, &[RetryOn::GatewayError]) };
+            pair.policies(|policies| policies.retry = Some(again)).await;
+            assert_eq!(call_marked(&pair, mark).await, status, "{value:?} {mark:?}");
+        }
+    }
+}
+
+/// Its answers bear the header that the requests bore.
+#[tokio::test]
+async fn answers_that_bear_a_header_have_their_requests_repeated() {
+    let (application, seen) = tcp_app(|mut stream| async move {
+        let mut head = vec![0; 1024];
+        let read = stream.read(&mut head).await.unwrap_or_default();
+        let head = String::from_utf8_lossy(&head[..read]).into_owned();
+        let mark = head.lines().find(|line| line.starts_with("x-mark")).unwrap_or("x-other: 1");
+        let answer = format!("HTTP/1.1 404 No\r\n{mark}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        drop(stream.write_all(answer.as_bytes()).await);
+    })
+    .await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    for (value, fits, other) in conditions() {
+        let response_headers = marked(value.clone());
+        let again = Retry { response_headers, ..retry(1, &[]) };
+        pair.policies(|policies| policies.retry = Some(again)).await;
+        for (mark, requests) in [(fits, 2), (other, 1)] {
+            let before = seen.connections();
+            assert_eq!(call_marked(&pair, mark).await, 404);
+            assert_eq!(seen.connections() - before, requests, "{value:?} {mark:?}");
+        }
+    }
+}
+
+type Failure = fn() -> Response<Payload>;
+
+/// Longer than any test.
+const HOUR: u64 = 3_600_000;
+
+/// Holds a policy to whether a request that failed once waits for its repetition: as one that does not end.
+async fn waits(failure: Failure, policy: Retry, endless: bool) {
+    let (application, seen) = failing_app(false, 1, failure).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    pair.policies(|policies| policies.retry = Some(policy.clone())).await;
+    let first = tokio::spawn(call(pair.outbound, "/"));
+    if !endless {
+        assert_eq!(soon("an answer", first).await.unwrap().status, 200, "{policy:?}");
+        return;
+    }
+    until("it has failed", async || (pair.counted(|cell| cell.retries.value()) == 1).then_some(())).await;
+    for _ in 0..5 {
+        assert_eq!(call(pair.outbound, "/").await.status, 200);
+    }
+    assert!(!first.is_finished() && seen.requests() == 6, "{policy:?}");
+    first.abort();
+}
+
+#[tokio::test]
+async fn how_long_a_repetition_waits_is_the_policys() {
+    for (base_millis, max_millis, endless) in [(1, 10, false), (HOUR, HOUR, true), (HOUR, 5, false)] {
+        let back_off = BackOff { base_millis, max_millis };
+        let policy = Retry { back_off, ..retry(1, &[RetryOn::GatewayError]) };
+        waits(unavailable, policy, endless).await;
+    }
+}
+
+fn told(name: &'static str, value: &'static str) -> Response<Payload> {
+    Response::builder().status(503).header(name, value).body(text("not now")).unwrap()
+}
+
+/// What a server says goes before the policy's own waits, as long as it is not too long.
+#[tokio::test]
+async fn a_server_says_when_to_come_again() {
+    use ResetFormat::{Seconds, UnixTimestamp};
+    let year_2100 = || told("x-reset", "4102444800");
+    let cases: [(Failure, _, _, _, _); 6] = [
+        (|| told("x-reset", "0"), Seconds, HOUR, HOUR, false),
+        (|| told("x-reset", "1"), UnixTimestamp, HOUR, HOUR, false),
+        (|| told("x-reset", "3600"), Seconds, 1, HOUR, true),
+        (year_2100, UnixTimestamp, 1, u64::MAX, true),
+        (|| told("x-reset", "3600"), Seconds, 1, 1_000, false),
+        (|| told("x-other", "3600"), Seconds, 1, HOUR, false),
+    ];
+    for (failure, format, own, max_millis, endless) in cases {
+        let headers = vec![ResetHeader { name: "x-reset".into(), format }];
+        let rate_limited = Some(RateLimitedBackOff { headers, max_millis });
+        let back_off = BackOff { base_millis: own, max_millis: own };
+        let policy = Retry { back_off, rate_limited, ..retry(1, &[RetryOn::GatewayError]) };
+        waits(failure, policy, endless).await;
     }
 }
 
@@ -275,10 +399,7 @@ async fn a_pattern_that_is_none_is_refused_and_what_was_said_before_holds() {
     let (application, _) = failing_app(false, 0, unavailable).await;
     let pair = Pair::start(Protocol::Http, application).await;
     pair.policies(|policies| policies.retry = Some(retry(1, &[RetryOn::Reset]))).await;
-    let header = meridian_proxy_config::HeaderMatch {
-        name: "x-again".into(),
-        value: meridian_proxy_config::HeaderValueMatch::Regex("(".into()),
-    };
+    let header = HeaderMatch { name: "x-again".into(), value: HeaderValueMatch::Regex("(".into()) };
     let again = Retry { request_headers: vec![header], ..retry(1, &[RetryOn::Reset]) };
     let broken = DestinationPolicies { retry: Some(again), ..DestinationPolicies::default() };
     let resource = crate::world::resource(types::POLICIES, "backend", &broken);

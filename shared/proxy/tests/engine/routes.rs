@@ -13,8 +13,9 @@ use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
 use meridian_proxy_config::{
     BackOff, BackendTarget, Destination, EndpointSet, HeaderChange, HeaderMatch, HeaderValueMatch,
-    HostSelection, HttpMatch, HttpRoutes, HttpRule, Mirror, PathChange, PathMatch, Protocol, Redirect, Retry,
-    RetryOn, Rewrite, RouteBackend, RoutePolicies, Routes, StreamTimeouts, types,
+    HostSelection, HttpMatch, HttpRoutes, HttpRule, Mirror, PathChange, PathMatch, Protocol, QueryMatch,
+    QueryValueMatch, Redirect, Retry, RetryOn, Rewrite, RouteBackend, RoutePolicies, Routes, StreamTimeouts,
+    types,
 };
 use std::net::SocketAddr;
 use tokio::{
@@ -251,6 +252,89 @@ async fn a_redirect_is_answered_at_once() {
         client = http1(pair.outbound).await;
     }
     assert_eq!(first.requests(), 0);
+}
+
+/// A match, a request that fits it, and one that does not: method, target and `x-user`.
+type Case = (HttpMatch, Asked, Asked);
+type Asked = (Method, &'static str, &'static str);
+
+fn matches() -> Vec<Case> {
+    let path = |path| HttpMatch { path: Some(path), ..HttpMatch::default() };
+    let header = |value| HttpMatch {
+        headers: vec![HeaderMatch { name: "x-user".into(), value }],
+        ..HttpMatch::default()
+    };
+    let query =
+        |value| HttpMatch { query: vec![QueryMatch { name: "q".into(), value }], ..HttpMatch::default() };
+    let by_method = HttpMatch { method: Some("POST".into()), ..HttpMatch::default() };
+    let get = |target, user| (Method::GET, target, user);
+    vec![
+        (path(PathMatch::Exact("/a".into())), get("/a?b=c", ""), get("/a/b", "")),
+        (path(PathMatch::Prefix("/a".into())), get("/a/b", ""), get("/ab", "")),
+        (path(PathMatch::Regex("/v[0-9]+".into())), get("/v12", ""), get("/v12/a", "")),
+        (by_method, (Method::POST, "/a", ""), get("/a", "")),
+        (header(HeaderValueMatch::Exact("ann".into())), get("/", "ann"), get("/", "anna")),
+        (header(HeaderValueMatch::Prefix("ann".into())), get("/", "anna"), get("/", "joann")),
+        (header(HeaderValueMatch::Regex("a.*".into())), get("/", "ann"), get("/", "bob")),
+        (header(HeaderValueMatch::Present), get("/", "ann"), get("/", "")),
+        (header(HeaderValueMatch::Absent), get("/", ""), get("/", "ann")),
+        (query(QueryValueMatch::Exact("1".into())), get("/?p=2&q=1", ""), get("/?p=1&q=2", "")),
+        (query(QueryValueMatch::Regex("1+".into())), get("/?q=11", ""), get("/?q=12", "")),
+    ]
+}
+
+#[tokio::test]
+async fn a_rule_holds_for_what_its_matches_say() {
+    let (pair, first, _v2, second) = pair_of(Protocol::Http).await;
+    for (matched, fits, other) in matches() {
+        let rule = HttpRule { backends: Some(vec![to("v2", 1)]), ..HttpRule::default() };
+        route(&pair, &one(matched.clone(), rule)).await;
+        for ((method, target, user), way) in [(fits, [0, 1]), (other, [1, 0])] {
+            let mut asked = request(method, target, text(""));
+            if !user.is_empty() {
+                asked.headers_mut().insert("x-user", user.parse().unwrap());
+            }
+            let before = [first.requests(), second.requests()];
+            let answer = soon("an answer", http1(pair.outbound).await.send_request(asked)).await.unwrap();
+            whole(answer).await;
+            let after = [first.requests() - before[0], second.requests() - before[1]];
+            assert_eq!(after, way, "{matched:?} {target} {user}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_changes_what_it_says_and_nothing_else() {
+    let (pair, ..) = pair_of(Protocol::Http).await;
+    let of = Redirect { status: 302, ..Redirect::default() };
+    let text = |text: &str| Some(text.to_owned());
+    for (redirect, location) in [
+        (Redirect { scheme: text("https"), ..of.clone() }, "https://backend.mesh/old/x?q=1"),
+        (Redirect { hostname: text("www.example.com"), ..of.clone() }, "http://www.example.com/old/x?q=1"),
+        (Redirect { port: Some(8443), status: 301, ..of.clone() }, "http://backend.mesh:8443/old/x?q=1"),
+        (
+            Redirect { path: Some(PathChange::Full("/moved".into())), status: 307, ..of.clone() },
+            "http://backend.mesh/moved?q=1",
+        ),
+        (Redirect { path: Some(PathChange::Prefix("/new".into())), ..of }, "http://backend.mesh/new/x?q=1"),
+    ] {
+        let status = redirect.status;
+        let rule = HttpRule { redirect: Some(redirect), ..HttpRule::default() };
+        route(&pair, &one(under("/old"), rule)).await;
+        let answer = call(pair.outbound, "/old/x?q=1").await;
+        assert_eq!((answer.status, answer.headers["location"].to_str().unwrap()), (status, location));
+    }
+}
+
+#[tokio::test]
+async fn a_rule_may_ask_for_another_path() {
+    let (pair, ..) = pair_of(Protocol::Http).await;
+    let path = Some(PathChange::Full("/headers".into()));
+    let rule = HttpRule { rewrite: Rewrite { hostname: None, path }, ..HttpRule::default() };
+    route(&pair, &one(under("/api"), rule)).await;
+    let answer = call(pair.outbound, "/api/x/y?q=1").await;
+    let said: Vec<&str> = answer.text().lines().collect();
+    assert!(said.contains(&"uri /headers?q=1") && said.contains(&"host: backend.mesh"), "{said:?}");
 }
 
 fn mirrored_to(name: &str, per_million: u32) -> Routes {

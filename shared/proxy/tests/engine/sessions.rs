@@ -4,17 +4,16 @@ use crate::{
     apps::{call, echo_app, get, http_app, http1, whole},
     world::{MESH, Pair, Sidecar, soon, until},
 };
-use meridian_proxy_config::{InboundTls, Protocol, SessionTerms, TlsVersion, types};
-use std::collections::BTreeSet;
+use meridian_proxy_config::{InboundTls, Protocol, SessionCipher, SessionTerms, TlsVersion, types};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-fn speak(sidecar: &Sidecar, version: TlsVersion) {
+fn speak(sidecar: &Sidecar, version: TlsVersion, ciphers: &[SessionCipher]) {
     let snapshot = sidecar.engine.shared().snapshots.load();
     let mut proxy = (**snapshot.proxy.as_ref().unwrap()).clone();
-    let terms = SessionTerms { min: version, max: version, ciphers: BTreeSet::new() };
+    let terms = SessionTerms { min: version, max: version, ciphers: ciphers.iter().copied().collect() };
     proxy.sessions = [(MESH.to_owned(), terms)].into();
     sidecar.feed(types::PROXY, "self", &proxy);
 }
@@ -36,14 +35,34 @@ async fn both_ends_have_to_speak_the_same_version() {
             stream.write_all(b"a").await.is_ok() && soon("an end", stream.read_u8()).await.is_ok()
         };
         assert!(works().await);
-        speak(&pair.web, TlsVersion::Tls12);
+        speak(&pair.web, TlsVersion::Tls12, &[]);
         assert!(!works().await, "the other end speaks TLS 1.3 alone");
-        speak(&pair.backend, TlsVersion::Tls12);
+        speak(&pair.backend, TlsVersion::Tls12, &[]);
         until("both speak TLS 1.2", async || works().await.then_some(())).await;
-        speak(&pair.web, TlsVersion::Tls13);
+        speak(&pair.web, TlsVersion::Tls13, &[]);
         assert!(!works().await, "the minimum holds");
-        speak(&pair.backend, TlsVersion::Tls13);
+        speak(&pair.backend, TlsVersion::Tls13, &[]);
         until("both speak TLS 1.3", async || works().await.then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn both_ends_have_to_know_a_cipher_that_the_other_knows() {
+    use SessionCipher::{Aes128Gcm, Aes256Gcm, ChaCha20Poly1305};
+    let (application, _) = http_app(false).await;
+    for (ours, theirs, status) in [
+        (vec![Aes128Gcm], vec![Aes128Gcm], 200),
+        (vec![Aes128Gcm], vec![Aes256Gcm, ChaCha20Poly1305], 503),
+        (vec![Aes256Gcm], vec![Aes256Gcm, Aes128Gcm], 200),
+        (vec![Aes256Gcm], vec![Aes128Gcm, ChaCha20Poly1305], 503),
+        (vec![ChaCha20Poly1305], vec![], 200),
+        (vec![ChaCha20Poly1305], vec![Aes128Gcm, Aes256Gcm], 503),
+    ] {
+        let pair = Pair::start(Protocol::Http, application).await;
+        speak(&pair.web, TlsVersion::Tls12, &ours);
+        speak(&pair.backend, TlsVersion::Tls12, &theirs);
+        pair.settled().await;
+        assert_eq!(call(pair.outbound, "/headers").await.status, status, "{ours:?} {theirs:?}");
     }
 }
 

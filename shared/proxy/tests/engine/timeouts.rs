@@ -1,7 +1,10 @@
 //! MeshTimeout: how long connections and requests may take, at the caller's side and at the application's.
 
 use crate::{
-    apps::{absolute, call, echo_app, get, http_app, http1, http2, request, streaming, tcp_app, text, whole},
+    apps::{
+        absolute, call, echo_app, full_app, get, http_app, http1, http2, request, streaming, tcp_app, text,
+        whole,
+    },
     world::{Pair, soon, until},
 };
 use bytes::Bytes;
@@ -9,7 +12,9 @@ use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use meridian_proxy::worker::Direction;
-use meridian_proxy_config::{CallerMatch, CallerTimeouts, ConnectionTimeouts, Protocol, StreamTimeouts};
+use meridian_proxy_config::{
+    CallerMatch, CallerTimeouts, ConnectionTimeouts, InboundTls, Protocol, StreamTimeouts,
+};
 use std::num::NonZeroU64;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -238,4 +243,59 @@ async fn zero_means_no_limit() {
     let mut client = http1(pair.outbound).await;
     let answer = client.send_request(request(Method::POST, "/echo", text("as it is"))).await.unwrap();
     assert_eq!(whole(answer).await.text(), "as it is");
+}
+
+/// The application's side by itself: the caller's has no limits.
+#[tokio::test]
+async fn an_inbound_holds_streams_to_their_limits() {
+    let idle = StreamTimeouts { idle_millis: SHORT, ..StreamTimeouts::default() };
+    let longest = StreamTimeouts { max_millis: SHORT, ..StreamTimeouts::default() };
+    for (limits, path) in [(idle, "/echo"), (longest, "/flood")] {
+        let (application, _) = http_app(true).await;
+        let pair = Pair::start(Protocol::Grpc, application).await;
+        pair.inbound_policies(|policies| policies.stream_timeouts = limits).await;
+        let mut client = http2(pair.outbound).await;
+        let (sender, body) = streaming();
+        let response = client.send_request(absolute(Method::POST, path, body));
+        let mut response = soon("the head", response).await.unwrap();
+        assert_eq!(response.status(), 200);
+        sender.send(Frame::data(Bytes::from_static(b"on"))).await.unwrap();
+        assert!(soon("a part", response.frame()).await.unwrap().unwrap().is_data());
+        assert!(soon("the end", response.collect()).await.is_err(), "{path}");
+    }
+}
+
+/// By whose limit it ends shows in the answer: the caller's side waits longer.
+#[tokio::test]
+async fn an_inbound_gives_up_an_application_that_takes_no_connection() {
+    let (application, _full) = full_app().await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let longer = StreamTimeouts { request_millis: Some(2_000), ..StreamTimeouts::default() };
+    pair.policies(|policies| policies.stream_timeouts = longer).await;
+    for (millis, status, text) in [
+        (200, 503, "the application can't be reached\n"),
+        (3_600_000, 504, "backend did not answer in time\n"),
+    ] {
+        let limit = NonZeroU64::new(millis);
+        pair.inbound_policies(|policies| policies.connection_timeouts.connect_millis = limit).await;
+        let answer = call(pair.outbound, "/headers").await;
+        assert_eq!((answer.status, answer.text()), (status, text));
+    }
+}
+
+#[tokio::test]
+async fn an_inbound_gives_up_a_head_that_does_not_end() {
+    let (application, seen) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    pair.change_inbound(|inbound| {
+        inbound.tls = InboundTls::Off;
+        inbound.policies.connection_timeouts.request_head_millis = SHORT;
+    });
+    pair.settled().await;
+    assert_eq!(call(pair.inbound, "/headers").await.status, 200);
+    let mut slow = TcpStream::connect(pair.inbound).await.unwrap();
+    slow.write_all(b"GET /headers HTTP/1.1\r\nHost: ").await.unwrap();
+    let mut answer = [0; 1024];
+    assert!(matches!(soon("the end", slow.read(&mut answer)).await, Ok(0) | Err(_)));
+    assert_eq!(seen.requests(), 1);
 }

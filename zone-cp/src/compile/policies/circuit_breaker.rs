@@ -196,14 +196,16 @@ mod tests {
     fn an_inbound_has_the_limits_that_are_for_everybody() {
         let limits = |n: u32| {
             conf(json!({
-                "connectionLimits": { "maxRequests": n, "maxRetries": 1 },
+                "connectionLimits": {
+                    "maxConnections": 5, "maxPendingRequests": 6, "maxRequests": n, "maxRetries": 1,
+                },
                 "outlierDetection": { "detectors": { "totalFailures": {} } },
             }))
         };
         let some = RuleMatch { spiffe_id: Some(SpiffeIdMatch::default()), sni: None };
         let mut policies = InboundPolicies::default();
         inbound(&[(Some(some), limits(1)), (None, limits(2))], &mut policies);
-        let expected = json!({ "atOnce": { "connections": 1024, "pending": 1024, "requests": 2 } });
+        let expected = json!({ "atOnce": { "connections": 5, "pending": 6, "requests": 2 } });
         assert_eq!(serde_json::to_value(&policies).unwrap(), expected);
         inbound(&[], &mut policies);
         assert_eq!(policies, InboundPolicies::default());

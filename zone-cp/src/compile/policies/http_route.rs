@@ -180,12 +180,65 @@ mod tests {
     }
 
     #[test]
+    fn each_condition_is_said_in_the_proxys_words() {
+        let said = |given: Value| {
+            let matched: Match = serde_json::from_value(given).unwrap();
+            serde_json::to_value(matches([(0, std::slice::from_ref(&matched))].into_iter()).remove(0))
+                .unwrap()
+        };
+        let path = |type_: &str| said(json!({"path": {"type": type_, "value": "/a"}}))["path"].clone();
+        assert_eq!(path("Exact"), json!({"exact": "/a"}));
+        assert_eq!(path("PathPrefix"), json!({"prefix": "/a"}));
+        assert_eq!(path("RegularExpression"), json!({"regex": "/a"}));
+        assert_eq!(said(json!({"method": "PATCH"}))["method"], "PATCH");
+        let header = |type_: &str| said(json!({"headers": [{"type": type_, "name": "X-A", "value": "b"}]}));
+        for (type_, value) in [
+            ("Exact", json!({"exact": "b"})),
+            ("Prefix", json!({"prefix": "b"})),
+            ("RegularExpression", json!({"regex": "b"})),
+            ("Present", json!("present")),
+            ("Absent", json!("absent")),
+        ] {
+            assert_eq!(header(type_)["headers"][0]["value"], value, "{type_}");
+            assert!(header(type_)["headers"][0]["name"].as_str().unwrap().eq_ignore_ascii_case("x-a"));
+        }
+        let query = |type_: &str| said(json!({"queryParams": [{"type": type_, "name": "q", "value": "b"}]}));
+        assert_eq!(query("Exact")["query"], json!([{"name": "q", "value": {"exact": "b"}}]));
+        assert_eq!(query("RegularExpression")["query"], json!([{"name": "q", "value": {"regex": "b"}}]));
+    }
+
+    #[test]
+    fn a_new_path_is_said_in_the_proxys_words() {
+        let path = json!({"type": "ReplaceFullPath", "replaceFullPath": "/new"});
+        let filter = json!({"type": "URLRewrite", "urlRewrite": {"path": path}});
+        let conf: RuleConf = serde_json::from_value(json!({ "filters": [filter] })).unwrap();
+        let rule = rule("n".into(), &conf, |_| BackendTarget::Missing(String::new()));
+        assert_eq!(serde_json::to_value(rule.rewrite).unwrap(), json!({"path": {"full": "/new"}}));
+    }
+
+    #[test]
+    fn each_redirect_is_said_in_the_proxys_words() {
+        let said = |redirect: Value| {
+            let filter = json!({"type": "RequestRedirect", "requestRedirect": redirect});
+            let conf: RuleConf = serde_json::from_value(json!({ "filters": [filter] })).unwrap();
+            let nobody = |_: &BackendRef| BackendTarget::Missing(String::new());
+            serde_json::to_value(rule("n".into(), &conf, nobody)).unwrap()["redirect"].take()
+        };
+        let path = json!({"type": "ReplacePrefixMatch", "replacePrefixMatch": "/new"});
+        let given = json!({"scheme": "https", "hostname": "www", "path": path, "statusCode": 308});
+        let expected =
+            json!({"scheme": "https", "hostname": "www", "path": {"prefix": "/new"}, "status": 308});
+        assert_eq!(said(given), expected);
+    }
+
+    #[test]
     fn each_filter_is_said_in_the_proxys_words() {
         let conf: RuleConf = serde_json::from_value(json!({"filters": [
             {"type": "RequestHeaderModifier", "requestHeaderModifier": {
                 "set": [{"name": "a", "value": "1"}, {"name": "host", "value": "evil"}],
                 "add": [{"name": "b", "value": "2"}], "remove": ["c", "transfer-encoding"]}},
-            {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"remove": ["server"]}},
+            {"type": "ResponseHeaderModifier", "responseHeaderModifier": {
+                "set": [{"name": "d", "value": "3"}], "add": [{"name": "e", "value": "4"}], "remove": ["server"]}},
             {"type": "RequestRedirect", "requestRedirect": {"port": 8443, "path": {
                 "type": "ReplaceFullPath", "replaceFullPath": "/moved"}}},
             {"type": "URLRewrite", "urlRewrite": {"hostname": "inner", "path": {
@@ -201,7 +254,7 @@ mod tests {
         let expected = json!({
             "name": "n",
             "requestHeaders": [{"set": ["a", "1"]}, {"add": ["b", "2"]}, {"remove": "c"}],
-            "responseHeaders": [{"remove": "server"}],
+            "responseHeaders": [{"set": ["d", "3"]}, {"add": ["e", "4"]}, {"remove": "server"}],
             "redirect": {"port": 8443, "path": {"full": "/moved"}, "status": 302},
             "rewrite": {"hostname": "inner", "path": {"prefix": "/"}},
             "mirrors": [

@@ -194,6 +194,9 @@ mod tests {
         let weights = |tags: Value| -> Vec<u64> {
             let conf = json!({ "localityAwareness": { "localZone": { "affinityTags": tags } } });
             let zones = compiled(conf)["locality"]["zones"].take();
+            for (told, tag) in zones["affinity"].as_array().unwrap().iter().zip(tags.as_array().unwrap()) {
+                assert_eq!(told["tag"], tag["key"]);
+            }
             zones["affinity"].as_array().unwrap().iter().map(|it| it["weight"].as_u64().unwrap()).collect()
         };
         let unweighted = |n: usize| Value::Array((0..n).map(|i| json!({ "key": i.to_string() })).collect());
@@ -220,6 +223,10 @@ mod tests {
                 json!({ "type": "RingHash", "ringHash": { "hashFunction": "MurmurHash2", "maxRingSize": 100 } }),
                 json!({ "ringHash": { "function": "murmur2", "minSize": 100, "maxSize": 100 } }),
             ),
+            (
+                json!({ "type": "RingHash", "ringHash": { "hashFunction": "XXHash", "minRingSize": 7, "maxRingSize": 9 } }),
+                json!({ "ringHash": { "function": "xx", "minSize": 7, "maxSize": 9 } }),
+            ),
             (json!({ "type": "Maglev" }), json!({ "maglev": { "size": 65537 } })),
             (
                 json!({ "type": "Maglev", "maglev": { "tableSize": 101 }, "ringHash": { "minRingSize": 5 } }),
@@ -240,20 +247,30 @@ mod tests {
         assert_eq!(source(json!({ "loadBalancer": ring, "hashPolicies": header("x-new") })), "x-new");
         let other = json!({ "type": "Maglev", "ringHash": { "hashPolicies": header("x-old") } });
         assert_eq!(source(json!({ "loadBalancer": other })), Value::Null, "it is another balancer's");
-        let all = json!({ "hashPolicies": [
+        let all = json!([
             { "type": "Cookie", "terminal": true, "cookie": { "name": "c", "ttl": "1500ms", "path": "/a" } },
             { "type": "Cookie", "cookie": { "name": "d", "ttl": "0s" } },
             { "type": "Cookie", "cookie": { "name": "e" } },
             { "type": "SourceIP", "connection": { "sourceIP": true } },
+            { "type": "Connection", "connection": { "sourceIP": true } },
             { "type": "QueryParameter", "queryParameter": { "name": "Q" } },
-        ] });
+            { "type": "Header", "header": { "name": "X-A" } },
+        ]);
         let expected = json!([
             { "source": { "cookie": { "name": "c", "madeForSeconds": 2, "path": "/a" } }, "terminal": true },
             { "source": { "cookie": { "name": "d", "madeForSeconds": 0 } } },
             { "source": { "cookie": { "name": "e" } } },
             { "source": "sourceIp" },
+            { "source": "sourceIp" },
             { "source": { "queryParameter": "Q" } },
+            { "source": { "header": "x-a" } },
         ]);
-        assert_eq!(compiled(all)["hash"], expected);
+        for conf in [
+            json!({ "hashPolicies": all }),
+            json!({ "loadBalancer": { "type": "RingHash", "ringHash": { "hashPolicies": all } } }),
+            json!({ "loadBalancer": { "type": "Maglev", "maglev": { "hashPolicies": all } } }),
+        ] {
+            assert_eq!(compiled(conf.clone())["hash"], expected, "{conf}");
+        }
     }
 }

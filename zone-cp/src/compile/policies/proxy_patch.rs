@@ -358,6 +358,61 @@ mod tests {
     }
 
     #[test]
+    fn settings_are_of_what_is_matched() {
+        let tags: BTreeMap<String, String> = [("kuma.io/service".to_owned(), "web".to_owned())].into();
+        let manager = |more: Value| {
+            let mut matched = json!({"name": "envoy.filters.network.http_connection_manager"});
+            matched.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let patch = json!([{"op": "add", "path": "/requestHeadersTimeout", "value": "3s"}]);
+            json!({"networkFilter": {"operation": "Patch", "match": matched, "jsonPatches": patch}})
+        };
+        let cluster = |matched: Value, operation: &str| {
+            let value = "{connectTimeout: 3s}";
+            json!({"cluster": {"operation": operation, "match": matched, "value": value}})
+        };
+        let unlisted = json!({"name": "envoy.filters.network.rbac"});
+        // At an inbound, at an outbound of web, and at one of no tag that is named.
+        for (modification, places) in [
+            (cluster(json!({}), "Patch"), [true, true, true]),
+            (cluster(json!({"origin": "inbound"}), "Patch"), [true, false, false]),
+            (cluster(json!({"origin": "outbound"}), "Patch"), [false, true, true]),
+            (cluster(json!({"name": "web"}), "Patch"), [false, true, false]),
+            (cluster(json!({}), "Add"), [false; 3]),
+            (cluster(json!({}), "Remove"), [false; 3]),
+            (manager(json!({})), [true, true, true]),
+            (manager(json!({"origin": "inbound"})), [true, false, false]),
+            (manager(json!({"listenerName": "inbound:10.0.0.1:80"})), [true, false, false]),
+            (manager(json!({"listenerTags": {"kuma.io/service": "web"}})), [false, true, false]),
+            (manager(unlisted), [false; 3]),
+        ] {
+            let all = patches(json!([modification]));
+            let mut inbound = InboundPolicies::default();
+            all.inbound(&place("inbound", Protocol::Http, None), &mut inbound);
+            let outbound = |tags| {
+                let mut into = DestinationPolicies::default();
+                all.destination(&place("outbound", Protocol::Http, tags), &mut into);
+                into != DestinationPolicies::default()
+            };
+            let found = [inbound != InboundPolicies::default(), outbound(Some(&tags)), outbound(None)];
+            assert_eq!(found, places, "{modification}");
+        }
+    }
+
+    #[test]
+    fn what_is_removed_is_as_without_it() {
+        let all = patches(json!([
+            {"cluster": {"operation": "Patch", "jsonPatches": [{"op": "remove", "path": "/circuitBreakers"}]}},
+            {"cluster": {"operation": "Patch", "jsonPatches": [{"op": "copy", "from": "/a", "path": "/connectTimeout"}]}},
+        ]));
+        let mut into = DestinationPolicies::default();
+        into.at_once.requests = NonZeroU32::new(5);
+        into.connection_timeouts.connect_millis = NonZeroU64::new(7);
+        all.destination(&place("outbound", Protocol::Http, None), &mut into);
+        assert_eq!(into.at_once, AtOnce::default());
+        assert_eq!(into.connection_timeouts.connect_millis, NonZeroU64::new(7), "copies are not made");
+    }
+
+    #[test]
     fn limits_are_set_over_those_of_other_policies() {
         let tags: BTreeMap<String, String> = [("kuma.io/service".to_owned(), "web".to_owned())].into();
         let manager = json!({"name": "envoy.filters.network.http_connection_manager"});

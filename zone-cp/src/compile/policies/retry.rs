@@ -256,6 +256,48 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_policy_of_grpc() {
+        let conf = json!({ "grpc": {
+            "numRetries": 4, "perTryTimeout": "2s",
+            "backOff": { "baseInterval": "10ms", "maxInterval": "3s" },
+            "rateLimitedBackOff": {
+                "resetHeaders": [{ "name": "x-reset", "format": "UnixTimestamp" }], "maxInterval": "7s",
+            },
+            "retryOn": ["Canceled", "DeadlineExceeded", "Internal", "ResourceExhausted", "Unavailable"],
+        } });
+        let on: Vec<Value> = [1, 4, 13, 8, 14].map(|status| json!({ "grpcStatus": status })).to_vec();
+        let expected = json!({ "retry": {
+            "max": 4, "perTryMillis": 2000,
+            "backOff": { "baseMillis": 10, "maxMillis": 3000 },
+            "rateLimited": { "headers": [{ "name": "x-reset", "format": "unixTimestamp" }], "maxMillis": 7_000 },
+            "on": on,
+        } });
+        assert_eq!(compiled(conf, Protocol::Grpc), expected);
+    }
+
+    #[test]
+    fn conditions_on_headers_and_waits() {
+        let header = |type_: &str| json!({ "type": type_, "name": "x-a", "value": "b" });
+        let all = ["Exact", "Prefix", "RegularExpression", "Present", "Absent"].map(header);
+        let conf = json!({ "http": {
+            "backOff": { "baseInterval": "1s", "maxInterval": "8s" },
+            "rateLimitedBackOff": {
+                "resetHeaders": [{ "name": "x-reset", "format": "UnixTimestamp" }], "maxInterval": "9s",
+            },
+            "retriableRequestHeaders": all, "retriableResponseHeaders": all,
+        } });
+        let retry = compiled(conf, Protocol::Http)["retry"].take();
+        let values = [json!({ "exact": "b" }), json!({ "prefix": "b" }), json!({ "regex": "b" })];
+        let values = values.into_iter().chain([json!("present"), json!("absent")]);
+        let headers: Vec<Value> = values.map(|value| json!({ "name": "x-a", "value": value })).collect();
+        assert_eq!((&retry["requestHeaders"], &retry["responseHeaders"]), (&json!(headers), &json!(headers)));
+        assert_eq!(retry["backOff"], json!({ "baseMillis": 1_000, "maxMillis": 8_000 }));
+        let limited =
+            json!({ "headers": [{ "name": "x-reset", "format": "unixTimestamp" }], "maxMillis": 9_000 });
+        assert_eq!(retry["rateLimited"], limited);
+    }
+
+    #[test]
     fn a_whole_policy() {
         let conf = json!({ "http": {
             "numRetries": 3, "perTryTimeout": "1.5s",

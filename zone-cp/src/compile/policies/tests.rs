@@ -3,6 +3,8 @@
 use crate::compile::fixture::*;
 use serde_json::{Value, json};
 
+mod forms;
+
 const TO_ALL: &str = "*/http";
 const TO_BACKEND: &str = "default/west/backend/9000";
 const TO_LEGACY: &str = "default//backend/9000";

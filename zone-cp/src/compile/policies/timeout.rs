@@ -109,6 +109,26 @@ mod tests {
     }
 
     #[test]
+    fn an_inbound_has_every_field() {
+        let given = conf(json!({
+            "connectionTimeout": "1s", "idleTimeout": "2s",
+            "http": {
+                "requestTimeout": "3s", "streamIdleTimeout": "4s", "maxStreamDuration": "5s",
+                "maxConnectionDuration": "6s", "requestHeadersTimeout": "7s",
+            },
+        }));
+        let mut policies = InboundPolicies::default();
+        inbound(&[(None, given)], &mut policies);
+        let expected = json!({
+            "connectionTimeouts": {
+                "connectMillis": 1000, "idleMillis": 2000, "maxAgeMillis": 6000, "requestHeadMillis": 7000,
+            },
+            "streamTimeouts": { "requestMillis": 3000, "idleMillis": 4000, "maxMillis": 5000 },
+        });
+        assert_eq!(serde_json::to_value(&policies).unwrap(), expected);
+    }
+
+    #[test]
     fn callers_have_streams_of_their_own() {
         let matched: RuleMatch = serde_json::from_value(
             json!({ "spiffeID": { "type": "Exact", "value": "spiffe://default/batch" } }),

@@ -258,6 +258,18 @@ mod tests {
     }
 
     #[test]
+    fn sessions_are_said_in_both_forms() {
+        let conf = json!({
+            "tlsVersion": { "min": "TLS12", "max": "TLS12" }, "tlsCiphers": ["ECDHE-ECDSA-AES128-GCM-SHA256"],
+        });
+        let from = json!({ "from": [{ "targetRef": { "kind": "Mesh" }, "default": conf }] });
+        let expected = json!({ "default": { "min": "TLS12", "max": "TLS12", "ciphers": ["aes128Gcm"] } });
+        for spec in [rules(conf), from] {
+            assert_eq!(compiled("STRICT", &[("old", spec.clone())]).2, expected, "{spec}");
+        }
+    }
+
+    #[test]
     fn sessions_follow_the_policies_as_they_come_and_go() {
         let (mut world, _, sessions) = compiled("STRICT", &[]);
         assert_eq!(sessions, Value::Null);

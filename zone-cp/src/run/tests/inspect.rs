@@ -23,18 +23,25 @@ async fn what_a_sidecar_holds_and_what_a_policy_that_is_tried_out_would_change()
         "type": "MeshRateLimit", "mesh": "default", "name": "try", "labels": {"kuma.io/effect": "shadow"},
         "spec": {"targetRef": {"kind": "Dataplane"}, "rules": [{"default": {"local": {"http": {"requestRate": {"num": 5, "interval": "1s"}}}}}]},
     });
-    let written = rest(port, "PUT", "/meshes/default/meshratelimits/try", "", &limit.to_string()).await;
-    assert!(written.starts_with("HTTP/1.1 201"), "{written}");
-    until("it says what would change", async || {
-        let answer = config("?shadow=true&include=diff").await;
-        let texts: Vec<&str> =
-            answer["changes"].as_array().into_iter().flatten().filter_map(|it| it["text"].as_str()).collect();
-        texts.iter().any(|text| {
-            text.starts_with("calls to this sidecar's inbound 8080 (web): rate limit of requests: also")
+    let path = "/meshes/default/meshratelimits/try";
+    // More than once: by then nothing else happens that would have the zone look again.
+    for _ in 0..3 {
+        let written = rest(port, "PUT", path, "", &limit.to_string()).await;
+        assert!(written.starts_with("HTTP/1.1 201"), "{written}");
+        until("it says what would change", async || {
+            let answer = config("?shadow=true&include=diff").await;
+            let changes = answer["changes"].as_array().into_iter().flatten();
+            changes.filter_map(|it| it["text"].as_str()).any(|text| {
+                text.starts_with("calls to this sidecar's inbound 8080 (web): rate limit of requests: also")
+            })
         })
-    })
-    .await;
-    assert_eq!(config("").await["xds"]["Inbound"]["8080"], held, "it is in force nowhere");
+        .await;
+        assert_eq!(config("").await["xds"]["Inbound"]["8080"], held, "it is in force nowhere");
+        let deleted = rest(port, "DELETE", path, "", "").await;
+        assert!(deleted.starts_with("HTTP/1.1 200"), "{deleted}");
+        let gone = async || config("?shadow=true&include=diff").await["changes"] == json!([]);
+        until("nothing would change", gone).await;
+    }
     proxy.leave().await;
     zone.stop().await;
 }

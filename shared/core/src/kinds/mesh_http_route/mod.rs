@@ -4,7 +4,7 @@
 mod checks;
 mod warnings;
 
-use super::backend_ref::BackendRef;
+use super::backend_ref::{BackendRef, NO_NAMESPACES};
 use super::http_headers::{HeaderKeyValue, HeaderMatch};
 use crate::enums::text_enum;
 use crate::registry::Standing::{Executed, Warned};
@@ -247,6 +247,8 @@ pub(crate) const INFO: KindInfo = KindInfo {
         ("to", Executed),
         ("to[].hostnames", Warned(NO_GATEWAYS)),
         ("to[].rules[].default.filters[].urlRewrite.hostToBackendHostname", Warned(NO_GATEWAYS)),
+        ("to[].rules[].default.backendRefs[].namespace", Warned(NO_NAMESPACES)),
+        ("to[].rules[].default.filters[].requestMirror.backendRef.namespace", Warned(NO_NAMESPACES)),
     ],
     ..KindInfo::new::<MeshHttpRoute>()
 };

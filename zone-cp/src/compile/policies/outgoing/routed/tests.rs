@@ -120,6 +120,41 @@ fn backends_are_resolved_and_those_that_are_not_there_stay_in_the_list() {
     assert_eq!(backends[0]["to"]["destination"], "default/east/v2/9000");
 }
 
+/// The same service, however it and its port are named.
+fn references() -> [(Value, &'static str); 5] {
+    [
+        (json!({"kind": "MeshService", "name": "v2"}), "default//v2/9000"),
+        (json!({"kind": "MeshService", "name": "v2", "port": 9000}), "default//v2/9000"),
+        (json!({"kind": "MeshService", "name": "v2", "sectionName": "9000"}), "default//v2/9000"),
+        (json!({"kind": "MeshService", "labels": {"kuma.io/display-name": "v2"}}), "default/east/v2/9000"),
+        (json!({"kind": "MeshMultiZoneService", "name": "all", "sectionName": "api"}), TO_ALL_ZONES),
+    ]
+}
+
+#[test]
+fn mirrors_are_resolved_like_backends() {
+    for (reference, destination) in references() {
+        let mut east = east();
+        many(&mut east);
+        let mirror = json!({"type": "RequestMirror", "requestMirror": {"backendRef": reference}});
+        put(&mut east, "MeshHTTPRoute", "r", to_backend(json!([under("/", json!({"filters": [mirror]}))])));
+        let rule = routes(&World::new(east), TO_LEGACY).unwrap()["http"]["rules"][0].clone();
+        assert_eq!(rule["mirrors"][0]["to"], json!({"destination": destination}), "{reference}");
+    }
+}
+
+#[test]
+fn backends_of_connections_are_resolved_too() {
+    for (reference, destination) in references() {
+        let mut east = east();
+        many(&mut east);
+        let spec = to_backend(json!([{"default": {"backendRefs": [reference]}}]));
+        put(&mut east, "MeshTCPRoute", "r", spec);
+        let tcp = routes(&World::new(east), TO_LEGACY).unwrap()["tcp"].clone();
+        assert_eq!(tcp, json!([{"weight": 1, "to": {"destination": destination}}]), "{reference}");
+    }
+}
+
 #[test]
 fn rules_of_several_policies_are_one_list_and_equal_matches_one_rule() {
     let mut east = east();
