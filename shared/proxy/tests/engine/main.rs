@@ -17,6 +17,7 @@ mod page;
 mod retries;
 mod routes;
 mod rules;
+mod scrape_tls;
 mod scripts;
 mod sessions;
 mod tcp;

@@ -10,6 +10,7 @@ use http::Request;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::{client::conn::http1::SendRequest, service::service_fn};
 use hyper_util::rt::TokioIo;
+use meridian_pki::CertificateFiles;
 use meridian_proxy::{
     listener::Accepted,
     metrics::{gather::Own, publish},
@@ -17,7 +18,8 @@ use meridian_proxy::{
 use meridian_proxy_config::{
     Host, Protocol,
     metrics::{
-        ApplicationMetrics, MetricProfile, Metrics, NameMatch, OpenTelemetry, Prometheus, SidecarMetrics,
+        ApplicationMetrics, MetricProfile, Metrics, NameMatch, OpenTelemetry, Prometheus, ScrapeTls,
+        SidecarMetrics,
     },
     types,
 };
@@ -30,12 +32,14 @@ use opentelemetry_proto::tonic::{
 };
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
 
-fn metrics(at: SocketAddr) -> Metrics {
-    let prometheus = vec![Prometheus { port: at.port().try_into().unwrap(), path: "/metrics".into() }];
+pub(crate) fn metrics(at: SocketAddr) -> Metrics {
+    let (port, path) = (at.port().try_into().unwrap(), "/metrics".into());
+    let prometheus = vec![Prometheus { port, path, tls: ScrapeTls::Off }];
     Metrics {
         address: at.ip(),
         prometheus,
@@ -45,8 +49,13 @@ fn metrics(at: SocketAddr) -> Metrics {
     }
 }
 
-/// Publishes as the control thread does.
+/// Publishes as the control thread does, of a sidecar that was given no certificate.
 fn publish(sidecar: &Sidecar) {
+    publish_with(sidecar, None);
+}
+
+/// Publishes as the control thread does.
+pub(crate) fn publish_with(sidecar: &Sidecar, files: Option<CertificateFiles>) {
     let shared = sidecar.engine.shared().clone();
     let own = {
         let shared = shared.clone();
@@ -56,18 +65,27 @@ fn publish(sidecar: &Sidecar) {
             Own { page, draining: false, connected: true, certificate: None }
         }
     };
-    tokio::spawn(publish::run(shared, Arc::new(own)));
+    tokio::spawn(publish::run(shared, Arc::new(own), files));
 }
 
 async fn connection(at: SocketAddr) -> Option<SendRequest<Empty<Bytes>>> {
-    let stream = TcpStream::connect(at).await.ok()?;
+    connection_over(TcpStream::connect(at).await.ok()?).await
+}
+
+pub(crate) async fn connection_over(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Option<SendRequest<Empty<Bytes>>> {
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
     tokio::spawn(connection);
     Some(sender)
 }
 
 /// One scrape, whose server waits for so many seconds.
-async fn ask(sender: &mut SendRequest<Empty<Bytes>>, path: &str, waits: &str) -> Option<(u16, String)> {
+pub(crate) async fn ask(
+    sender: &mut SendRequest<Empty<Bytes>>,
+    path: &str,
+    waits: &str,
+) -> Option<(u16, String)> {
     let request = Request::get(path).header("x-prometheus-scrape-timeout-seconds", waits);
     let response = sender.send_request(request.body(Empty::new()).unwrap()).await.ok()?;
     let status = response.status().as_u16();
@@ -76,7 +94,7 @@ async fn ask(sender: &mut SendRequest<Empty<Bytes>>, path: &str, waits: &str) ->
 }
 
 /// A scrape once the port is open.
-async fn scrape(at: SocketAddr) -> Page {
+pub(crate) async fn scrape(at: SocketAddr) -> Page {
     let text = until("a page", async || {
         let (status, text) = ask(&mut connection(at).await?, "/metrics", "5").await?;
         (status == 200).then_some(text)
@@ -85,7 +103,7 @@ async fn scrape(at: SocketAddr) -> Page {
     Page::read(&text)
 }
 
-async fn is_closed(at: SocketAddr) {
+pub(crate) async fn is_closed(at: SocketAddr) {
     until("a closed port", async || TcpStream::connect(at).await.is_err().then_some(())).await;
 }
 

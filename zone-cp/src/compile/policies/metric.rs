@@ -8,9 +8,11 @@ use crate::compile::{host, port};
 use meridian_core::kinds::dataplane::Networking;
 use meridian_core::kinds::mesh_metric::{
     Application, Backend, Conf, OpenTelemetry as Collector, ProfileName, Selector, SelectorType, Sidecar,
+    TlsMode,
 };
 use meridian_proxy_config::metrics::{
-    ApplicationMetrics, MetricProfile, Metrics, NameMatch, OpenTelemetry, Prometheus, SidecarMetrics,
+    ApplicationMetrics, MetricProfile, Metrics, NameMatch, OpenTelemetry, Prometheus, ScrapeTls,
+    SidecarMetrics,
 };
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -61,7 +63,13 @@ fn prometheus(backend: &Backend) -> Option<Prometheus> {
     let prometheus = backend.prometheus.as_ref()?;
     let path = absolute(&prometheus.path);
     let path = path.split(['?', '#']).next().unwrap_or_default().to_owned();
-    Some(Prometheus { port: NonZeroU16::new(port(prometheus.port))?, path })
+    let tls = match prometheus.tls.as_ref().map_or(&TlsMode::Disabled, |tls| &tls.mode) {
+        TlsMode::Disabled => ScrapeTls::Off,
+        TlsMode::ProvidedTls => ScrapeTls::Provided,
+        TlsMode::ActiveMtlsBackend => ScrapeTls::Mesh,
+        TlsMode::Other(_) => return None,
+    };
+    Some(Prometheus { port: NonZeroU16::new(port(prometheus.port))?, path, tls })
 }
 
 /// `None` for one in a resource of its own: there are none, which the writer was told.
@@ -171,7 +179,9 @@ mod tests {
     fn backends_have_kumas_defaults() {
         let (metrics, _) = told(json!({"backends": [
             {"type": "Prometheus", "prometheus": {}},
-            {"type": "Prometheus", "prometheus": {"port": 9, "path": "x?y"}},
+            {"type": "Prometheus", "prometheus": {"port": 9, "path": "x?y", "tls": {"mode": "Disabled"}}},
+            {"type": "Prometheus", "prometheus": {"port": 10, "tls": {"mode": "ProvidedTLS"}}},
+            {"type": "Prometheus", "prometheus": {"port": 11, "tls": {"mode": "ActiveMTLSBackend"}}},
             {"type": "OpenTelemetry", "openTelemetry": {"endpoint": "otel.example"}},
             {"type": "OpenTelemetry", "openTelemetry": {"endpoint": "[::1]:99", "refreshInterval": "1ms"}},
         ]}));
@@ -179,7 +189,10 @@ mod tests {
             metrics,
             json!({
                 "address": "192.0.2.7",
-                "prometheus": [{"port": 5670, "path": "/metrics"}, {"port": 9, "path": "/x"}],
+                "prometheus": [
+                    {"port": 5670, "path": "/metrics"}, {"port": 9, "path": "/x"},
+                    {"port": 10, "path": "/metrics", "tls": "provided"}, {"port": 11, "path": "/metrics", "tls": "mesh"},
+                ],
                 "openTelemetry": [
                     {"host": {"ip": "::1"}, "port": 99, "intervalMillis": 1000},
                     {"host": {"name": "otel.example"}, "port": 4317, "intervalMillis": 60000},
