@@ -353,6 +353,64 @@ async fn lines_go_to_a_listener_and_find_it_again() {
 }
 
 #[tokio::test]
+async fn what_has_no_value_is_left_out_where_that_is_asked_for() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let fields = [("code", "%RESPONSE_CODE%"), ("none", "%REQ(X-NONE)%"), ("text", "<%REQ(X-NONE)%>")];
+    let fields = fields.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+    let texts = LogForm::Plain("%RESPONSE_CODE% <%REQ(X-NONE)%>".to_owned());
+    let of = |name: &str, form: &LogForm, omit_empty: bool| {
+        let line = LogLine { form: Some(form.clone()), omit_empty };
+        let path = path(name).to_str().unwrap().to_owned();
+        AccessLog { caller: CallerMatch::default(), backend: LogBackend::File { path, line } }
+    };
+    let json = LogForm::Json(fields);
+    pair.policies(|policies| {
+        policies.access_logs = vec![
+            of("plain", &texts, false),
+            of("plain-omitting", &texts, true),
+            of("json", &json, false),
+            of("json-omitting", &json, true),
+        ];
+    })
+    .await;
+    assert_eq!(call(pair.outbound, "/status/204").await.status, 204);
+    assert_eq!(lines(&path("plain"), 1).await, ["204 <->"]);
+    assert_eq!(lines(&path("plain-omitting"), 1).await, ["204 <>"]);
+    let object = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+    let written = object(&lines(&path("json"), 1).await[0]);
+    assert_eq!(written, json!({"code": 204, "none": null, "text": "<->"}));
+    let written = object(&lines(&path("json-omitting"), 1).await[0]);
+    assert_eq!(written, json!({"code": 204, "text": "<>"}));
+}
+
+#[tokio::test]
+async fn who_says_nothing_of_the_form_gets_kumas_line() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let collector = Collector::start().await;
+    let backends = [
+        LogBackend::File { path: path.to_str().unwrap().to_owned(), line: LogLine::default() },
+        LogBackend::OpenTelemetry { endpoint: collector.address.to_string(), attributes: vec![], body: None },
+    ];
+    pair.policies(|policies| policies.access_logs = backends.into_iter().flat_map(log).collect()).await;
+    assert_eq!(call(pair.outbound, "/status/404").await.status, 404);
+    assert!(pair.web.engine.shared().sinks.flush(crate::world::DEADLINE).await, "flushed");
+    let line = lines(&path, 1).await.remove(0);
+    assert!(line.contains("] default \"GET /status/404 HTTP/1.1\" 404 - 0 "), "{line}");
+    assert!(line.contains("\"web\" \"backend\""), "{line}");
+    let logs = collector.logs();
+    let body = logs[0]["body"].as_str().unwrap();
+    // Each backend makes its own line; both say the same but for how long the answer took to end.
+    assert!(body.contains("] default \"GET /status/404 HTTP/1.1\" 404 - 0 "), "{body}");
+    assert_eq!(logs[0]["attributes"], json!({}));
+}
+
+#[tokio::test]
 async fn a_backend_that_takes_nothing_costs_lines_and_no_request() {
     let (application, _) = http_app(false).await;
     let pair = Pair::start(Protocol::Http, application).await;
