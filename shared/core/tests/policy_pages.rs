@@ -14,7 +14,7 @@ const BEGIN: &str =
 const END: &str = "<!-- end of fields -->";
 
 /// Kinds with a page that are no policies, and a policy whose page is part of the security chapter.
-const ALSO: [&str; 2] = ["MeshMultiZoneService", "HostnameGenerator"];
+const ALSO: [&str; 3] = ["MeshMultiZoneService", "MeshOpenTelemetryBackend", "HostnameGenerator"];
 const ELSEWHERE: [&str; 1] = ["MeshTrafficPermission"];
 
 fn folder() -> PathBuf {

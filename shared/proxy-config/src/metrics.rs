@@ -1,7 +1,7 @@
 //! What a sidecar tells of itself and of its applications, and to whom. A resource of its own, so that one that can't be
 //! read costs nothing but the numbers.
 
-use crate::Host;
+use crate::Collector;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU64};
@@ -46,12 +46,11 @@ pub enum ScrapeTls {
     Mesh,
 }
 
-/// A collector that is sent metrics by OTLP over gRPC, in plaintext.
+/// A collector that is sent metrics.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct OpenTelemetry {
-    pub host: Host,
-    pub port: NonZeroU16,
+    pub collector: Collector,
     pub interval_millis: NonZeroU64,
 }
 

@@ -1,8 +1,8 @@
-use super::open_telemetry::{self, BackendRef, NO_BACKENDS};
+use super::open_telemetry::{self, BackendRef};
 use super::policy::{self, Lists, ONLY_MESH, Rule, Targeted};
 use crate::enums::text_enum;
 use crate::log_format::LogFormat;
-use crate::registry::Standing::{Executed, Warned};
+use crate::registry::Standing::Executed;
 use crate::url::Url;
 use crate::validate::{self, MUST_BE_DEFINED, MUST_NOT_BE_EMPTY};
 use crate::{Context, Flow, Kind, KindInfo, Spec, TargetRef, TargetRefs, Violations};
@@ -129,15 +129,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: true, to: true, rules: true }),
     doc: "Where a line for each connection or request goes, and what it says.",
-    fields: &[
-        ("targetRef", Executed),
-        ("from", Executed),
-        ("from[].default.backends[].openTelemetry.backendRef", Warned(NO_BACKENDS)),
-        ("to", Executed),
-        ("to[].default.backends[].openTelemetry.backendRef", Warned(NO_BACKENDS)),
-        ("rules", Executed),
-        ("rules[].default.backends[].openTelemetry.backendRef", Warned(NO_BACKENDS)),
-    ],
+    fields: &[("targetRef", Executed), ("from", Executed), ("to", Executed), ("rules", Executed)],
     ..KindInfo::new::<MeshAccessLog>()
 };
 

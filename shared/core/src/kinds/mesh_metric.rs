@@ -189,10 +189,6 @@ pub(crate) const INFO: KindInfo = KindInfo {
             "default.backends[].prometheus.clientId",
             Warned("targets are not given out by control planes: any Prometheus may scrape"),
         ),
-        (
-            "default.backends[].openTelemetry.backendRef",
-            Warned("there are no MeshOpenTelemetryBackends: name an endpoint"),
-        ),
     ],
     ..KindInfo::new::<MeshMetric>()
 };

@@ -6,15 +6,18 @@ use crate::{
         whole,
     },
     collector::Collector,
+    traces::http_collector,
     world::{Pair, address, endpoint, soon, until},
 };
 use bytes::Bytes;
 use http::Method;
 use hyper::body::Frame;
 use meridian_proxy_config::{
-    AccessLog, BackOff, CallerMatch, EndpointSet, HostSelection, LogBackend, LogForm, LogLine, Protocol,
-    Retry, RetryOn, types,
+    self as config, AccessLog, BackOff, CallerMatch, EndpointSet, HostSelection, LogBackend, LogForm,
+    LogLine, Protocol, Retry, RetryOn, types,
 };
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use prost::Message;
 use serde_json::{Value, json};
 use std::{net::SocketAddr, path::Path, time::Duration};
 use tokio::{
@@ -395,7 +398,7 @@ async fn who_says_nothing_of_the_form_gets_kumas_line() {
     let collector = Collector::start().await;
     let backends = [
         LogBackend::File { path: path.to_str().unwrap().to_owned(), line: LogLine::default() },
-        LogBackend::OpenTelemetry { endpoint: collector.address.to_string(), attributes: vec![], body: None },
+        LogBackend::OpenTelemetry { collector: collector.over_grpc(), attributes: vec![], body: None },
     ];
     pair.policies(|policies| policies.access_logs = backends.into_iter().flat_map(log).collect()).await;
     assert_eq!(call(pair.outbound, "/status/404").await.status, 404);
@@ -442,7 +445,7 @@ async fn a_collector_gets_records() {
     let collector = Collector::start().await;
     pair.policies(|policies| {
         policies.access_logs = log(LogBackend::OpenTelemetry {
-            endpoint: collector.address.to_string(),
+            collector: collector.over_grpc(),
             attributes: vec![("service.called".into(), "%KUMA_DESTINATION_SERVICE%".into())],
             body: Some(json!({"path": "%REQ(:PATH)%", "code": "%RESPONSE_CODE%", "n": 1})),
         });
@@ -476,4 +479,26 @@ async fn a_long_body_is_counted_to_its_last_byte() {
     let response = client.send_request(request(Method::POST, "/echo", text(big.clone()))).await.unwrap();
     assert!(whole(response).await.body == big);
     assert_eq!(lines(&path, 1).await, [format!("{0} {0}", big.len())]);
+}
+
+#[tokio::test]
+async fn records_go_over_http_where_that_is_asked_for() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let (at, posted) = http_collector().await;
+    pair.policies(|policies| {
+        policies.access_logs = log(LogBackend::OpenTelemetry {
+            collector: config::Collector { endpoint: at.to_string(), http_path: Some(String::new()) },
+            attributes: vec![],
+            body: Some(json!("%REQ(:PATH)%")),
+        });
+    })
+    .await;
+    assert_eq!(call(pair.outbound, "/status/201").await.status, 201);
+    // The first post is refused, and sent again.
+    let (line, content, body) = until("the record", async || posted.0.lock().unwrap().first().cloned()).await;
+    assert_eq!((line.as_str(), content.as_str()), ("POST /v1/logs", "application/x-protobuf"));
+    let message = ExportLogsServiceRequest::decode(body).unwrap();
+    let record = &message.resource_logs[0].scope_logs[0].log_records[0];
+    assert!(format!("{:?}", record.body).contains("/status/201"), "{record:?}");
 }

@@ -3,6 +3,7 @@
 use crate::{
     apps::{call, http_app},
     page::Page,
+    traces::http_collector,
     world::{Pair, Sidecar, address, soon, until},
 };
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use meridian_proxy::{
     metrics::{gather::Own, publish},
 };
 use meridian_proxy_config::{
-    Host, Protocol,
+    self as config, Protocol,
     metrics::{
         ApplicationMetrics, MetricProfile, Metrics, NameMatch, OpenTelemetry, Prometheus, ScrapeTls,
         SidecarMetrics,
@@ -30,6 +31,7 @@ use opentelemetry_proto::tonic::{
     },
     metrics::v1::metric::Data,
 };
+use prost::Message;
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -351,6 +353,15 @@ async fn a_captured_scraper_is_handed_over() {
     assert!(Page::read(&text).has("envoy_server_live"));
 }
 
+/// Sent to very often.
+fn collector(at: SocketAddr, http_path: Option<&str>) -> OpenTelemetry {
+    let http_path = http_path.map(str::to_owned);
+    OpenTelemetry {
+        collector: config::Collector { endpoint: at.to_string(), http_path },
+        interval_millis: 50.try_into().unwrap(),
+    }
+}
+
 struct Collector(mpsc::Sender<ExportMetricsServiceRequest>);
 
 #[tonic::async_trait]
@@ -400,11 +411,7 @@ async fn a_message_that_is_refused_does_not_keep_the_others_back() {
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let service = MetricsServiceServer::new(Picky("bad", sending));
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-    let collector = OpenTelemetry {
-        host: Host::Ip(at.ip()),
-        port: at.port().try_into().unwrap(),
-        interval_millis: 50.try_into().unwrap(),
-    };
+    let collector = collector(at, None);
     let applications =
         vec![ApplicationMetrics { name: "app".into(), address: host, path: "/metrics".into() }];
     let told = Metrics { prometheus: vec![], open_telemetry: vec![collector], applications, ..metrics(at) };
@@ -425,11 +432,7 @@ async fn a_collector_is_sent_metrics_once_it_is_there() {
     publish(&pair.web);
     call(pair.outbound, "/headers").await;
     let at = address();
-    let collector = OpenTelemetry {
-        host: Host::Ip(at.ip()),
-        port: at.port().try_into().unwrap(),
-        interval_millis: 50.try_into().unwrap(),
-    };
+    let collector = collector(at, None);
     let told = Metrics { prometheus: vec![], open_telemetry: vec![collector], ..metrics(at) };
     pair.web.feed(types::METRICS, "self", &told);
     let problems = || pair.web.engine.shared().scrapes.problems();
@@ -469,4 +472,23 @@ async fn a_collector_is_sent_metrics_once_it_is_there() {
         quiet.is_err().then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn metrics_go_over_http_where_that_is_asked_for() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    publish(&pair.web);
+    call(pair.outbound, "/headers").await;
+    let (at, posted) = http_collector().await;
+    let told =
+        Metrics { prometheus: vec![], open_telemetry: vec![collector(at, Some("/base"))], ..metrics(at) };
+    pair.web.feed(types::METRICS, "self", &told);
+    let (line, content, body) = until("a message", async || posted.0.lock().unwrap().first().cloned()).await;
+    assert_eq!((line.as_str(), content.as_str()), ("POST /base/v1/metrics", "application/x-protobuf"));
+    let message = ExportMetricsServiceRequest::decode(body).unwrap();
+    let mut all = message.resource_metrics[0].scope_metrics[0].metrics.iter();
+    assert!(all.any(|metric| metric.name == "envoy_cluster_upstream_rq_total"));
+    let problems = || pair.web.engine.shared().scrapes.problems();
+    until("no problem", async || problems().is_empty().then_some(())).await;
 }

@@ -10,9 +10,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use meridian_proxy_config::{
-    Protocol, TagValue, Trace, TraceBackend, TraceSampling, TraceTag, ZipkinFormat, types,
+    self as config, Protocol, TagValue, Trace, TraceBackend, TraceSampling, TraceTag, ZipkinFormat, types,
 };
-use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::Span};
+use prost::Message;
 use serde_json::{Value, json};
 use std::{
     convert::Infallible,
@@ -57,8 +58,7 @@ fn seen(answer: &str, name: &str) -> Option<String> {
 #[tokio::test]
 async fn both_sides_of_a_request_are_one_trace_which_the_application_sees() {
     let collector = Collector::start().await;
-    let endpoint = collector.address.to_string();
-    let pair = traced(&trace(TraceBackend::OpenTelemetry { endpoint }, MILLION)).await;
+    let pair = traced(&trace(collector.of_traces(), MILLION)).await;
     let mut client = http1(pair.outbound).await;
     let mut request = get("/headers?q=1");
     let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -102,10 +102,9 @@ async fn both_sides_of_a_request_are_one_trace_which_the_application_sees() {
 #[tokio::test]
 async fn what_is_not_sampled_is_not_sent_and_says_so_to_those_behind() {
     let collector = Collector::start().await;
-    let endpoint = collector.address.to_string();
-    let pair = traced(&trace(TraceBackend::OpenTelemetry { endpoint: endpoint.clone() }, 0)).await;
+    let pair = traced(&trace(collector.of_traces(), 0)).await;
     // Alone it would take everything.
-    let all = trace(TraceBackend::OpenTelemetry { endpoint }, MILLION);
+    let all = trace(collector.of_traces(), MILLION);
     pair.backend.feed(types::TRACE, "self", &all);
     pair.settled().await;
     let answer = call(pair.outbound, "/headers").await;
@@ -132,8 +131,7 @@ async fn what_is_not_sampled_is_not_sent_and_says_so_to_those_behind() {
 #[tokio::test]
 async fn each_share_of_samples_is_its_own() {
     let collector = Collector::start().await;
-    let endpoint = collector.address.to_string();
-    let backend = || TraceBackend::OpenTelemetry { endpoint: endpoint.clone() };
+    let backend = || collector.of_traces();
     let pair = traced(&trace(backend(), MILLION)).await;
     let mut taken = 0;
     for (overall, client, random, asks, expected) in [
@@ -170,12 +168,11 @@ async fn each_share_of_samples_is_its_own() {
 #[tokio::test]
 async fn tags_are_words_of_the_policy_and_headers_of_the_request() {
     let collector = Collector::start().await;
-    let endpoint = collector.address.to_string();
     let header = |tag: &str, name: &str, default: Option<&str>| TraceTag {
         name: tag.into(),
         value: TagValue::Header { name: name.into(), default: default.map(str::to_owned) },
     };
-    let mut told = trace(TraceBackend::OpenTelemetry { endpoint }, MILLION);
+    let mut told = trace(collector.of_traces(), MILLION);
     told.tags.extend([
         header("tenant", "x-tenant", Some("nobody")),
         header("stage", "x-stage", Some("production")),
@@ -201,10 +198,10 @@ async fn tags_are_words_of_the_policy_and_headers_of_the_request() {
 }
 
 #[derive(Clone, Default)]
-struct Posted(Arc<Mutex<Vec<(String, String, Bytes)>>>);
+pub(crate) struct Posted(pub(crate) Arc<Mutex<Vec<(String, String, Bytes)>>>);
 
 /// A collector over HTTP: method and path, content type, and body of what it was sent. It refuses the first.
-async fn http_collector() -> (SocketAddr, Posted) {
+pub(crate) async fn http_collector() -> (SocketAddr, Posted) {
     let listener = TcpListener::bind(address()).await.unwrap();
     let at = listener.local_addr().unwrap();
     let posted = Posted::default();
@@ -357,4 +354,23 @@ async fn datadog_gets(split_service: bool, expected: [&str; 2]) {
     }
     services.sort();
     assert_eq!(services, expected);
+}
+
+#[tokio::test]
+async fn spans_go_over_http_where_that_is_asked_for() {
+    let backend = |at: SocketAddr| TraceBackend::OpenTelemetry {
+        collector: config::Collector { endpoint: at.to_string(), http_path: Some("/base".into()) },
+    };
+    let (posts, answer) = posted(backend, 2).await;
+    let mut services = Vec::new();
+    for (line, content, body) in posts {
+        assert_eq!((line.as_str(), content.as_str()), ("POST /base/v1/traces", "application/x-protobuf"));
+        let message = ExportTraceServiceRequest::decode(body).unwrap();
+        let of = &message.resource_spans[0];
+        services.push(pairs(&of.resource.as_ref().unwrap().attributes)["service.name"].clone());
+        let id: String = of.scope_spans[0].spans[0].trace_id.iter().map(|b| format!("{b:02x}")).collect();
+        assert!(seen(&answer, "traceparent").unwrap().contains(&id));
+    }
+    services.sort_by_key(Value::to_string);
+    assert_eq!(services, ["backend", "web"]);
 }

@@ -39,7 +39,7 @@ pub(crate) fn inbound(
         let mut selecting = mesh.policies.selecting(of.kind, &Routes::default(), &subject, section);
         selecting.retain(|policy| policy.is_incoming());
         let rules = inbound_rules(&selecting);
-        if let Err(error) = (of.apply)(&rules, &mut policies) {
+        if let Err(error) = (of.apply)(&rules, &mesh.collectors, &mut policies) {
             (of.unreadable)(&mut policies);
             blame(rules.iter().map(|rule| &rule.origin.policy.key), &error, out);
         }
@@ -87,7 +87,7 @@ pub(crate) fn entry(mesh: &MeshPicture, sni: &str, out: &mut Compiled) -> EntryP
     for of in INCOMING.iter().filter(|of| OF_ENTRIES.contains(&of.kind)) {
         let all = mesh.policies.values().filter(|policy| policy.key().kind == of.kind).cloned();
         let rules = entry_rules(&all.collect::<Vec<_>>(), sni);
-        if let Err(error) = (of.apply)(&rules, &mut policies) {
+        if let Err(error) = (of.apply)(&rules, &mesh.collectors, &mut policies) {
             blame(rules.iter().map(|rule| &rule.origin.policy.key), &error, out);
         }
     }

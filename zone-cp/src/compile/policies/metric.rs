@@ -3,8 +3,8 @@
 //! A sidecar asks applications on its own host only. An address elsewhere would be a way out of the mesh that no
 //! permission and no egress sees, so it is left out and said.
 
-use super::millis;
-use crate::compile::{host, port};
+use super::{Collectors, millis};
+use crate::compile::port;
 use meridian_core::kinds::dataplane::Networking;
 use meridian_core::kinds::mesh_metric::{
     Application, Backend, Conf, OpenTelemetry as Collector, ProfileName, Selector, SelectorType, Sidecar,
@@ -18,8 +18,6 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU64};
 
-/// Where OpenTelemetry's collectors listen for gRPC.
-const OTLP_PORT: u16 = 4317;
 /// Between two messages to a collector: Kuma's.
 const REFRESH_MILLIS: u64 = 60_000;
 /// However often is asked for: a collector must not be flooded by a unit that was mistaken.
@@ -28,12 +26,21 @@ const SHORTEST_REFRESH_MILLIS: u64 = 1_000;
 const PATH: &str = "/metrics";
 
 /// What a policy means to one sidecar, and what of it can't be done; `None`: nobody takes its metrics.
-pub(crate) fn metrics(conf: &Conf, networking: &Networking) -> (Option<Metrics>, Vec<String>) {
+pub(super) fn metrics(
+    conf: &Conf,
+    networking: &Networking,
+    collectors: &Collectors,
+) -> (Option<Metrics>, Vec<String>) {
     let mut problems = Vec::new();
     let backends = conf.backends.iter().flatten();
     let prometheus: Vec<Prometheus> = backends.clone().filter_map(prometheus).collect();
-    let open_telemetry: BTreeSet<OpenTelemetry> =
-        backends.filter_map(|backend| collector(backend.open_telemetry.as_ref()?)).collect();
+    let mut open_telemetry = BTreeSet::new();
+    for backend in backends.filter_map(|backend| backend.open_telemetry.as_ref()) {
+        match collector(backend, collectors) {
+            Ok(found) => open_telemetry.extend(found),
+            Err(reason) => problems.push(reason),
+        }
+    }
     if prometheus.is_empty() && open_telemetry.is_empty() {
         return (None, problems);
     }
@@ -72,19 +79,13 @@ fn prometheus(backend: &Backend) -> Option<Prometheus> {
     Some(Prometheus { port: NonZeroU16::new(port(prometheus.port))?, path, tls })
 }
 
-/// `None` for one in a resource of its own: there are none, which the writer was told.
-fn collector(collector: &Collector) -> Option<OpenTelemetry> {
-    let endpoint = collector.endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())?;
-    let (name, port) = match endpoint.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => (name, port.parse().ok()?),
-        _ => (endpoint, OTLP_PORT),
-    };
-    let interval = collector.refresh_interval.map_or(REFRESH_MILLIS, millis);
-    Some(OpenTelemetry {
-        host: host(name.trim_start_matches('[').trim_end_matches(']')),
-        port: NonZeroU16::new(port)?,
-        interval_millis: NonZeroU64::new(interval.max(SHORTEST_REFRESH_MILLIS))?,
-    })
+/// # Errors
+/// It refers to what is not there.
+fn collector(backend: &Collector, collectors: &Collectors) -> Result<Option<OpenTelemetry>, String> {
+    let collector = collectors.find(backend.endpoint.as_deref(), backend.backend_ref.as_ref())?;
+    let interval = backend.refresh_interval.map_or(REFRESH_MILLIS, millis);
+    let interval = NonZeroU64::new(interval.max(SHORTEST_REFRESH_MILLIS));
+    Ok(interval.map(|interval_millis| OpenTelemetry { collector, interval_millis }))
 }
 
 fn sidecar(sidecar: &Sidecar) -> SidecarMetrics {
@@ -157,13 +158,16 @@ fn absolute(path: &str) -> String {
 mod tests {
     use super::*;
     use crate::compile::fixture::{World, global, sidecar, world};
+    use crate::compile::policies::collectors::tests::collectors;
     use serde_json::{Value, json};
 
     fn told(conf: Value) -> (Value, Vec<String>) {
         let networking =
             json!({"address": "192.0.2.7", "inbound": [{"port": 80, "serviceAddress": "10.9.9.9"}]});
         let networking: Networking = serde_json::from_value(networking).unwrap();
-        let (metrics, problems) = metrics(&serde_json::from_value(conf).unwrap(), &networking);
+        let collectors = collectors(&[("main", 0, json!({"a": "b"}), json!({"protocol": "http"}))]);
+        let conf = serde_json::from_value(conf).unwrap();
+        let (metrics, problems) = metrics(&conf, &networking, &collectors);
         (serde_json::to_value(metrics).unwrap(), problems)
     }
 
@@ -171,8 +175,9 @@ mod tests {
     fn without_a_backend_nothing_is_said() {
         assert_eq!(told(json!({"sidecar": {"includeUnused": true}, "backends": []})), (Value::Null, vec![]));
         let elsewhere = json!({"type": "OpenTelemetry", "openTelemetry": {
-            "backendRef": {"kind": "MeshOpenTelemetryBackend", "labels": {"a": "b"}}}});
-        assert_eq!(told(json!({"backends": [elsewhere]})), (Value::Null, vec![]));
+            "backendRef": {"kind": "MeshOpenTelemetryBackend", "labels": {"a": "c"}}}});
+        let missing = "no MeshOpenTelemetryBackend has the labels {a: c}".to_owned();
+        assert_eq!(told(json!({"backends": [elsewhere]})), (Value::Null, vec![missing]));
     }
 
     #[test]
@@ -184,6 +189,7 @@ mod tests {
             {"type": "Prometheus", "prometheus": {"port": 11, "tls": {"mode": "ActiveMTLSBackend"}}},
             {"type": "OpenTelemetry", "openTelemetry": {"endpoint": "otel.example"}},
             {"type": "OpenTelemetry", "openTelemetry": {"endpoint": "[::1]:99", "refreshInterval": "1ms"}},
+            {"type": "OpenTelemetry", "openTelemetry": {"backendRef": {"kind": "MeshOpenTelemetryBackend", "labels": {"a": "b"}}}},
         ]}));
         assert_eq!(
             metrics,
@@ -194,8 +200,9 @@ mod tests {
                     {"port": 10, "path": "/metrics", "tls": "provided"}, {"port": 11, "path": "/metrics", "tls": "mesh"},
                 ],
                 "openTelemetry": [
-                    {"host": {"ip": "::1"}, "port": 99, "intervalMillis": 1000},
-                    {"host": {"name": "otel.example"}, "port": 4317, "intervalMillis": 60000},
+                    {"collector": {"endpoint": "127.0.0.1:4317", "httpPath": ""}, "intervalMillis": 60000},
+                    {"collector": {"endpoint": "[::1]:99"}, "intervalMillis": 1000},
+                    {"collector": {"endpoint": "otel.example:4317"}, "intervalMillis": 60000},
                 ],
             })
         );
