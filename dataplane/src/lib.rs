@@ -34,6 +34,12 @@ pub struct Config {
     /// Port of the resolver on loopback, instead of what the control plane says
     #[arg(long, env = "MERIDIAN_DNS_PORT", value_name = "PORT")]
     pub dns_port: Option<u16>,
+    /// Certificate (PEM, with its chain) of a MeshMetric's ports where tls.mode is ProvidedTLS; read again when it changes
+    #[arg(long, env = "MERIDIAN_METRICS_CERT_FILE", value_name = "FILE", requires = "metrics_key_file")]
+    pub metrics_cert_file: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, env = "MERIDIAN_METRICS_KEY_FILE", value_name = "FILE", requires = "metrics_cert_file")]
+    pub metrics_key_file: Option<PathBuf>,
 }
 
 /// Runs until told to stop.
@@ -53,6 +59,7 @@ fn prepare(config: &Config) -> anyhow::Result<(Settings, Registration)> {
     registration.rename(config.mesh.as_deref(), config.name.as_deref());
     let mut settings = Settings::new(&config.link, &config.proxy, &config.dataplane_token_file, true)?;
     settings.dns_port = config.dns_port;
+    settings.metrics_files = config.metrics_cert_file.clone().zip(config.metrics_key_file.clone());
     if let Some(file) = &config.capture_file {
         settings.capture_file.clone_from(file);
     }

@@ -4,43 +4,32 @@
 use crate::config::Settings;
 use crate::vault;
 use anyhow::Context;
-use meridian_pki::{Identity, IdentityHandle, PrivateKey, Renewal, renewal_time};
+use meridian_pki::{CertificateFiles, Identity, IdentityHandle, PrivateKey, Renewal, renewal_time};
 use meridian_store::Store;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::time::SystemTime;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 /// What this control plane presents.
 pub(crate) struct ServerCertificate {
     handle: IdentityHandle,
-    files: Option<Files>,
+    files: Option<CertificateFiles>,
     /// What zones should trust for their link: our CA, or what the operator's chain ends with.
     pub(crate) roots: Vec<Vec<u8>>,
 }
 
-/// Files of an operator, looked at when somebody connects: no timer, and a renewal is used at once.
-struct Files {
-    certificate: PathBuf,
-    key: PathBuf,
-    seen: Mutex<Option<(SystemTime, SystemTime)>>,
-}
-
 impl ServerCertificate {
     pub(crate) async fn new(store: &Store, settings: &Settings) -> anyhow::Result<Self> {
-        let handle = IdentityHandle::new();
         if let Some((certificate, key)) = &settings.tls_files {
-            let files = Files { certificate: certificate.clone(), key: key.clone(), seen: Mutex::new(None) };
-            let times = files.times();
-            let identity =
-                files.load().with_context(|| format!("could not use {}", certificate.display()))?;
-            let roots = identity.chain().last().map(|last| last.to_vec()).into_iter().collect();
-            handle.set(identity);
-            files.mark(times);
+            let files = CertificateFiles::new(certificate, key);
+            files.refresh()?;
+            let handle = files.handle();
+            let given = handle.latest();
+            let last = given.as_ref().and_then(|identity| identity.chain().last());
+            let roots = last.map(|last| last.to_vec()).into_iter().collect();
             return Ok(Self { handle, files: Some(files), roots });
         }
+        let handle = IdentityHandle::new();
         let ca = vault::server_ca(store).await?;
         let path = settings.data_dir.join("ca.crt");
         std::fs::write(&path, ca.authority().certificate_pem())
@@ -55,17 +44,15 @@ impl ServerCertificate {
 
     /// To be called when somebody connects.
     pub(crate) fn refresh(&self) {
-        let Some(files) = self.files.as_ref().filter(|files| files.changed()) else { return };
-        // Before reading: what changes meanwhile is seen the next time.
-        let times = files.times();
-        match files.load() {
-            Ok(identity) => {
-                self.handle.set(identity);
-                files.mark(times);
-                tracing::info!(file = %files.certificate.display(), "the server certificate was renewed");
-            }
+        let Some(files) = &self.files else { return };
+        match files.refresh() {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(file = %files.path().display(), "the server certificate was renewed"),
             // Half of a pair may be new: the next connection looks again, this one gets the old certificate.
-            Err(error) => tracing::warn!(%error, "the new server certificate can't be used"),
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::new(error));
+                tracing::warn!(error, "the new server certificate can't be used");
+            }
         }
     }
 
@@ -93,31 +80,6 @@ impl ServerCertificate {
             }
         }
     }
-}
-
-impl Files {
-    fn load(&self) -> anyhow::Result<Identity> {
-        let read = |path: &Path| std::fs::read_to_string(path).with_context(|| path.display().to_string());
-        Ok(Identity::from_pem(&read(&self.certificate)?, &read(&self.key)?)?)
-    }
-
-    fn times(&self) -> Option<(SystemTime, SystemTime)> {
-        let time = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
-        Some((time(&self.certificate)?, time(&self.key)?))
-    }
-
-    fn changed(&self) -> bool {
-        let times = self.times();
-        times.is_some() && *lock(&self.seen) != times
-    }
-
-    fn mark(&self, times: Option<(SystemTime, SystemTime)>) {
-        *lock(&self.seen) = times;
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn sign(ca: &meridian_pki::ServerCa, hosts: &[String]) -> anyhow::Result<Identity> {

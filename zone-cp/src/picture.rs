@@ -2,7 +2,7 @@
 //!
 //! Compiling reads nothing else, so that what a proxy gets is a function of (picture, virtual addresses).
 
-use crate::compile::policies::{self, AskedTags};
+use crate::compile::policies::{self, AskedTags, Collectors};
 use crate::hostnames::{self, Names};
 use meridian_core::kinds::dataplane::Dataplane;
 use meridian_core::kinds::external_service::ExternalService;
@@ -10,6 +10,7 @@ use meridian_core::kinds::hostname_generator::HostnameGenerator;
 use meridian_core::kinds::mesh::Mesh;
 use meridian_core::kinds::mesh_external_service::MeshExternalService;
 use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
+use meridian_core::kinds::mesh_open_telemetry_backend::MeshOpenTelemetryBackend;
 use meridian_core::kinds::mesh_passthrough::MeshPassthrough;
 use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::mesh_traffic_permission::MeshTrafficPermission;
@@ -39,8 +40,8 @@ pub(crate) struct Picture {
     pub(crate) generators: Table<HostnameGenerator>,
     /// What the zone knows of its Dataplanes beside their resources.
     pub(crate) facts: Arc<BTreeMap<Key, Arc<Facts>>>,
-    /// When the zone's Dataplanes, and HostnameGenerators, were created: of two that contradict each other, the older
-    /// wins.
+    /// When the zone's Dataplanes, HostnameGenerators and MeshOpenTelemetryBackends were created: of two that contradict
+    /// each other, the older wins.
     pub(crate) created: Arc<BTreeMap<Key, OffsetDateTime>>,
     /// By mesh: the root (hash of its key) that the zone's present intermediate chains to.
     pub(crate) issuers: Arc<BTreeMap<String, String>>,
@@ -77,6 +78,7 @@ pub(crate) struct MeshPicture {
     pub(crate) routes: Arc<Routes>,
     /// Keys of tags that policies ask for.
     pub(crate) asked_tags: Arc<AskedTags>,
+    pub(crate) collectors: Arc<Collectors>,
     pub(crate) secrets: Table<Secret>,
     /// Dataplanes by the `kuma.io/service` of their inbounds.
     pub(crate) by_service: Arc<BTreeMap<String, BTreeSet<Key>>>,
@@ -155,6 +157,10 @@ impl Picture {
             }
             Dataplane::KIND if key.zone != self.zone => Ok(()),
             _ if key.mesh.is_empty() => Ok(()),
+            MeshOpenTelemetryBackend::KIND => {
+                let created = self.created.get(&key).copied();
+                Arc::make_mut(&mut self.mesh_mut(&key.mesh).collectors).put(created, resource)
+            }
             _ => self.mesh_mut(&key.mesh).put(resource),
         }
     }
@@ -212,11 +218,11 @@ impl Picture {
         }
     }
 
-    /// Remembers when a Dataplane or HostnameGenerator was created, unless that is known. To be said before what was
+    /// Remembers when one of those was created whose age counts, unless that is known. To be said before what was
     /// created is put.
     pub(crate) fn set_created(&mut self, key: &Key, at: OffsetDateTime) {
-        let counts =
-            key.kind == HostnameGenerator::KIND || (key.kind == Dataplane::KIND && self.is_local(key));
+        let counts = [HostnameGenerator::KIND, MeshOpenTelemetryBackend::KIND].contains(&key.kind)
+            || (key.kind == Dataplane::KIND && self.is_local(key));
         if counts && !self.created.contains_key(key) {
             Arc::make_mut(&mut self.created).insert(key.clone(), at);
         }
@@ -297,6 +303,7 @@ impl MeshPicture {
             ExternalService::KIND => remove(&mut self.external_services, key),
             MeshExternalService::KIND => remove(&mut self.mesh_external_services, key),
             Secret::KIND => remove(&mut self.secrets, key),
+            MeshOpenTelemetryBackend::KIND => Arc::make_mut(&mut self.collectors).remove(key),
             MeshPassthrough::KIND => {
                 Arc::make_mut(&mut self.passthroughs).retain(|it| it.resource.key != *key)
             }
@@ -360,6 +367,7 @@ impl MeshPicture {
             && self.permissions.is_empty()
             && self.policies.is_empty()
             && self.secrets.is_empty()
+            && self.collectors.is_empty()
     }
 }
 
@@ -420,6 +428,7 @@ pub(crate) fn is_compiled(kind: Kind) -> bool {
         Secret::KIND,
         MeshPassthrough::KIND,
         MeshTrafficPermission::KIND,
+        MeshOpenTelemetryBackend::KIND,
     ]
     .contains(&kind)
         || policies::is_executed(kind)

@@ -3,15 +3,14 @@
 
 use crate::config::Settings;
 use anyhow::Context;
-use meridian_pki::{Identity, IdentityHandle, PrivateKey, Renewal, ServerCa, renewal_time};
+use meridian_pki::{CertificateFiles, Identity, IdentityHandle, PrivateKey, Renewal, ServerCa, renewal_time};
 use meridian_store::Store;
 use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +30,7 @@ struct Inner {
 }
 
 enum Source {
-    Files { certificate: PathBuf, key: PathBuf, seen: Mutex<Option<(SystemTime, SystemTime)>> },
+    Files(CertificateFiles),
     Ca { ca: Box<ServerCa>, hosts: Vec<String> },
 }
 
@@ -43,15 +42,17 @@ struct StoredCa {
 
 impl ServerCertificate {
     pub(crate) async fn new(store: &Store, settings: &Settings) -> anyhow::Result<Self> {
-        let handle = IdentityHandle::new();
-        let source = match settings.tls_files.clone() {
-            Some((certificate, key)) => Source::Files { certificate, key, seen: Mutex::default() },
+        let (handle, source) = match settings.tls_files.clone() {
+            Some((certificate, key)) => {
+                let files = CertificateFiles::new(certificate, key);
+                (files.handle(), Source::Files(files))
+            }
             None => {
                 let ca = load_ca(store, &settings.zone).await?;
                 let path = settings.data_dir.join("ca.crt");
                 std::fs::write(&path, ca.authority().certificate_pem())
                     .with_context(|| format!("could not write {}", path.display()))?;
-                Source::Ca { ca: Box::new(ca), hosts: hosts(settings) }
+                (IdentityHandle::new(), Source::Ca { ca: Box::new(ca), hosts: hosts(settings) })
             }
         };
         let certificate = Self(Arc::new(Inner { handle, source }));
@@ -77,7 +78,7 @@ impl ServerCertificate {
 
     /// Renews a certificate of our own CA from half of its life, until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        if let Source::Files { .. } = self.0.source {
+        if let Source::Files(_) = self.0.source {
             return;
         }
         loop {
@@ -96,7 +97,7 @@ impl ServerCertificate {
 
     fn renew(&self) -> anyhow::Result<()> {
         match &self.0.source {
-            Source::Files { .. } => self.reload_files(),
+            Source::Files(_) => self.reload_files(),
             Source::Ca { ca, hosts } => {
                 let key = PrivateKey::generate()?;
                 let issued = ca.sign_server(&key, hosts, OffsetDateTime::now_utc())?;
@@ -107,21 +108,9 @@ impl ServerCertificate {
     }
 
     fn reload_files(&self) -> anyhow::Result<()> {
-        let Source::Files { certificate, key, seen } = &self.0.source else { return Ok(()) };
-        let time = |path: &Path| std::fs::metadata(path)?.modified();
-        let times = match (time(certificate), time(key)) {
-            (Ok(certificate), Ok(key)) => (certificate, key),
-            (Err(error), _) | (_, Err(error)) => {
-                return Err(error).context(certificate.display().to_string());
-            }
-        };
-        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen == Some(times) {
-            return Ok(());
+        if let Source::Files(files) = &self.0.source {
+            files.refresh()?;
         }
-        let read = |path: &Path| std::fs::read_to_string(path).with_context(|| path.display().to_string());
-        self.0.handle.set(Identity::from_pem(&read(certificate)?, &read(key)?)?);
-        *seen = Some(times);
         Ok(())
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Read in two places: where a policy is written, so that a mistake is told to who made it, and in the proxy, which
 //! makes a program of it. What is no placeholder at all is an error, as Envoy would refuse the listener. A name that
-//! nobody knows is not: a proxy that is older than the policy writes `-` and goes on.
+//! nobody knows is one only where the policy is written: a proxy that is older than the policy writes `-` and goes on.
 
+mod envoys;
 mod time;
 
+pub use envoys::WITHOUT_VALUE;
 pub use time::{TimeFormat, TimePiece};
 
 /// A text, read.
@@ -163,8 +165,17 @@ impl LogFormat {
         Ok(format)
     }
 
-    /// Names in it that have no value here.
+    /// Envoy's names in it that have no value here.
+    pub fn without_value(&self) -> impl Iterator<Item = &str> {
+        self.others().filter(|name| WITHOUT_VALUE.contains(name))
+    }
+
+    /// Names in it that are nobody's.
     pub fn unknown(&self) -> impl Iterator<Item = &str> {
+        self.others().filter(|name| !WITHOUT_VALUE.contains(name))
+    }
+
+    fn others(&self) -> impl Iterator<Item = &str> {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Value(Operator::Unknown(name), _) => Some(name.as_str()),
             _ => None,
@@ -296,7 +307,22 @@ mod tests {
     #[test]
     fn unknown_names_are_told_and_kept() {
         let format = LogFormat::parse("%DYNAMIC_METADATA(a:b:c):3% %FOO% %DURATION%").unwrap();
-        assert_eq!(format.unknown().collect::<Vec<_>>(), ["DYNAMIC_METADATA", "FOO"]);
+        assert_eq!(format.without_value().collect::<Vec<_>>(), ["DYNAMIC_METADATA"]);
+        assert_eq!(format.unknown().collect::<Vec<_>>(), ["FOO"]);
+    }
+
+    #[test]
+    fn a_name_has_a_value_or_it_has_none() {
+        for name in WITHOUT_VALUE {
+            let format = LogFormat::parse(&format!("%{name}%")).unwrap();
+            assert_eq!(format.without_value().collect::<Vec<_>>(), [*name]);
+        }
+        assert!(WITHOUT_VALUE.is_sorted(), "so that a reader finds one");
+        let page = include_str!("../../../docs/policies/meshaccesslog.md");
+        let (_, list) = page.split_once("have no value here").unwrap();
+        for name in WITHOUT_VALUE {
+            assert!(list.contains(&format!("`{name}`")), "docs/policies/meshaccesslog.md lacks {name}");
+        }
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use crate::kinds::{
     dataplane, external_service, global_secret, hostname_generator, mesh, mesh_access_log,
     mesh_circuit_breaker, mesh_external_service, mesh_fault_injection, mesh_health_check, mesh_http_route,
-    mesh_load_balancing_strategy, mesh_metric, mesh_multi_zone_service, mesh_passthrough, mesh_proxy_patch,
-    mesh_rate_limit, mesh_request_filter, mesh_retry, mesh_service, mesh_tcp_route, mesh_timeout, mesh_tls,
-    mesh_trace, mesh_traffic_permission, secret, token_key, token_revocation, trust_bundle, zone,
-    zone_egress, zone_ingress,
+    mesh_load_balancing_strategy, mesh_metric, mesh_multi_zone_service, mesh_open_telemetry_backend,
+    mesh_passthrough, mesh_proxy_patch, mesh_rate_limit, mesh_request_filter, mesh_retry, mesh_service,
+    mesh_tcp_route, mesh_timeout, mesh_tls, mesh_trace, mesh_traffic_permission, secret, token_key,
+    token_revocation, trust_bundle, zone, zone_egress, zone_ingress,
 };
 use crate::shape::Shape;
 use crate::{Context, Kind, Spec, Violation};
@@ -197,7 +197,7 @@ pub fn kinds() -> &'static [KindInfo] {
     &KINDS
 }
 
-static KINDS: [KindInfo; 32] = [
+static KINDS: [KindInfo; 33] = [
     mesh::INFO,
     zone::INFO,
     global_secret::INFO,
@@ -208,6 +208,7 @@ static KINDS: [KindInfo; 32] = [
     dataplane::INFO,
     mesh_service::INFO,
     mesh_multi_zone_service::INFO,
+    mesh_open_telemetry_backend::INFO,
     external_service::INFO,
     mesh_external_service::INFO,
     mesh_passthrough::INFO,

@@ -7,6 +7,7 @@
 //! Resources refer to each other by name (a destination names its endpoint sets), so that order of arrival does
 //! not matter, and one changed endpoint sends one endpoint set.
 
+mod collector;
 mod destination;
 mod external;
 mod inbound;
@@ -22,6 +23,7 @@ pub mod sni;
 mod trace;
 mod trust;
 
+pub use collector::Collector;
 pub use destination::{Destination, DestinationTls, Endpoint, EndpointSet, Host, Outbound, Target};
 pub use external::{
     AddressPolicy, CaSource, Caller, CallerMode, Entry, EntryKind, EntryPolicies, External, ExternalEndpoint,

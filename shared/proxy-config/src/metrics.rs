@@ -1,7 +1,7 @@
 //! What a sidecar tells of itself and of its applications, and to whom. A resource of its own, so that one that can't be
 //! read costs nothing but the numbers.
 
-use crate::Host;
+use crate::Collector;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU64};
@@ -23,21 +23,34 @@ pub struct Metrics {
     pub applications: Vec<ApplicationMetrics>,
 }
 
-/// Where scrapers are answered, in plaintext.
+/// Where scrapers are answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Prometheus {
     pub port: NonZeroU16,
     /// Begins with `/`, and has no query.
     pub path: String,
+    #[serde(default, skip_serializing_if = "crate::policies::unset")]
+    pub tls: ScrapeTls,
 }
 
-/// A collector that is sent metrics by OTLP over gRPC, in plaintext.
+/// How scrapers' connections are secured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ScrapeTls {
+    #[default]
+    Off,
+    /// By the certificate that the proxy was given; scrapers need none.
+    Provided,
+    /// By the proxy's identity in its mesh; scrapers need one of the same mesh.
+    Mesh,
+}
+
+/// A collector that is sent metrics.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct OpenTelemetry {
-    pub host: Host,
-    pub port: NonZeroU16,
+    pub collector: Collector,
     pub interval_millis: NonZeroU64,
 }
 
@@ -95,12 +108,13 @@ mod tests {
 
     #[test]
     fn what_is_not_said_is_not_sent_and_what_is_not_known_is_refused() {
-        let body = r#"{"address":"192.0.2.1","prometheus":[{"port":5670,"path":"/metrics"}],"sidecar":{"profile":"basic","exclude":[{"regex":"a.c"}]}}"#;
+        let body = r#"{"address":"192.0.2.1","prometheus":[{"port":5670,"path":"/metrics"},{"port":5671,"path":"/metrics","tls":"mesh"}],"sidecar":{"profile":"basic","exclude":[{"regex":"a.c"}]}}"#;
         let metrics: Metrics = serde_json::from_str(body).unwrap();
         assert_eq!(serde_json::to_string(&metrics).unwrap(), body);
         for wrong in [
             r#"{"address":"192.0.2.1","prometheus":[{"port":0,"path":"/"}]}"#,
             r#"{"address":"192.0.2.1","prometheus":[{"port":1,"path":"/","tls":{}}]}"#,
+            r#"{"address":"192.0.2.1","prometheus":[{"port":1,"path":"/","tls":"some"}]}"#,
             r#"{"address":"192.0.2.1","sidecar":{"profile":"some"}}"#,
         ] {
             assert!(serde_json::from_str::<Metrics>(wrong).is_err(), "{wrong}");

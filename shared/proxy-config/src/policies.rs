@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn access_logs_travel_as_they_are() {
-        let body = r#"{"accessLogs":[{"caller":{"spiffePrefix":"spiffe://m/a"},"backend":{"file":{"path":"/l","line":{"form":{"plain":"%PROTOCOL%"},"omitEmpty":true}}}},{"backend":{"tcp":{"address":"a:1"}}},{"backend":{"openTelemetry":{"endpoint":"a:1","attributes":[["k","v"]],"body":{"a":[1]}}}}]}"#;
+        let body = r#"{"accessLogs":[{"caller":{"spiffePrefix":"spiffe://m/a"},"backend":{"file":{"path":"/l","line":{"form":{"plain":"%PROTOCOL%"},"omitEmpty":true}}}},{"backend":{"tcp":{"address":"a:1"}}},{"backend":{"openTelemetry":{"collector":{"endpoint":"a:1"},"attributes":[["k","v"]],"body":{"a":[1]}}}}]}"#;
         let policies: InboundPolicies = serde_json::from_str(body).unwrap();
         assert_eq!(serde_json::to_string(&policies).unwrap(), body);
         for wrong in [

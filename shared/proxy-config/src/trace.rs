@@ -1,3 +1,4 @@
+use crate::Collector;
 use serde::{Deserialize, Serialize};
 
 /// Which requests of a sidecar become spans, and where these go.
@@ -31,8 +32,7 @@ pub enum TraceBackend {
         split_service: bool,
     },
     OpenTelemetry {
-        /// `HOST:PORT`: OTLP over gRPC, in plaintext.
-        endpoint: String,
+        collector: Collector,
     },
 }
 

@@ -15,7 +15,7 @@ use crate::{
 use http::HeaderValue;
 use meridian_core::log_format::LogFormat;
 use meridian_proxy_config::{
-    self as config, CallerIdentity, CallerMatch, LogBackend, LogForm, LogLine, Proxy,
+    self as config, CallerIdentity, CallerMatch, Collector, LogBackend, LogForm, LogLine, Proxy,
 };
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, KeyValue, any_value::Value},
@@ -62,7 +62,7 @@ enum Form {
 /// Started by the first entry: until then a policy costs nothing but its program.
 enum Target {
     Lines(LineKey, OnceLock<Option<Arc<Sender<Vec<u8>>>>>),
-    Records(String, OnceLock<Option<Arc<Sender<Of<LogRecord>>>>>),
+    Records(Collector, OnceLock<Option<Arc<Sender<Of<LogRecord>>>>>),
 }
 
 /// The values of the headers that one log names.
@@ -108,8 +108,8 @@ impl AccessLog {
                 let target = Target::Lines(LineKey::Tcp(address.clone()), OnceLock::new());
                 (line_form(line, &mut wanted), target, line.omit_empty)
             }
-            LogBackend::OpenTelemetry { endpoint, attributes, body } => {
-                let target = Target::Records(endpoint.clone(), OnceLock::new());
+            LogBackend::OpenTelemetry { collector, attributes, body } => {
+                let target = Target::Records(collector.clone(), OnceLock::new());
                 let mut template = |line: &str| match body {
                     Some(body) => Template::compile(body, &mut |text| program(text, &mut wanted)),
                     None => Template::Text(program(line, &mut wanted)),
@@ -146,8 +146,8 @@ impl AccessLog {
                     sender.offer(line, bytes);
                 }
             }
-            Target::Records(endpoint, sender) => {
-                if let Some(sender) = sender.get_or_init(|| sinks.records(endpoint)) {
+            Target::Records(collector, sender) => {
+                if let Some(sender) = sender.get_or_init(|| sinks.records(collector)) {
                     let (entry, bytes) = self.record(facts, headers);
                     sender.offer(Of { proxy: facts.scene.proxy.clone(), entry }, bytes);
                 }

@@ -22,6 +22,7 @@ pub use settings::{
 use crate::{dns, engine::Engine, metrics::publish, resolve::Resolver, telemetry::FLUSH_LIMIT, tls};
 use disk::Disk;
 use meridian_delta::Node;
+use meridian_pki::CertificateFiles;
 use std::{future::Future, sync::Arc, time::Duration};
 use stream::Stream;
 use tokio::{
@@ -114,7 +115,9 @@ impl Control {
         }
         tasks.spawn(dns::run(self.engine.shared().clone()));
         let own = self.clone();
-        tasks.spawn(publish::run(self.engine.shared().clone(), Arc::new(move || own.own_metrics())));
+        let files = self.settings.metrics_files.as_ref();
+        let files = files.map(|(certificate, key)| CertificateFiles::new(certificate, key));
+        tasks.spawn(publish::run(self.engine.shared().clone(), Arc::new(move || own.own_metrics()), files));
         tasks.spawn(stopping.clone().run_until_cancelled_owned(keep_saving(self.clone())).discard());
         tasks.spawn(stopping.clone().run_until_cancelled_owned(identity::keep_fresh(self.clone())).discard());
         tasks.spawn(stopping.clone().run_until_cancelled_owned(probes::run(self.clone())).discard());

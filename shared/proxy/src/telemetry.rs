@@ -13,6 +13,8 @@ mod queue;
 mod sinks;
 mod tcp;
 
+pub(crate) use deliver::Failure;
 pub use otlp::Of;
+pub(crate) use post::{Post, http_uri};
 pub use queue::{Counts, Sender};
 pub use sinks::{FLUSH_LIMIT, LineKey, Sinks, SpanKey};

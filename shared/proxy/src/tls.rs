@@ -63,6 +63,7 @@ pub struct Peer {
     pub identity: Arc<CallerIdentity>,
     /// Server name of the session.
     pub sni: Option<String>,
+    /// Empty: none was offered.
     pub alpn: Vec<u8>,
     /// As OpenSSL names it.
     pub version: &'static str,
@@ -177,6 +178,20 @@ impl Tls {
         alpn: &[&[u8]],
         stream: S,
     ) -> Result<(server::TlsStream<S>, Peer), TlsError> {
+        let (stream, peer) = self.accept_any(mesh, alpn, stream).await?;
+        spoken(peer).map(|peer| (stream, peer))
+    }
+
+    /// The same for a caller that is no proxy of the mesh: it may offer no protocol at all.
+    ///
+    /// # Errors
+    /// Why there is no session.
+    pub async fn accept_any<S: Stream>(
+        &self,
+        mesh: &str,
+        alpn: &[&[u8]],
+        stream: S,
+    ) -> Result<(server::TlsStream<S>, Peer), TlsError> {
         if self.bundles.get(mesh).is_none() {
             return Err(TlsError::NoBundle(mesh.to_owned()));
         }
@@ -225,7 +240,7 @@ impl Tls {
             .map_err(|_| TlsError::Timeout)?
             .map_err(failed)?;
         let peer = peer(mesh, stream.get_ref().1, Some(sni.to_owned()), Usage::Server)?;
-        Ok((stream, peer))
+        spoken(peer).map(|peer| (stream, peer))
     }
 
     fn server_config(&self, mesh: &str, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
@@ -285,8 +300,12 @@ fn failed(error: io::Error) -> TlsError {
     trust.map_or(TlsError::Handshake(error), TlsError::Untrusted)
 }
 
+fn spoken(peer: Peer) -> Result<Peer, TlsError> {
+    if peer.alpn.is_empty() { Err(TlsError::Alpn) } else { Ok(peer) }
+}
+
 fn peer(mesh: &str, session: &CommonState, sni: Option<String>, usage: Usage) -> Result<Peer, TlsError> {
-    let alpn = session.alpn_protocol().ok_or(TlsError::Alpn)?.to_vec();
+    let alpn = session.alpn_protocol().unwrap_or_default().to_vec();
     let chain: Arc<[_]> = session
         .peer_certificates()
         .unwrap_or_default()

@@ -144,6 +144,8 @@ pub struct Workload {
     pub capture: bool,
     /// Further lines under `networking:`, indented by two.
     pub networking: String,
+    /// Further words for the sidecar.
+    pub flags: Vec<String>,
 }
 
 impl Workload {
@@ -158,6 +160,7 @@ impl Workload {
             app: ["http", "--name", name, "--listen", "{address}"].map(str::to_owned).to_vec(),
             capture: true,
             networking: String::new(),
+            flags: Vec::new(),
         }
     }
 
@@ -183,6 +186,12 @@ impl Workload {
     /// More settings under `networking:` (YAML, indented by two).
     pub fn with_networking(mut self, yaml: &str) -> Self {
         yaml.clone_into(&mut self.networking);
+        self
+    }
+
+    /// More words for its sidecar.
+    pub fn with_flags(mut self, words: &[&str]) -> Self {
+        self.flags.extend(words.iter().map(|word| (*word).to_owned()));
         self
     }
 
@@ -345,6 +354,7 @@ impl Mesh {
         let notice = host.directory().join("capture.json").display().to_string();
         let program = program.arg("--dataplane-file").arg(file.display().to_string()).uid(PROXY_UID);
         let program = program.arg("--capture-file").arg(notice.clone());
+        let program = workload.flags.iter().fold(program, Program::arg);
         let resolver = host.resolver(&[NAME_SERVER.parse()?])?;
         let mut proxy = Proxy {
             name: workload.name.clone(),

@@ -241,6 +241,30 @@ fn metrics_for() -> impl Strategy<Value = Resource> {
     })
 }
 
+fn a_collector() -> impl Strategy<Value = Resource> {
+    (0..2u32, 1..3u32).prop_map(|(n, port)| {
+        let spec = json!({"endpoint": {"address": "otel.example", "port": port}});
+        global("MeshOpenTelemetryBackend", "default", &format!("motb-{n}"), spec)
+    })
+}
+
+/// Policies that refer to one.
+fn sent_to_a_collector() -> impl Strategy<Value = Resource> {
+    (0..2u32, 0..4usize).prop_map(|(n, what)| {
+        let labels = json!({"kuma.io/display-name": format!("motb-{n}")});
+        let reference = json!({"backendRef": {"kind": "MeshOpenTelemetryBackend", "labels": labels}});
+        let conf = json!({"backends": [{"type": "OpenTelemetry", "openTelemetry": reference}]});
+        let (kind, spec) = [
+            ("MeshTrace", json!({"default": conf})),
+            ("MeshMetric", json!({"default": conf})),
+            ("MeshAccessLog", json!({"rules": [{"default": conf}]})),
+            ("MeshAccessLog", json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": conf}]})),
+        ][what]
+            .clone();
+        global(kind, "default", &format!("otel-{what}"), spec)
+    })
+}
+
 fn a_rate_limit() -> impl Strategy<Value = Resource> {
     (0..2u32, 1..3u32).prop_map(|(n, rate)| {
         let sni = crate::compile::external::sni_of("default", "east", "mes-0", 80);
@@ -390,6 +414,8 @@ fn op() -> impl Strategy<Value = Op> {
             2 => of_a_route(),
             2 => an_asking(),
             1 => metrics_for(),
+            2 => a_collector(),
+            2 => sent_to_a_collector(),
             3 => from_west(),
             2 => many_zones(),
             1 => a_rate_limit(),

@@ -16,6 +16,7 @@ use meridian_core::Key;
 use meridian_core::kinds::dataplane::Dataplane;
 use meridian_core::kinds::mesh::Mesh;
 use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
+use meridian_core::kinds::mesh_open_telemetry_backend::MeshOpenTelemetryBackend;
 use meridian_core::kinds::mesh_passthrough::MeshPassthrough;
 use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::mesh_traffic_permission::MeshTrafficPermission;
@@ -87,6 +88,7 @@ pub(crate) fn touched(before: &Picture, after: &Picture, key: &Key) -> Touched {
             MeshMultiZoneService::KIND => many_zones(picture, key, &mut out),
             kind if is_external(kind) => external_destination(picture, key, &mut out),
             Secret::KIND => secret(picture, key, &mut out),
+            MeshOpenTelemetryBackend::KIND => collector(picture, key, &mut out),
             MeshTrafficPermission::KIND => of_policies::permission(picture, key, &mut out),
             MeshPassthrough::KIND => of_policies::passthrough(picture, key, &mut out),
             ZoneIngress::KIND => ingress(picture, key, &mut out),
@@ -345,6 +347,13 @@ fn secret(picture: &Picture, key: &Key, out: &mut Touched) {
             out.units.extend([Unit::External(destination.clone()), Unit::Entry(destination.clone())]);
         }
     }
+}
+
+/// Any policy of the mesh may refer to it.
+fn collector(picture: &Picture, key: &Key, out: &mut Touched) {
+    let Some(mesh) = picture.mesh(&key.mesh) else { return };
+    out.policies.insert(key.mesh.clone());
+    out.units.extend(mesh.dataplanes.keys().cloned().map(Unit::Dataplane));
 }
 
 fn ingress(picture: &Picture, key: &Key, out: &mut Touched) {

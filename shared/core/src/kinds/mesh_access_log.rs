@@ -1,8 +1,8 @@
-use super::open_telemetry::{self, BackendRef, NO_BACKENDS};
+use super::open_telemetry::{self, BackendRef};
 use super::policy::{self, Lists, ONLY_MESH, Rule, Targeted};
 use crate::enums::text_enum;
 use crate::log_format::LogFormat;
-use crate::registry::Standing::{Executed, Warned};
+use crate::registry::Standing::Executed;
 use crate::url::Url;
 use crate::validate::{self, MUST_BE_DEFINED, MUST_NOT_BE_EMPTY};
 use crate::{Context, Flow, Kind, KindInfo, Spec, TargetRef, TargetRefs, Violations};
@@ -129,15 +129,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: true, to: true, rules: true }),
     doc: "Where a line for each connection or request goes, and what it says.",
-    fields: &[
-        ("targetRef", Executed),
-        ("from", Executed),
-        ("from[].default.backends[].openTelemetry.backendRef", Warned(NO_BACKENDS)),
-        ("to", Executed),
-        ("to[].default.backends[].openTelemetry.backendRef", Warned(NO_BACKENDS)),
-        ("rules", Executed),
-        ("rules[].default.backends[].openTelemetry.backendRef", Warned(NO_BACKENDS)),
-    ],
+    fields: &[("targetRef", Executed), ("from", Executed), ("to", Executed), ("rules", Executed)],
     ..KindInfo::new::<MeshAccessLog>()
 };
 
@@ -180,7 +172,7 @@ impl Conf {
             }
             for (field, text) in backend.texts() {
                 let format = LogFormat::parse(text).unwrap_or_default();
-                for name in format.unknown() {
+                for name in format.without_value() {
                     let path = format!("{path}.backends[{i}].{field}");
                     out.push(format!("{path}: %{name}% has no value here, and is written as '-'"));
                 }
@@ -228,8 +220,14 @@ impl Backend {
 
     fn check_texts(&self, path: &str, out: &mut Violations) {
         for (field, text) in self.texts() {
-            if let Err(error) = LogFormat::parse(text) {
-                out.push(format!("{path}.{field}"), error.to_string());
+            match LogFormat::parse(text) {
+                Ok(format) => {
+                    for name in format.unknown() {
+                        let reason = format!("%{name}% is no placeholder of Envoy's or Kuma's");
+                        out.push(format!("{path}.{field}"), reason);
+                    }
+                }
+                Err(error) => out.push(format!("{path}.{field}"), error.to_string()),
             }
         }
     }
@@ -430,6 +428,14 @@ mod tests {
             &[
                 "spec.to[0].default.backends[0].openTelemetry.attributes[0].value: REQ needs the name of a header",
                 "spec.to[0].default.backends[0].openTelemetry.body: DURATION takes no arguments",
+            ],
+        );
+        wrong(
+            &file(
+                "{type: Json, json: [{key: a, value: '%RESPONSE_CODE%'}, {key: b, value: '%RESPONSE_COED% %FILTER_STATE(k)%'}]}",
+            ),
+            &[
+                "spec.to[0].default.backends[0].file.format.json[1].value: %RESPONSE_COED% is no placeholder of Envoy's or Kuma's",
             ],
         );
         let no_port = to("type: Tcp, tcp: {address: logs.example}");

@@ -1,6 +1,5 @@
 use super::open_telemetry::{self, BackendRef};
 use super::policy;
-use crate::check::NOT_SUPPORTED;
 use crate::duration::PolicyDuration;
 use crate::enums::text_enum;
 use crate::registry::Standing::{Executed, Warned};
@@ -190,10 +189,6 @@ pub(crate) const INFO: KindInfo = KindInfo {
             "default.backends[].prometheus.clientId",
             Warned("targets are not given out by control planes: any Prometheus may scrape"),
         ),
-        (
-            "default.backends[].openTelemetry.backendRef",
-            Warned("there are no MeshOpenTelemetryBackends: name an endpoint"),
-        ),
     ],
     ..KindInfo::new::<MeshMetric>()
 };
@@ -286,17 +281,8 @@ impl Backend {
             if !is_port(prometheus.port) {
                 out.push(format!("{path}.port"), INVALID_PORT);
             }
-            let mode = prometheus.tls.as_ref().map_or(&TlsMode::Disabled, |tls| &tls.mode);
-            let reason = match mode {
-                TlsMode::Disabled => None,
-                // They would be there for everybody to read.
-                TlsMode::ProvidedTls | TlsMode::ActiveMtlsBackend => {
-                    Some(format!("{NOT_SUPPORTED}: metrics are served in plaintext"))
-                }
-                TlsMode::Other(_) => Some(validate::one_of("mode", TlsMode::VALUES)),
-            };
-            if let Some(reason) = reason {
-                out.push(format!("{path}.prometheus.tls.mode"), reason);
+            if prometheus.tls.as_ref().is_some_and(|tls| !tls.mode.is_known()) {
+                out.push(format!("{path}.prometheus.tls.mode"), validate::one_of("mode", TlsMode::VALUES));
             }
         }
         if let Some(OpenTelemetry { endpoint, backend_ref, refresh_interval }) = &self.open_telemetry {
@@ -323,7 +309,7 @@ mod tests {
     #[test]
     fn metrics_are_given() {
         let all = of(
-            "sidecar: {includeUnused: true, profiles: {appendProfiles: [{name: Basic}], exclude: [{type: Regex, match: 'http2_.*'}], include: [{type: Contains, match: rbac}]}}, applications: [{name: app, port: 8080}], backends: [{type: Prometheus, prometheus: {clientId: main, tls: {mode: Disabled}}}, {type: OpenTelemetry, openTelemetry: {endpoint: 'otel:4317', refreshInterval: 30s}}]",
+            "sidecar: {includeUnused: true, profiles: {appendProfiles: [{name: Basic}], exclude: [{type: Regex, match: 'http2_.*'}], include: [{type: Contains, match: rbac}]}}, applications: [{name: app, port: 8080}], backends: [{type: Prometheus, prometheus: {clientId: main, tls: {mode: Disabled}}}, {type: Prometheus, prometheus: {port: 1, tls: {mode: ProvidedTLS}}}, {type: Prometheus, prometheus: {port: 2, tls: {mode: ActiveMTLSBackend}}}, {type: OpenTelemetry, openTelemetry: {endpoint: 'otel:4317', refreshInterval: 30s}}]",
         );
         right(&all);
         assert_eq!(
@@ -354,13 +340,13 @@ mod tests {
         );
         wrong(
             &of(
-                "backends: [{type: Prometheus}, {type: Prometheus, prometheus: {port: 95599, tls: {mode: Some}}}, {type: Prometheus, prometheus: {tls: {mode: ActiveMTLSBackend}}}, {type: OpenTelemetry, prometheus: {}}, {type: OpenTelemetry, openTelemetry: {refreshInterval: 0s}}, {}]",
+                "backends: [{type: Prometheus}, {type: Prometheus, prometheus: {port: 95599, tls: {mode: Some}}}, {type: Prometheus, prometheus: {tls: {mode: activeMTLSBackend}}}, {type: OpenTelemetry, prometheus: {}}, {type: OpenTelemetry, openTelemetry: {refreshInterval: 0s}}, {}]",
             ),
             &[
                 "spec.default.backends.backend[0].prometheus: must be defined",
                 "spec.default.backends.backend[1].port: port must be a valid (1-65535)",
                 "spec.default.backends.backend[1].prometheus.tls.mode: \"mode\" must be one of [\"Disabled\", \"ProvidedTLS\", \"ActiveMTLSBackend\"]",
-                "spec.default.backends.backend[2].prometheus.tls.mode: not supported yet: metrics are served in plaintext",
+                "spec.default.backends.backend[2].prometheus.tls.mode: \"mode\" must be one of [\"Disabled\", \"ProvidedTLS\", \"ActiveMTLSBackend\"]",
                 "spec.default.backends.backend[3].openTelemetry: must be defined",
                 "spec.default.backends.backend[4].openTelemetry: openTelemetry must have exactly one defined: endpoint, backendRef",
                 "spec.default.backends.backend[4].openTelemetry.refreshInterval: must be greater than zero when defined",

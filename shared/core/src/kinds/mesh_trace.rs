@@ -1,7 +1,7 @@
-use super::open_telemetry::{self, BackendRef, NO_BACKENDS};
+use super::open_telemetry::{self, BackendRef};
 use super::policy;
 use crate::enums::text_enum;
-use crate::registry::Standing::{Executed, Warned};
+use crate::registry::Standing::Executed;
 use crate::url::Url;
 use crate::validate::{self, MUST_BE_DEFINED, MUST_NOT_BE_EMPTY, only_one};
 use crate::{Context, Flow, IntOrString, Kind, KindInfo, Spec, TargetRef, TargetRefs, Violations};
@@ -145,11 +145,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: false, to: false, rules: false }),
     doc: "Where spans of requests go, and of how many.",
-    fields: &[
-        ("targetRef", Executed),
-        ("default", Executed),
-        ("default.backends[].openTelemetry.backendRef", Warned(NO_BACKENDS)),
-    ],
+    fields: &[("targetRef", Executed), ("default", Executed)],
     ..KindInfo::new::<MeshTrace>()
 };
 

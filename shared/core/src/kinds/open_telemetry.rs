@@ -24,9 +24,6 @@ text_enum! {
     }
 }
 
-/// Why a reference to a backend leads nowhere.
-pub(crate) const NO_BACKENDS: &str = "there are no MeshOpenTelemetryBackends; name an endpoint";
-
 /// Where data goes, said in one of two ways.
 pub(crate) struct Destination<'a> {
     /// `HOST` or `HOST:PORT`

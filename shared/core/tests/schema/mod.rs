@@ -4,7 +4,7 @@ use meridian_core::{KindInfo, Standing, kinds};
 use serde_json::Value;
 
 /// Kinds that act as policies do, without a target.
-const ALSO: [&str; 2] = ["MeshMultiZoneService", "HostnameGenerator"];
+const ALSO: [&str; 3] = ["MeshMultiZoneService", "MeshOpenTelemetryBackend", "HostnameGenerator"];
 
 pub(crate) fn policies() -> impl Iterator<Item = &'static KindInfo> {
     kinds().iter().filter(|info| info.targets.is_some() || ALSO.contains(&info.kind.as_str()))

@@ -1,4 +1,4 @@
-use crate::{CallerMatch, policies::unset};
+use crate::{CallerMatch, Collector, policies::unset};
 use serde::{Deserialize, Serialize};
 
 /// One backend that is told of each request or connection.
@@ -27,8 +27,7 @@ pub enum LogBackend {
         line: LogLine,
     },
     OpenTelemetry {
-        /// `HOST:PORT`: OTLP over gRPC, in plaintext.
-        endpoint: String,
+        collector: Collector,
         /// Name, and a text with placeholders.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         attributes: Vec<(String, String)>,

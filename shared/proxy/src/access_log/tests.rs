@@ -170,7 +170,8 @@ fn a_cut_leaves_no_half_of_a_letter() {
 fn a_record_has_a_body_of_any_shape() {
     let log = |body: Option<Json>| {
         let attributes = vec![("k".to_owned(), "%KUMA_MESH%".to_owned())];
-        let backend = LogBackend::OpenTelemetry { endpoint: "a:1".into(), attributes, body };
+        let collector = config::Collector { endpoint: "a:1".into(), http_path: None };
+        let backend = LogBackend::OpenTelemetry { collector, attributes, body };
         AccessLog::compile(&config::AccessLog { caller: CallerMatch::default(), backend })
     };
     let text = |text: &str| AnyValue { value: Some(Value::StringValue(text.into())) };

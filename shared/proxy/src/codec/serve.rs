@@ -12,14 +12,7 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::{body, client, server, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
-    cell::Cell,
-    convert::Infallible,
-    error::Error as _,
-    future::Future,
-    io,
-    pin::{Pin, pin},
-    rc::Rc,
-    time::Duration,
+    cell::Cell, convert::Infallible, error::Error as _, future::Future, io, pin::Pin, rc::Rc, time::Duration,
 };
 use tokio::{io::AsyncReadExt, time::Instant};
 

@@ -120,6 +120,8 @@ pub struct Settings {
     pub capture_file: PathBuf,
     /// Where names are answered, whatever the configuration says.
     pub dns_port: Option<u16>,
+    /// Certificate and key of the ports of metrics that are to have provided ones.
+    pub metrics_files: Option<(PathBuf, PathBuf)>,
 }
 
 impl Settings {
@@ -148,6 +150,7 @@ impl Settings {
             drain_time: Duration::from_secs(proxy.drain_time),
             capture_file: crate::capture::notice_file(),
             dns_port: None,
+            metrics_files: None,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Sends a sidecar's metrics to a collector, by OTLP over gRPC.
+//! Sends a sidecar's metrics to a collector, by OTLP over gRPC or HTTP.
 //!
 //! Rejected: OpenTelemetry's SDK. It counts in its own instruments, and exports from threads of its own; what is counted
 //! here is counted already, and one task that wakes once an interval is enough. What could not be sent is not kept: the numbers are
@@ -8,10 +8,16 @@ use super::{
     exposition::Exposition,
     gather::{Gatherer, Publication},
 };
-use crate::shared::Shared;
+use crate::{
+    shared::Shared,
+    telemetry::{Failure, Post, http_uri},
+};
 use hyper_util::rt::TokioIo;
-use meridian_proxy_config::{Host, metrics::OpenTelemetry};
-use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
+use meridian_proxy_config::{Collector, metrics::OpenTelemetry};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsServiceRequest, metrics_service_client::MetricsServiceClient,
+};
+use prost::Message;
 use std::{
     io,
     sync::Arc,
@@ -37,23 +43,22 @@ const GATHER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Sends what there is once an interval, until dropped.
 pub async fn send(
-    collector: OpenTelemetry,
+    backend: OpenTelemetry,
     gatherer: Gatherer,
     publication: watch::Receiver<Option<Arc<Publication>>>,
 ) {
-    let name = authority(&collector);
+    let name = client::name(&backend.collector);
     let scrapes = &gatherer.shared.scrapes;
     let _gone = Gone { shared: gatherer.shared.clone(), name: name.clone() };
-    let channel = match channel(&collector, &name, gatherer.shared.clone()) {
-        Ok(channel) => channel,
+    let mut client = match Client::new(&backend.collector, gatherer.shared.clone()) {
+        Ok(client) => client,
         Err(error) => {
-            scrapes.set_collector(&name, Some(error.to_string()));
+            scrapes.set_collector(&name, Some(error));
             // Said as long as the policy names it.
             return std::future::pending().await;
         }
     };
-    let mut client = MetricsServiceClient::new(channel);
-    let interval = Duration::from_millis(collector.interval_millis.get());
+    let interval = Duration::from_millis(backend.interval_millis.get());
     let mut ticks = tokio::time::interval_at(Instant::now() + interval, interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -61,9 +66,7 @@ pub async fn send(
         let Some(publication) = publication.borrow().clone() else { continue };
         let deadline = Instant::now() + GATHER_LIMIT.min(interval);
         let page = gatherer.gather(&publication, deadline).await;
-        let failed = export(&mut client, &gatherer, page).await.err();
-        // In our words: what the collector says of it may be of any length and form.
-        let reason = failed.map(|code| code.description().to_owned());
+        let reason = export(&mut client, &gatherer, page).await.err();
         if let Some(reason) = &reason {
             tracing::debug!(collector = name, reason, "metrics were not taken");
         }
@@ -75,11 +78,7 @@ pub async fn send(
 ///
 /// # Errors
 /// The last failure of a message.
-async fn export(
-    client: &mut MetricsServiceClient<Channel>,
-    gatherer: &Gatherer,
-    page: Exposition,
-) -> Result<(), Code> {
+async fn export(client: &mut Client, gatherer: &Gatherer, page: Exposition) -> Result<(), String> {
     let now = SystemTime::now();
     let nanos = |time: SystemTime| {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -90,23 +89,54 @@ async fn export(
     let mut all = Ok(());
     for message in messages(page, &gatherer.identity(), clock) {
         match client.export(message).await {
-            Ok(taken) => {
-                let partial = taken.into_inner().partial_success;
-                if let Some(partial) = partial.filter(|partial| partial.rejected_data_points > 0) {
-                    tracing::debug!(
-                        points = partial.rejected_data_points,
-                        "the collector refuses some metrics"
-                    );
-                }
-            }
-            Err(status) if is_gone(status.code()) => return Err(status.code()),
-            Err(status) => all = Err(status.code()),
+            Ok(()) => {}
+            // Each further one would only wait as long as this did.
+            Err(Failure::Again(reason)) => return Err(reason),
+            Err(Failure::Rejected(reason)) => all = Err(reason),
         }
     }
     all
 }
 
-/// Whether it is the collector that fails, and not a message: each further one would only wait as long as this did.
+/// A way to a collector: it connects when it is first used, and again when that connection is lost.
+enum Client {
+    Grpc(MetricsServiceClient<Channel>),
+    Http(Post),
+}
+
+impl Client {
+    /// # Errors
+    /// The collector's address can't be used.
+    fn new(collector: &Collector, shared: Arc<Shared>) -> Result<Self, String> {
+        match client::http_url(collector, "metrics") {
+            Some(url) => Ok(Self::Http(Post::new(http_uri(&url)?, client::PROTOBUF))),
+            None => {
+                let channel = channel(&collector.endpoint, shared).map_err(|error| error.to_string())?;
+                Ok(Self::Grpc(MetricsServiceClient::new(channel)))
+            }
+        }
+    }
+
+    /// # Errors
+    /// The collector fails, or refuses the message. In our words: its own may be of any length and form.
+    async fn export(&mut self, message: ExportMetricsServiceRequest) -> Result<(), Failure> {
+        let client = match self {
+            Self::Http(post) => return post.send(message.encode_to_vec(), 1).await,
+            Self::Grpc(client) => client,
+        };
+        let taken = client.export(message).await.map_err(|status| {
+            let reason = status.code().description().to_owned();
+            if is_gone(status.code()) { Failure::Again(reason) } else { Failure::Rejected(reason) }
+        })?;
+        let partial = taken.into_inner().partial_success;
+        if let Some(partial) = partial.filter(|partial| partial.rejected_data_points > 0) {
+            tracing::debug!(points = partial.rejected_data_points, "the collector refuses some metrics");
+        }
+        Ok(())
+    }
+}
+
+/// Whether it is the collector that fails, and not a message.
 fn is_gone(code: Code) -> bool {
     // tonic calls its own time limit `Cancelled`.
     matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
@@ -124,35 +154,20 @@ impl Drop for Gone {
     }
 }
 
-fn authority(collector: &OpenTelemetry) -> String {
-    match &collector.host {
-        Host::Ip(address) => std::net::SocketAddr::new(*address, collector.port.get()).to_string(),
-        Host::Name(name) => format!("{name}:{}", collector.port),
-    }
-}
-
-/// Connects when it is first used, and again when that connection is lost.
-fn channel(
-    collector: &OpenTelemetry,
-    authority: &str,
-    shared: Arc<Shared>,
-) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = client::endpoint(authority)?;
-    let (host, port) = (collector.host.clone(), collector.port.get());
+fn channel(endpoint: &str, shared: Arc<Shared>) -> Result<Channel, tonic::transport::Error> {
+    let (host, port) = endpoint.rsplit_once(':').unwrap_or((endpoint, ""));
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let port = port.parse().unwrap_or_default();
     let connector = tower::service_fn(move |_: Uri| {
         let (shared, host) = (shared.clone(), host.clone());
         async move { connect(&shared, &host, port).await.map(TokioIo::new) }
     });
-    Ok(endpoint.connect_with_connector_lazy(connector))
+    Ok(client::endpoint(endpoint)?.connect_with_connector_lazy(connector))
 }
 
-async fn connect(shared: &Shared, host: &Host, port: u16) -> io::Result<TcpStream> {
-    let addresses = match host {
-        Host::Ip(address) => vec![*address],
-        Host::Name(name) => shared.resolver.lookup(name).await?,
-    };
+async fn connect(shared: &Shared, host: &str, port: u16) -> io::Result<TcpStream> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in addresses {
+    for address in shared.resolver.lookup(host).await? {
         match TcpStream::connect((address, port)).await {
             Ok(stream) => {
                 crate::io::tune(&stream);

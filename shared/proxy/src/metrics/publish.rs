@@ -10,7 +10,8 @@ use super::{
     otlp,
 };
 use crate::{listener::Accepted, shared::Shared, snapshot::Snapshot};
-use meridian_proxy_config::metrics::OpenTelemetry;
+use meridian_pki::CertificateFiles;
+use meridian_proxy_config::metrics::{OpenTelemetry, ScrapeTls};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -25,7 +26,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+mod security;
 mod serve;
+
+use security::Security;
 
 /// A port that another process has is tried again after so long: nobody says when it is free.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
@@ -113,8 +117,8 @@ impl Scrapes {
     }
 }
 
-/// Gives metrics as the configuration says, until dropped.
-pub async fn run(shared: Arc<Shared>, own: AskOwn) {
+/// Gives metrics as the configuration says, until dropped. `files`: the certificate of ports that are to have a provided one.
+pub async fn run(shared: Arc<Shared>, own: AskOwn, files: Option<CertificateFiles>) {
     let Some(mut handed) = lock(&shared.scrapes.handed).take() else { return };
     let gatherer = Gatherer { shared: shared.clone(), own, started: std::time::Instant::now() };
     let mut changes = shared.snapshots.subscribe();
@@ -123,6 +127,7 @@ pub async fn run(shared: Arc<Shared>, own: AskOwn) {
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         gathering: Arc::new(Semaphore::new(GATHERED_AT_ONCE)),
         gatherer,
+        files: files.map(Arc::new),
         ports: BTreeMap::new(),
         collectors: BTreeMap::new(),
     };
@@ -149,12 +154,15 @@ struct Publisher {
     connections: Arc<Semaphore>,
     gathering: Arc<Semaphore>,
     gatherer: Gatherer,
+    files: Option<Arc<CertificateFiles>>,
     ports: BTreeMap<SocketAddr, Port>,
     collectors: BTreeMap<OpenTelemetry, AbortOnDropHandle<()>>,
 }
 
 /// A port that scrapers may come to. Dropped, it is closed, and so are its connections.
 struct Port {
+    tls: ScrapeTls,
+    security: Security,
     /// `None`: it could not be listened on. Captured connections reach it all the same.
     accepting: Option<AbortHandle>,
     closing: CancellationToken,
@@ -181,12 +189,10 @@ impl Publisher {
             !same
         });
         let (wanted, mut failed) = wanted(snapshot);
-        self.ports.retain(|address, _| wanted.contains(address));
-        for address in wanted {
-            if self.ports.get(&address).is_none_or(|port| port.accepting.is_none())
-                && let Err(error) = self.open(address)
-            {
-                failed.insert(address, error.to_string());
+        self.ports.retain(|address, port| wanted.get(address) == Some(&port.tls));
+        for (address, tls) in wanted {
+            if let Err(reason) = self.keep_open(address, tls) {
+                failed.insert(address, reason);
             }
         }
         let collectors = publication.iter().flat_map(|it| &it.config.open_telemetry);
@@ -203,15 +209,25 @@ impl Publisher {
         failed
     }
 
-    fn open(&mut self, address: SocketAddr) -> io::Result<()> {
-        let port = self
-            .ports
-            .entry(address)
-            .or_insert_with(|| Port { accepting: None, closing: CancellationToken::new() });
-        let listener = bind(address)?;
-        tracing::info!(%address, "metrics");
-        let closing = port.closing.clone();
-        let scrapers = self.scrapers(address.port(), closing);
+    fn keep_open(&mut self, address: SocketAddr, tls: ScrapeTls) -> Result<(), String> {
+        let security = match Security::new(tls, &self.gatherer.shared, self.files.as_ref()) {
+            Ok(security) => security,
+            Err(reason) => {
+                self.ports.remove(&address);
+                return Err(reason);
+            }
+        };
+        let port = self.ports.entry(address).or_insert_with(|| {
+            let closing = CancellationToken::new();
+            Port { tls, security, accepting: None, closing }
+        });
+        if port.accepting.is_some() {
+            return Ok(());
+        }
+        let listener = bind(address).map_err(|error| error.to_string())?;
+        tracing::info!(%address, ?tls, "metrics");
+        let (security, closing) = (port.security.clone(), port.closing.clone());
+        let scrapers = self.scrapers(address.port(), security, closing);
         let accepting = tokio::spawn(accept(listener, scrapers));
         if let Some(port) = self.ports.get_mut(&address) {
             port.accepting = Some(accepting.abort_handle());
@@ -219,9 +235,10 @@ impl Publisher {
         Ok(())
     }
 
-    fn scrapers(&self, port: u16, closing: CancellationToken) -> serve::Scrapers {
+    fn scrapers(&self, port: u16, security: Security, closing: CancellationToken) -> serve::Scrapers {
         serve::Scrapers {
             port,
+            security,
             closing,
             publication: self.publication.subscribe(),
             gatherer: self.gatherer.clone(),
@@ -236,7 +253,9 @@ impl Publisher {
         let mut ports = self.ports.iter();
         let Some((_, port)) = ports.find(|(address, _)| is_at(**address, original)) else { return };
         match TcpStream::from_std(stream) {
-            Ok(stream) => self.scrapers(original.port(), port.closing.clone()).begin(stream),
+            Ok(stream) => {
+                self.scrapers(original.port(), port.security.clone(), port.closing.clone()).begin(stream)
+            }
             Err(error) => tracing::debug!(%error, "a scraper's connection"),
         }
     }
@@ -244,7 +263,7 @@ impl Publisher {
 
 /// Whether a captured connection was going to a port of metrics, and not to an inbound.
 pub fn is_scrape(snapshot: &Snapshot, original: SocketAddr) -> bool {
-    wanted(snapshot).0.into_iter().any(|address| is_at(address, original))
+    wanted(snapshot).0.into_keys().any(|address| is_at(address, original))
 }
 
 fn is_at(address: SocketAddr, original: SocketAddr) -> bool {
@@ -252,9 +271,10 @@ fn is_at(address: SocketAddr, original: SocketAddr) -> bool {
     address.port() == original.port() && (ip.is_unspecified() || ip == original.ip().to_canonical())
 }
 
-/// Ports that scrapers are to come to; and those that they can't, since the mesh's own traffic has them.
-fn wanted(snapshot: &Snapshot) -> (BTreeSet<SocketAddr>, BTreeMap<SocketAddr, String>) {
-    let (mut wanted, mut failed) = (BTreeSet::new(), BTreeMap::new());
+/// Ports that scrapers are to come to; and those that they can't, since the mesh's own traffic has them, or it is not clear
+/// how they are secured.
+fn wanted(snapshot: &Snapshot) -> (BTreeMap<SocketAddr, ScrapeTls>, BTreeMap<SocketAddr, String>) {
+    let (mut wanted, mut failed) = (BTreeMap::new(), BTreeMap::new());
     let Some(publication) = snapshot.metrics.as_ref().filter(|_| snapshot.proxy.is_some()) else {
         return (wanted, failed);
     };
@@ -269,10 +289,11 @@ fn wanted(snapshot: &Snapshot) -> (BTreeSet<SocketAddr>, BTreeMap<SocketAddr, St
             failed.insert(address, format!("the inbound {} has it", inbound.config.name));
         } else if explicit(address) {
             failed.insert(address, "an outbound has it".to_owned());
-        } else {
-            wanted.insert(address);
+        } else if *wanted.entry(address).or_insert(backend.tls) != backend.tls {
+            failed.insert(address, "its backends differ in tls.mode".to_owned());
         }
     }
+    wanted.retain(|address, _| !failed.contains_key(address));
     (wanted, failed)
 }
 

@@ -20,7 +20,7 @@ pub(super) trait Export: Send + 'static {
 }
 
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// The backend may take the same entries later.
     Again(String),
     /// It will never.

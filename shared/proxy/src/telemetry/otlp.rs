@@ -1,4 +1,4 @@
-//! OTLP over gRPC: log records and spans.
+//! OTLP: log records and spans, over gRPC; and their messages as bodies for HTTP.
 
 use super::deliver::{Export, Failure, Seldom};
 use crate::{
@@ -14,6 +14,7 @@ use opentelemetry_proto::tonic::{
     },
     logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
 };
+use prost::Message;
 use std::sync::Arc;
 use tokio::time::Instant;
 use tonic::{Code, transport::Channel};
@@ -80,19 +81,7 @@ impl Export for Logs {
     type Entry = Of<LogRecord>;
 
     async fn send(&mut self, batch: &[Of<LogRecord>]) -> Result<(), Failure> {
-        // In a batch there is nearly always one.
-        let by_proxy = batch.chunk_by(|a, b| Arc::ptr_eq(&a.proxy, &b.proxy));
-        let resource_logs = by_proxy.map(|entries| ResourceLogs {
-            resource: entries.first().map(|of| resource_of(&of.proxy, &of.proxy.service)),
-            scope_logs: vec![ScopeLogs {
-                scope: Some(scope()),
-                log_records: entries.iter().map(|of| of.entry.clone()).collect(),
-                ..ScopeLogs::default()
-            }],
-            ..ResourceLogs::default()
-        });
-        let request = ExportLogsServiceRequest { resource_logs: resource_logs.collect() };
-        let answer = self.client.export(request).await.map_err(|status| failure(status.code()))?;
+        let answer = self.client.export(logs(batch)).await.map_err(|status| failure(status.code()))?;
         if let Some(partial) = answer.into_inner().partial_success {
             let count = partial.rejected_log_records;
             refused("log records", count, &partial.error_message, &mut self.refusals);
@@ -105,13 +94,43 @@ impl Export for Spans {
     type Entry = Span;
 
     async fn send(&mut self, batch: &[Span]) -> Result<(), Failure> {
-        let request = ExportTraceServiceRequest { resource_spans: resource_spans(batch, &scope()) };
-        let answer = self.client.export(request).await.map_err(|status| failure(status.code()))?;
+        let answer = self.client.export(spans(batch)).await.map_err(|status| failure(status.code()))?;
         if let Some(partial) = answer.into_inner().partial_success {
             refused("spans", partial.rejected_spans, &partial.error_message, &mut self.refusals);
         }
         Ok(())
     }
+}
+
+fn logs(batch: &[Of<LogRecord>]) -> ExportLogsServiceRequest {
+    // In a batch there is nearly always one.
+    let by_proxy = batch.chunk_by(|a, b| Arc::ptr_eq(&a.proxy, &b.proxy));
+    let resource_logs = by_proxy.map(|entries| ResourceLogs {
+        resource: entries.first().map(|of| resource_of(&of.proxy, &of.proxy.service)),
+        scope_logs: vec![ScopeLogs {
+            scope: Some(scope()),
+            log_records: entries.iter().map(|of| of.entry.clone()).collect(),
+            ..ScopeLogs::default()
+        }],
+        ..ResourceLogs::default()
+    });
+    ExportLogsServiceRequest { resource_logs: resource_logs.collect() }
+}
+
+fn spans(batch: &[Span]) -> ExportTraceServiceRequest {
+    ExportTraceServiceRequest { resource_spans: resource_spans(batch, &scope()) }
+}
+
+/// # Errors
+/// None in fact: memory is all that it needs.
+pub(super) fn encode_logs(batch: &[Of<LogRecord>]) -> Result<(Vec<u8>, usize), String> {
+    Ok((logs(batch).encode_to_vec(), batch.len()))
+}
+
+/// # Errors
+/// As [`encode_logs`].
+pub(super) fn encode_spans(batch: &[Span]) -> Result<(Vec<u8>, usize), String> {
+    Ok((spans(batch).encode_to_vec(), batch.len()))
 }
 
 /// A collector may take a message and refuse some of what is in it: it would do so again.

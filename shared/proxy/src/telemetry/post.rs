@@ -1,4 +1,4 @@
-//! Bodies to an HTTP collector: Zipkin's and Datadog's.
+//! Bodies to an HTTP collector: Zipkin's, Datadog's, and OpenTelemetry's over HTTP.
 
 use super::{
     deliver::{Export, Failure},
@@ -20,21 +20,26 @@ const MAX_ANSWER: usize = 64 << 10;
 type Encode<T> = fn(&[T]) -> Result<(Vec<u8>, usize), String>;
 
 /// How a collector is spoken to.
-pub(super) struct Post<T> {
-    pub(super) uri: Uri,
-    pub(super) method: Method,
-    pub(super) content_type: &'static str,
+pub(crate) struct Post {
+    uri: Uri,
+    method: Method,
+    content_type: &'static str,
+    /// That says how many entries there are in a body.
+    count_header: Option<&'static str>,
+    sender: Option<http1::SendRequest<Full<Bytes>>>,
+}
+
+/// Entries on their way to a collector.
+pub(super) struct Posted<T> {
+    pub(super) post: Post,
     pub(super) encode: Encode<T>,
-    /// That says how many there are in a body.
-    pub(super) count_header: Option<&'static str>,
-    pub(super) sender: Option<http1::SendRequest<Full<Bytes>>>,
 }
 
 /// `http://HOST[:PORT][/PATH]`; without a scheme it is the same.
 ///
 /// # Errors
 /// What can't be posted to.
-pub(super) fn http_uri(url: &str) -> Result<Uri, String> {
+pub(crate) fn http_uri(url: &str) -> Result<Uri, String> {
     let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
     let uri: Uri = whole.parse().map_err(|error| format!("{url}: {error}"))?;
     match (uri.scheme_str(), uri.host()) {
@@ -43,7 +48,25 @@ pub(super) fn http_uri(url: &str) -> Result<Uri, String> {
     }
 }
 
-impl<T> Post<T> {
+impl Post {
+    pub(crate) fn new(uri: Uri, content_type: &'static str) -> Self {
+        Self { uri, method: Method::POST, content_type, count_header: None, sender: None }
+    }
+
+    /// By PUT, and with how many entries there are in a header.
+    pub(super) fn counting(self, header: &'static str) -> Self {
+        Self { method: Method::PUT, count_header: Some(header), ..self }
+    }
+
+    /// Sends a body of so many entries, within [`POST_LIMIT`].
+    ///
+    /// # Errors
+    /// The collector did not take it.
+    pub(crate) async fn send(&mut self, body: Vec<u8>, count: usize) -> Result<(), Failure> {
+        let posted = tokio::time::timeout(POST_LIMIT, self.post(body, count)).await;
+        posted.unwrap_or_else(|_| Err(Failure::Again(format!("no answer within {POST_LIMIT:?}"))))
+    }
+
     /// A connection that can take a request: the last one, if it can.
     async fn connection(&mut self) -> Result<http1::SendRequest<Full<Bytes>>, Failure> {
         if let Some(mut sender) = self.sender.take()
@@ -87,12 +110,11 @@ impl<T> Post<T> {
     }
 }
 
-impl<T: Send + Sync + 'static> Export for Post<T> {
+impl<T: Send + Sync + 'static> Export for Posted<T> {
     type Entry = T;
 
     async fn send(&mut self, batch: &[T]) -> Result<(), Failure> {
         let (body, count) = (self.encode)(batch).map_err(Failure::Rejected)?;
-        let posted = tokio::time::timeout(POST_LIMIT, self.post(body, count)).await;
-        posted.unwrap_or_else(|_| Err(Failure::Again(format!("no answer within {POST_LIMIT:?}"))))
+        self.post.send(body, count).await
     }
 }

@@ -1,14 +1,16 @@
 use super::{
     deliver::{Export, deliver},
     file, otlp,
-    post::{Post, http_uri},
+    post::{Post, Posted, http_uri},
     queue::{Batch, Counts, Sender, queue},
     tcp,
 };
-use crate::trace::{self, Span};
+use crate::{
+    metrics::otlp::client,
+    trace::{self, Span},
+};
 use futures::future::join_all;
-use http::Method;
-use meridian_proxy_config::{TraceBackend, ZipkinFormat};
+use meridian_proxy_config::{Collector, TraceBackend, ZipkinFormat};
 use meridian_telemetry::metrics::escape_label;
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use std::{
@@ -39,8 +41,7 @@ pub enum LineKey {
 /// Where spans go.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SpanKey {
-    /// `HOST:PORT`
-    Otlp(String),
+    Otlp(Collector),
     ZipkinJson(String),
     ZipkinProtobuf(String),
     Datadog(String),
@@ -54,7 +55,7 @@ pub struct Sinks(Mutex<Inner>);
 struct Inner {
     runtime: Option<Runtime>,
     lines: HashMap<LineKey, Weak<Sender<Vec<u8>>>>,
-    records: HashMap<String, Weak<Sender<otlp::Of<LogRecord>>>>,
+    records: HashMap<Collector, Weak<Sender<otlp::Of<LogRecord>>>>,
     spans: HashMap<SpanKey, Weak<Sender<Span>>>,
     /// By name; they go on while the process lives.
     counts: BTreeMap<String, Arc<Counts>>,
@@ -80,22 +81,16 @@ impl Sinks {
         Some(sender)
     }
 
-    /// OTLP log records to `HOST:PORT`.
-    pub fn records(&self, endpoint: &str) -> Option<Arc<Sender<otlp::Of<LogRecord>>>> {
+    /// OTLP log records; `None`: the collector's address can't be used.
+    pub fn records(&self, collector: &Collector) -> Option<Arc<Sender<otlp::Of<LogRecord>>>> {
         let mut inner = self.inner();
-        if let Some(there) = inner.records.get(endpoint).and_then(Weak::upgrade) {
+        if let Some(there) = inner.records.get(collector).and_then(Weak::upgrade) {
             return Some(there);
         }
-        let runtime = inner.runtime()?;
-        let logs = {
-            // A channel is bound to the runtime that it is made in.
-            let _entered = runtime.enter();
-            otlp::Logs::new(endpoint)
-        };
-        let logs = logs.inspect_err(|error| tracing::warn!(%endpoint, %error, "no log backend")).ok()?;
-        let sender = inner.start(format!("otlp-logs:{endpoint}"), logs, COLLECTED)?;
+        let sender = inner.start_records(collector);
+        let sender = sender.inspect_err(|error| tracing::warn!(%error, "no log backend")).ok()??;
         inner.records.retain(|_, sender| sender.strong_count() > 0);
-        inner.records.insert(endpoint.to_owned(), Arc::downgrade(&sender));
+        inner.records.insert(collector.clone(), Arc::downgrade(&sender));
         Some(sender)
     }
 
@@ -170,7 +165,7 @@ const SERIES: [Series; 3] = [
 impl SpanKey {
     pub fn of(backend: &TraceBackend) -> Self {
         match backend {
-            TraceBackend::OpenTelemetry { endpoint } => Self::Otlp(endpoint.clone()),
+            TraceBackend::OpenTelemetry { collector } => Self::Otlp(collector.clone()),
             TraceBackend::Datadog { url, .. } => Self::Datadog(url.clone()),
             TraceBackend::Zipkin { url, format: ZipkinFormat::Json, .. } => Self::ZipkinJson(url.clone()),
             TraceBackend::Zipkin { url, format: ZipkinFormat::Protobuf, .. } => {
@@ -189,26 +184,42 @@ impl Inner {
         Some(Arc::new(sender))
     }
 
+    fn start_records(
+        &mut self,
+        collector: &Collector,
+    ) -> Result<Option<Arc<Sender<otlp::Of<LogRecord>>>>, String> {
+        let name = format!("otlp-logs:{}", client::name(collector));
+        if let Some(url) = client::http_url(collector, "logs") {
+            let post = Post::new(http_uri(&url)?, client::PROTOBUF);
+            return Ok(self.start(name, Posted { post, encode: otlp::encode_logs }, COLLECTED));
+        }
+        let Some(runtime) = self.runtime() else { return Ok(None) };
+        let logs = {
+            // A channel is bound to the runtime that it is made in.
+            let _entered = runtime.enter();
+            otlp::Logs::new(&collector.endpoint).map_err(|error| format!("{name}: {error}"))?
+        };
+        Ok(self.start(name, logs, COLLECTED))
+    }
+
     fn start_spans(&mut self, key: &SpanKey) -> Result<Option<Arc<Sender<Span>>>, String> {
         let zipkin = |url: &str, content_type, encode| {
-            http_uri(url).map(|uri| Post {
-                uri,
-                method: Method::POST,
-                content_type,
-                encode,
-                count_header: None,
-                sender: None,
-            })
+            http_uri(url).map(|uri| Posted { post: Post::new(uri, content_type), encode })
         };
         Ok(match key {
-            SpanKey::Otlp(endpoint) => {
+            SpanKey::Otlp(collector) => {
+                let name = format!("otlp-spans:{}", client::name(collector));
+                if let Some(url) = client::http_url(collector, "traces") {
+                    let post = Post::new(http_uri(&url)?, client::PROTOBUF);
+                    return Ok(self.start(name, Posted { post, encode: otlp::encode_spans }, COLLECTED));
+                }
                 let Some(runtime) = self.runtime() else { return Ok(None) };
                 let spans = {
                     // A channel is bound to the runtime that it is made in.
                     let _entered = runtime.enter();
-                    otlp::Spans::new(endpoint).map_err(|error| format!("{endpoint}: {error}"))?
+                    otlp::Spans::new(&collector.endpoint).map_err(|error| format!("{name}: {error}"))?
                 };
-                self.start(format!("otlp-spans:{endpoint}"), spans, COLLECTED)
+                self.start(name, spans, COLLECTED)
             }
             SpanKey::ZipkinJson(url) => {
                 let post = zipkin(url, "application/json", trace::encode_json)?;
@@ -219,15 +230,10 @@ impl Inner {
                 self.start(format!("zipkin:{url}"), post, COLLECTED)
             }
             SpanKey::Datadog(url) => {
-                let post = Post {
-                    uri: http_uri(&format!("{}{}", url.trim_end_matches('/'), trace::DATADOG_PATH))?,
-                    method: Method::PUT,
-                    content_type: trace::DATADOG_TYPE,
-                    encode: trace::encode_datadog,
-                    count_header: Some("x-datadog-trace-count"),
-                    sender: None,
-                };
-                self.start(format!("datadog:{url}"), post, COLLECTED)
+                let uri = http_uri(&format!("{}{}", url.trim_end_matches('/'), trace::DATADOG_PATH))?;
+                let post = Post::new(uri, trace::DATADOG_TYPE).counting("x-datadog-trace-count");
+                let posted = Posted { post, encode: trace::encode_datadog };
+                self.start(format!("datadog:{url}"), posted, COLLECTED)
             }
         })
     }

@@ -1,5 +1,5 @@
 use super::*;
-use meridian_proxy_config::{TraceSampling, TraceTag, ZipkinFormat};
+use meridian_proxy_config::{Collector, TraceSampling, TraceTag, ZipkinFormat};
 
 const ALL: TraceSampling = TraceSampling { overall: MILLION, client: MILLION, random: MILLION };
 
@@ -19,7 +19,8 @@ fn tracer(backend: TraceBackend) -> Tracer {
 }
 
 fn otel() -> TraceBackend {
-    TraceBackend::OpenTelemetry { endpoint: "otel:4317".to_owned() }
+    let collector = Collector { endpoint: "otel:4317".to_owned(), http_path: None };
+    TraceBackend::OpenTelemetry { collector }
 }
 
 fn zipkin(shared_spans: bool) -> TraceBackend {

@@ -1,6 +1,7 @@
 //! A collector of OpenTelemetry: what it was sent, as JSON that a test can compare.
 
 use crate::world::address;
+use meridian_proxy_config::{self as config, TraceBackend};
 use opentelemetry_proto::tonic::{
     collector::{
         logs::v1::{
@@ -42,6 +43,15 @@ impl Collector {
             .serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(async move { served.await.unwrap() });
         collector
+    }
+
+    /// Its address, as the border has it.
+    pub(crate) fn over_grpc(&self) -> config::Collector {
+        config::Collector { endpoint: self.address.to_string(), http_path: None }
+    }
+
+    pub(crate) fn of_traces(&self) -> TraceBackend {
+        TraceBackend::OpenTelemetry { collector: self.over_grpc() }
     }
 
     pub(crate) fn logs(&self) -> Vec<Value> {

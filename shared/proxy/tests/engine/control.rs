@@ -207,6 +207,7 @@ fn run(data: &Path, plane: SocketAddr, trust: &str) -> Running {
         drain_time: Duration::from_secs(5),
         capture_file: data.join("capture.json"),
         dns_port: None,
+        metrics_files: None,
     };
     let registration = Registration::from_text(DATAPLANE, "Dataplane", &[]).unwrap();
     Running { thread: thread::spawn(move || control::run(settings, registration)), readiness, admin }

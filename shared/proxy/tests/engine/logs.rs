@@ -6,15 +6,18 @@ use crate::{
         whole,
     },
     collector::Collector,
+    traces::http_collector,
     world::{Pair, address, endpoint, soon, until},
 };
 use bytes::Bytes;
 use http::Method;
 use hyper::body::Frame;
 use meridian_proxy_config::{
-    AccessLog, BackOff, CallerMatch, EndpointSet, HostSelection, LogBackend, LogForm, LogLine, Protocol,
-    Retry, RetryOn, types,
+    self as config, AccessLog, BackOff, CallerMatch, EndpointSet, HostSelection, LogBackend, LogForm,
+    LogLine, Protocol, Retry, RetryOn, types,
 };
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use prost::Message;
 use serde_json::{Value, json};
 use std::{net::SocketAddr, path::Path, time::Duration};
 use tokio::{
@@ -353,6 +356,64 @@ async fn lines_go_to_a_listener_and_find_it_again() {
 }
 
 #[tokio::test]
+async fn what_has_no_value_is_left_out_where_that_is_asked_for() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let fields = [("code", "%RESPONSE_CODE%"), ("none", "%REQ(X-NONE)%"), ("text", "<%REQ(X-NONE)%>")];
+    let fields = fields.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+    let texts = LogForm::Plain("%RESPONSE_CODE% <%REQ(X-NONE)%>".to_owned());
+    let of = |name: &str, form: &LogForm, omit_empty: bool| {
+        let line = LogLine { form: Some(form.clone()), omit_empty };
+        let path = path(name).to_str().unwrap().to_owned();
+        AccessLog { caller: CallerMatch::default(), backend: LogBackend::File { path, line } }
+    };
+    let json = LogForm::Json(fields);
+    pair.policies(|policies| {
+        policies.access_logs = vec![
+            of("plain", &texts, false),
+            of("plain-omitting", &texts, true),
+            of("json", &json, false),
+            of("json-omitting", &json, true),
+        ];
+    })
+    .await;
+    assert_eq!(call(pair.outbound, "/status/204").await.status, 204);
+    assert_eq!(lines(&path("plain"), 1).await, ["204 <->"]);
+    assert_eq!(lines(&path("plain-omitting"), 1).await, ["204 <>"]);
+    let object = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+    let written = object(&lines(&path("json"), 1).await[0]);
+    assert_eq!(written, json!({"code": 204, "none": null, "text": "<->"}));
+    let written = object(&lines(&path("json-omitting"), 1).await[0]);
+    assert_eq!(written, json!({"code": 204, "text": "<>"}));
+}
+
+#[tokio::test]
+async fn who_says_nothing_of_the_form_gets_kumas_line() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let collector = Collector::start().await;
+    let backends = [
+        LogBackend::File { path: path.to_str().unwrap().to_owned(), line: LogLine::default() },
+        LogBackend::OpenTelemetry { collector: collector.over_grpc(), attributes: vec![], body: None },
+    ];
+    pair.policies(|policies| policies.access_logs = backends.into_iter().flat_map(log).collect()).await;
+    assert_eq!(call(pair.outbound, "/status/404").await.status, 404);
+    assert!(pair.web.engine.shared().sinks.flush(crate::world::DEADLINE).await, "flushed");
+    let line = lines(&path, 1).await.remove(0);
+    assert!(line.contains("] default \"GET /status/404 HTTP/1.1\" 404 - 0 "), "{line}");
+    assert!(line.contains("\"web\" \"backend\""), "{line}");
+    let logs = collector.logs();
+    let body = logs[0]["body"].as_str().unwrap();
+    // Each backend makes its own line; both say the same but for how long the answer took to end.
+    assert!(body.contains("] default \"GET /status/404 HTTP/1.1\" 404 - 0 "), "{body}");
+    assert_eq!(logs[0]["attributes"], json!({}));
+}
+
+#[tokio::test]
 async fn a_backend_that_takes_nothing_costs_lines_and_no_request() {
     let (application, _) = http_app(false).await;
     let pair = Pair::start(Protocol::Http, application).await;
@@ -384,7 +445,7 @@ async fn a_collector_gets_records() {
     let collector = Collector::start().await;
     pair.policies(|policies| {
         policies.access_logs = log(LogBackend::OpenTelemetry {
-            endpoint: collector.address.to_string(),
+            collector: collector.over_grpc(),
             attributes: vec![("service.called".into(), "%KUMA_DESTINATION_SERVICE%".into())],
             body: Some(json!({"path": "%REQ(:PATH)%", "code": "%RESPONSE_CODE%", "n": 1})),
         });
@@ -418,4 +479,26 @@ async fn a_long_body_is_counted_to_its_last_byte() {
     let response = client.send_request(request(Method::POST, "/echo", text(big.clone()))).await.unwrap();
     assert!(whole(response).await.body == big);
     assert_eq!(lines(&path, 1).await, [format!("{0} {0}", big.len())]);
+}
+
+#[tokio::test]
+async fn records_go_over_http_where_that_is_asked_for() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let (at, posted) = http_collector().await;
+    pair.policies(|policies| {
+        policies.access_logs = log(LogBackend::OpenTelemetry {
+            collector: config::Collector { endpoint: at.to_string(), http_path: Some(String::new()) },
+            attributes: vec![],
+            body: Some(json!("%REQ(:PATH)%")),
+        });
+    })
+    .await;
+    assert_eq!(call(pair.outbound, "/status/201").await.status, 201);
+    // The first post is refused, and sent again.
+    let (line, content, body) = until("the record", async || posted.0.lock().unwrap().first().cloned()).await;
+    assert_eq!((line.as_str(), content.as_str()), ("POST /v1/logs", "application/x-protobuf"));
+    let message = ExportLogsServiceRequest::decode(body).unwrap();
+    let record = &message.resource_logs[0].scope_logs[0].log_records[0];
+    assert!(format!("{:?}", record.body).contains("/status/201"), "{record:?}");
 }

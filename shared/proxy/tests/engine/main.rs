@@ -18,6 +18,7 @@ mod page;
 mod retries;
 mod routes;
 mod rules;
+mod scrape_tls;
 mod scripts;
 mod sessions;
 mod tcp;

@@ -3,6 +3,7 @@
 use crate::{
     apps::{call, http_app},
     page::Page,
+    traces::http_collector,
     world::{Pair, Sidecar, address, soon, until},
 };
 use bytes::Bytes;
@@ -10,14 +11,16 @@ use http::Request;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::{client::conn::http1::SendRequest, service::service_fn};
 use hyper_util::rt::TokioIo;
+use meridian_pki::CertificateFiles;
 use meridian_proxy::{
     listener::Accepted,
     metrics::{gather::Own, publish},
 };
 use meridian_proxy_config::{
-    Host, Protocol,
+    self as config, Protocol,
     metrics::{
-        ApplicationMetrics, MetricProfile, Metrics, NameMatch, OpenTelemetry, Prometheus, SidecarMetrics,
+        ApplicationMetrics, MetricProfile, Metrics, NameMatch, OpenTelemetry, Prometheus, ScrapeTls,
+        SidecarMetrics,
     },
     types,
 };
@@ -28,14 +31,17 @@ use opentelemetry_proto::tonic::{
     },
     metrics::v1::metric::Data,
 };
+use prost::Message;
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
 
-fn metrics(at: SocketAddr) -> Metrics {
-    let prometheus = vec![Prometheus { port: at.port().try_into().unwrap(), path: "/metrics".into() }];
+pub(crate) fn metrics(at: SocketAddr) -> Metrics {
+    let (port, path) = (at.port().try_into().unwrap(), "/metrics".into());
+    let prometheus = vec![Prometheus { port, path, tls: ScrapeTls::Off }];
     Metrics {
         address: at.ip(),
         prometheus,
@@ -45,8 +51,13 @@ fn metrics(at: SocketAddr) -> Metrics {
     }
 }
 
-/// Publishes as the control thread does.
+/// Publishes as the control thread does, of a sidecar that was given no certificate.
 fn publish(sidecar: &Sidecar) {
+    publish_with(sidecar, None);
+}
+
+/// Publishes as the control thread does.
+pub(crate) fn publish_with(sidecar: &Sidecar, files: Option<CertificateFiles>) {
     let shared = sidecar.engine.shared().clone();
     let own = {
         let shared = shared.clone();
@@ -56,18 +67,27 @@ fn publish(sidecar: &Sidecar) {
             Own { page, draining: false, connected: true, certificate: None }
         }
     };
-    tokio::spawn(publish::run(shared, Arc::new(own)));
+    tokio::spawn(publish::run(shared, Arc::new(own), files));
 }
 
 async fn connection(at: SocketAddr) -> Option<SendRequest<Empty<Bytes>>> {
-    let stream = TcpStream::connect(at).await.ok()?;
+    connection_over(TcpStream::connect(at).await.ok()?).await
+}
+
+pub(crate) async fn connection_over(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Option<SendRequest<Empty<Bytes>>> {
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
     tokio::spawn(connection);
     Some(sender)
 }
 
 /// One scrape, whose server waits for so many seconds.
-async fn ask(sender: &mut SendRequest<Empty<Bytes>>, path: &str, waits: &str) -> Option<(u16, String)> {
+pub(crate) async fn ask(
+    sender: &mut SendRequest<Empty<Bytes>>,
+    path: &str,
+    waits: &str,
+) -> Option<(u16, String)> {
     let request = Request::get(path).header("x-prometheus-scrape-timeout-seconds", waits);
     let response = sender.send_request(request.body(Empty::new()).unwrap()).await.ok()?;
     let status = response.status().as_u16();
@@ -76,7 +96,7 @@ async fn ask(sender: &mut SendRequest<Empty<Bytes>>, path: &str, waits: &str) ->
 }
 
 /// A scrape once the port is open.
-async fn scrape(at: SocketAddr) -> Page {
+pub(crate) async fn scrape(at: SocketAddr) -> Page {
     let text = until("a page", async || {
         let (status, text) = ask(&mut connection(at).await?, "/metrics", "5").await?;
         (status == 200).then_some(text)
@@ -85,7 +105,7 @@ async fn scrape(at: SocketAddr) -> Page {
     Page::read(&text)
 }
 
-async fn is_closed(at: SocketAddr) {
+pub(crate) async fn is_closed(at: SocketAddr) {
     until("a closed port", async || TcpStream::connect(at).await.is_err().then_some(())).await;
 }
 
@@ -333,6 +353,15 @@ async fn a_captured_scraper_is_handed_over() {
     assert!(Page::read(&text).has("envoy_server_live"));
 }
 
+/// Sent to very often.
+fn collector(at: SocketAddr, http_path: Option<&str>) -> OpenTelemetry {
+    let http_path = http_path.map(str::to_owned);
+    OpenTelemetry {
+        collector: config::Collector { endpoint: at.to_string(), http_path },
+        interval_millis: 50.try_into().unwrap(),
+    }
+}
+
 struct Collector(mpsc::Sender<ExportMetricsServiceRequest>);
 
 #[tonic::async_trait]
@@ -382,11 +411,7 @@ async fn a_message_that_is_refused_does_not_keep_the_others_back() {
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let service = MetricsServiceServer::new(Picky("bad", sending));
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-    let collector = OpenTelemetry {
-        host: Host::Ip(at.ip()),
-        port: at.port().try_into().unwrap(),
-        interval_millis: 50.try_into().unwrap(),
-    };
+    let collector = collector(at, None);
     let applications =
         vec![ApplicationMetrics { name: "app".into(), address: host, path: "/metrics".into() }];
     let told = Metrics { prometheus: vec![], open_telemetry: vec![collector], applications, ..metrics(at) };
@@ -407,11 +432,7 @@ async fn a_collector_is_sent_metrics_once_it_is_there() {
     publish(&pair.web);
     call(pair.outbound, "/headers").await;
     let at = address();
-    let collector = OpenTelemetry {
-        host: Host::Ip(at.ip()),
-        port: at.port().try_into().unwrap(),
-        interval_millis: 50.try_into().unwrap(),
-    };
+    let collector = collector(at, None);
     let told = Metrics { prometheus: vec![], open_telemetry: vec![collector], ..metrics(at) };
     pair.web.feed(types::METRICS, "self", &told);
     let problems = || pair.web.engine.shared().scrapes.problems();
@@ -451,4 +472,23 @@ async fn a_collector_is_sent_metrics_once_it_is_there() {
         quiet.is_err().then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn metrics_go_over_http_where_that_is_asked_for() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    publish(&pair.web);
+    call(pair.outbound, "/headers").await;
+    let (at, posted) = http_collector().await;
+    let told =
+        Metrics { prometheus: vec![], open_telemetry: vec![collector(at, Some("/base"))], ..metrics(at) };
+    pair.web.feed(types::METRICS, "self", &told);
+    let (line, content, body) = until("a message", async || posted.0.lock().unwrap().first().cloned()).await;
+    assert_eq!((line.as_str(), content.as_str()), ("POST /base/v1/metrics", "application/x-protobuf"));
+    let message = ExportMetricsServiceRequest::decode(body).unwrap();
+    let mut all = message.resource_metrics[0].scope_metrics[0].metrics.iter();
+    assert!(all.any(|metric| metric.name == "envoy_cluster_upstream_rq_total"));
+    let problems = || pair.web.engine.shared().scrapes.problems();
+    until("no problem", async || problems().is_empty().then_some(())).await;
 }

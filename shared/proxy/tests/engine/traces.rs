@@ -10,9 +10,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use meridian_proxy_config::{
-    Protocol, TagValue, Trace, TraceBackend, TraceSampling, TraceTag, ZipkinFormat, types,
+    self as config, Protocol, TagValue, Trace, TraceBackend, TraceSampling, TraceTag, ZipkinFormat, types,
 };
-use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::Span};
+use prost::Message;
 use serde_json::{Value, json};
 use std::{
     convert::Infallible,
@@ -57,8 +58,7 @@ fn seen(answer: &str, name: &str) -> Option<String> {
 #[tokio::test]
 async fn both_sides_of_a_request_are_one_trace_which_the_application_sees() {
     let collector = Collector::start().await;
-    let endpoint = collector.address.to_string();
-    let pair = traced(&trace(TraceBackend::OpenTelemetry { endpoint }, MILLION)).await;
+    let pair = traced(&trace(collector.of_traces(), MILLION)).await;
     let mut client = http1(pair.outbound).await;
     let mut request = get("/headers?q=1");
     let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -102,10 +102,9 @@ async fn both_sides_of_a_request_are_one_trace_which_the_application_sees() {
 #[tokio::test]
 async fn what_is_not_sampled_is_not_sent_and_says_so_to_those_behind() {
     let collector = Collector::start().await;
-    let endpoint = collector.address.to_string();
-    let pair = traced(&trace(TraceBackend::OpenTelemetry { endpoint: endpoint.clone() }, 0)).await;
+    let pair = traced(&trace(collector.of_traces(), 0)).await;
     // Alone it would take everything.
-    let all = trace(TraceBackend::OpenTelemetry { endpoint }, MILLION);
+    let all = trace(collector.of_traces(), MILLION);
     pair.backend.feed(types::TRACE, "self", &all);
     pair.settled().await;
     let answer = call(pair.outbound, "/headers").await;
@@ -129,11 +128,80 @@ async fn what_is_not_sampled_is_not_sent_and_says_so_to_those_behind() {
     assert_eq!(collector.spans().len(), 2);
 }
 
+#[tokio::test]
+async fn each_share_of_samples_is_its_own() {
+    let collector = Collector::start().await;
+    let backend = || collector.of_traces();
+    let pair = traced(&trace(backend(), MILLION)).await;
+    let mut taken = 0;
+    for (overall, client, random, asks, expected) in [
+        (MILLION, MILLION, 0, true, true),
+        (MILLION, MILLION, 0, false, false),
+        (MILLION, 0, 0, true, false),
+        // What `client` leaves out is one of the others.
+        (MILLION, 0, MILLION, true, true),
+        (MILLION, 0, MILLION, false, true),
+        (0, MILLION, MILLION, true, false),
+        (0, MILLION, MILLION, false, false),
+    ] {
+        let sampling = TraceSampling { overall, client, random };
+        for sidecar in [&pair.web, &pair.backend] {
+            sidecar.feed(types::TRACE, "self", &Trace { sampling, ..trace(backend(), 0) });
+        }
+        pair.settled().await;
+        let mut request = get("/headers");
+        if asks {
+            request.headers_mut().insert("x-client-trace-id", "1".parse().unwrap());
+        }
+        let answer = whole(http1(pair.outbound).await.send_request(request).await.unwrap()).await;
+        let flag = if expected { "-01" } else { "-00" };
+        assert!(seen(answer.text(), "traceparent").unwrap().ends_with(flag), "{sampling:?} {asks}");
+        taken += if expected { 2 } else { 0 };
+        until("the spans", async || {
+            flush(&pair).await;
+            (collector.spans().len() == taken).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn tags_are_words_of_the_policy_and_headers_of_the_request() {
+    let collector = Collector::start().await;
+    let header = |tag: &str, name: &str, default: Option<&str>| TraceTag {
+        name: tag.into(),
+        value: TagValue::Header { name: name.into(), default: default.map(str::to_owned) },
+    };
+    let mut told = trace(collector.of_traces(), MILLION);
+    told.tags.extend([
+        header("tenant", "x-tenant", Some("nobody")),
+        header("stage", "x-stage", Some("production")),
+        header("absent", "x-absent", None),
+    ]);
+    let pair = traced(&told).await;
+    let mut request = get("/headers");
+    request.headers_mut().insert("x-tenant", "acme".parse().unwrap());
+    whole(http1(pair.outbound).await.send_request(request).await.unwrap()).await;
+    let spans = until("two spans", async || {
+        flush(&pair).await;
+        let spans = collector.spans();
+        (spans.len() == 2).then_some(spans)
+    })
+    .await;
+    for (_, span) in spans {
+        let tags = pairs(&span.attributes);
+        for (name, value) in [("team", "core"), ("tenant", "acme"), ("stage", "production")] {
+            assert_eq!(tags[name], value, "{tags}");
+        }
+        assert_eq!(tags.get("absent"), None);
+    }
+}
+
 #[derive(Clone, Default)]
-struct Posted(Arc<Mutex<Vec<(String, String, Bytes)>>>);
+pub(crate) struct Posted(pub(crate) Arc<Mutex<Vec<(String, String, Bytes)>>>);
 
 /// A collector over HTTP: method and path, content type, and body of what it was sent. It refuses the first.
-async fn http_collector() -> (SocketAddr, Posted) {
+pub(crate) async fn http_collector() -> (SocketAddr, Posted) {
     let listener = TcpListener::bind(address()).await.unwrap();
     let at = listener.local_addr().unwrap();
     let posted = Posted::default();
@@ -213,6 +281,31 @@ async fn zipkin_gets_one_span_of_two_sides() {
 }
 
 #[tokio::test]
+async fn zipkin_gets_a_span_a_side_and_long_ids_where_that_is_asked_for() {
+    let backend = |at| TraceBackend::Zipkin {
+        url: format!("http://{at}/api/v2/spans"),
+        format: ZipkinFormat::Json,
+        wide_trace_ids: true,
+        shared_spans: false,
+    };
+    let (posts, answer) = posted(backend, 2).await;
+    let spans: Vec<Value> =
+        posts.iter().flat_map(|(_, _, body)| serde_json::from_slice::<Vec<Value>>(body).unwrap()).collect();
+    let of = |kind: &str| spans.iter().find(|span| span["kind"] == kind).unwrap();
+    let (client, server) = (of("CLIENT"), of("SERVER"));
+    assert_eq!(client["traceId"].as_str().unwrap().len(), 32);
+    assert_eq!(client["traceId"], server["traceId"]);
+    assert_ne!(client["id"], server["id"]);
+    assert_eq!((&client["parentId"], &server["parentId"]), (&Value::Null, &client["id"]));
+    assert_eq!((&client["shared"], &server["shared"]), (&Value::Null, &Value::Null));
+    assert_eq!(
+        (&client["tags"]["team"], &server["tags"]["http.status_code"]),
+        (&json!("core"), &json!("200"))
+    );
+    assert_eq!(seen(&answer, "x-b3-spanid").as_deref(), server["id"].as_str());
+}
+
+#[tokio::test]
 async fn zipkin_takes_protobuf_as_well() {
     let backend = |at: SocketAddr| TraceBackend::Zipkin {
         url: format!("{at}/spans"),
@@ -239,7 +332,15 @@ async fn zipkin_takes_protobuf_as_well() {
 
 #[tokio::test]
 async fn datadog_gets_spans_by_trace() {
-    let backend = |at| TraceBackend::Datadog { url: format!("http://{at}"), split_service: true };
+    for (split_service, expected) in
+        [(true, ["backend_INBOUND", "web_OUTBOUND"]), (false, ["backend", "web"])]
+    {
+        datadog_gets(split_service, expected).await;
+    }
+}
+
+async fn datadog_gets(split_service: bool, expected: [&str; 2]) {
+    let backend = |at| TraceBackend::Datadog { url: format!("http://{at}"), split_service };
     let (posts, answer) = posted(backend, 2).await;
     let mut services = Vec::new();
     for (line, content, body) in posts {
@@ -252,5 +353,24 @@ async fn datadog_gets_spans_by_trace() {
         services.push(span["service"].as_str().unwrap().to_owned());
     }
     services.sort();
-    assert_eq!(services, ["backend_INBOUND", "web_OUTBOUND"]);
+    assert_eq!(services, expected);
+}
+
+#[tokio::test]
+async fn spans_go_over_http_where_that_is_asked_for() {
+    let backend = |at: SocketAddr| TraceBackend::OpenTelemetry {
+        collector: config::Collector { endpoint: at.to_string(), http_path: Some("/base".into()) },
+    };
+    let (posts, answer) = posted(backend, 2).await;
+    let mut services = Vec::new();
+    for (line, content, body) in posts {
+        assert_eq!((line.as_str(), content.as_str()), ("POST /base/v1/traces", "application/x-protobuf"));
+        let message = ExportTraceServiceRequest::decode(body).unwrap();
+        let of = &message.resource_spans[0];
+        services.push(pairs(&of.resource.as_ref().unwrap().attributes)["service.name"].clone());
+        let id: String = of.scope_spans[0].spans[0].trace_id.iter().map(|b| format!("{b:02x}")).collect();
+        assert!(seen(&answer, "traceparent").unwrap().contains(&id));
+    }
+    services.sort_by_key(Value::to_string);
+    assert_eq!(services, ["backend", "web"]);
 }

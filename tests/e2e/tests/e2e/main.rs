@@ -20,6 +20,7 @@ mod observability;
 mod outages;
 mod permissions;
 mod policies;
+mod prometheus;
 mod replicas;
 mod rotation;
 mod routes;

@@ -1,35 +1,77 @@
 //! MeshAccessLog.
 
+use super::Collectors;
 use super::callers::caller;
 use meridian_core::kinds::mesh_access_log::{Backend, BackendType, Conf, Format, FormatType, KeyValue};
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
 use meridian_proxy_config::{
     AccessLog, CallerMatch, DestinationPolicies, InboundPolicies, LogBackend, LogForm, LogLine,
 };
-
-/// Of OTLP over gRPC, where an endpoint names none.
-const OTLP_PORT: u16 = 4317;
+use serde::de::Error;
 
 /// For calls to a destination: its backends get every line.
-pub(crate) fn destination(conf: &Conf, into: &mut DestinationPolicies) {
-    into.access_logs = logs(&CallerMatch::default(), conf).collect();
+///
+/// # Errors
+/// A backend refers to nothing; the others are told.
+pub(super) fn destination(
+    conf: &Conf,
+    collectors: &Collectors,
+    into: &mut DestinationPolicies,
+) -> Result<(), serde_json::Error> {
+    let mut missing = None;
+    into.access_logs = logs(&CallerMatch::default(), conf, collectors, &mut missing);
+    missing.map_or(Ok(()), |reason| Err(serde_json::Error::custom(reason)))
 }
 
 /// For calls that come in: the backends of every rule that matches the caller.
-pub(crate) fn inbound(confs: &[(Option<RuleMatch>, Conf)], into: &mut InboundPolicies) {
-    let of = |(matched, conf): &(Option<RuleMatch>, Conf)| {
-        logs(&caller(matched.as_ref()), conf).collect::<Vec<_>>()
+///
+/// # Errors
+/// As [`destination`].
+pub(super) fn inbound(
+    confs: &[(Option<RuleMatch>, Conf)],
+    collectors: &Collectors,
+    into: &mut InboundPolicies,
+) -> Result<(), serde_json::Error> {
+    let mut missing = None;
+    let mut of = |(matched, conf): &(Option<RuleMatch>, Conf)| {
+        logs(&caller(matched.as_ref()), conf, collectors, &mut missing)
     };
-    into.access_logs = confs.iter().flat_map(of).collect();
+    into.access_logs = confs.iter().flat_map(&mut of).collect();
+    missing.map_or(Ok(()), |reason| Err(serde_json::Error::custom(reason)))
 }
 
-fn logs<'a>(caller: &'a CallerMatch, conf: &'a Conf) -> impl Iterator<Item = AccessLog> + 'a {
-    let backends = conf.backends.iter().flatten().filter_map(backend);
-    backends.map(|backend| AccessLog { caller: caller.clone(), backend })
+fn logs(
+    caller: &CallerMatch,
+    conf: &Conf,
+    collectors: &Collectors,
+    missing: &mut Option<String>,
+) -> Vec<AccessLog> {
+    let of = |one| backend(one, collectors).map_err(|reason| *missing = Some(reason)).ok().flatten();
+    let backends = conf.backends.iter().flatten().filter_map(of);
+    backends.map(|backend| AccessLog { caller: caller.clone(), backend }).collect()
 }
 
 /// `None`: it names nothing that could be told.
-fn backend(backend: &Backend) -> Option<LogBackend> {
+///
+/// # Errors
+/// What it refers to is not there.
+fn backend(backend: &Backend, collectors: &Collectors) -> Result<Option<LogBackend>, String> {
+    if backend.type_ == BackendType::OpenTelemetry
+        && let Some(open_telemetry) = &backend.open_telemetry
+    {
+        let (endpoint, backend_ref) =
+            (open_telemetry.endpoint.as_deref(), open_telemetry.backend_ref.as_ref());
+        return Ok(Some(LogBackend::OpenTelemetry {
+            collector: collectors.find(endpoint, backend_ref)?,
+            attributes: pairs(open_telemetry.attributes.as_deref()),
+            body: open_telemetry.body.clone(),
+        }));
+    }
+    Ok(lines(backend))
+}
+
+/// A backend that is told lines of text.
+fn lines(backend: &Backend) -> Option<LogBackend> {
     match backend.type_ {
         BackendType::File => {
             let file = backend.file.as_ref()?;
@@ -42,15 +84,7 @@ fn backend(backend: &Backend) -> Option<LogBackend> {
             let address = address.split(['/', '?', '#']).next().unwrap_or_default();
             Some(LogBackend::Tcp { address: address.to_owned(), line: line(tcp.format.as_ref()) })
         }
-        BackendType::OpenTelemetry => {
-            let open_telemetry = backend.open_telemetry.as_ref()?;
-            Some(LogBackend::OpenTelemetry {
-                endpoint: otlp(open_telemetry.endpoint.as_deref()?),
-                attributes: pairs(open_telemetry.attributes.as_deref()),
-                body: open_telemetry.body.clone(),
-            })
-        }
-        BackendType::Other(_) => None,
+        BackendType::OpenTelemetry | BackendType::Other(_) => None,
     }
 }
 
@@ -68,21 +102,18 @@ fn pairs(pairs: Option<&[KeyValue]>) -> Vec<(String, String)> {
     pairs.unwrap_or_default().iter().map(|pair| (pair.key.clone(), pair.value.clone())).collect()
 }
 
-/// An OpenTelemetry endpoint with its port.
-pub(super) fn otlp(endpoint: &str) -> String {
-    let has_port = endpoint.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
-    if has_port { endpoint.to_owned() } else { format!("{endpoint}:{OTLP_PORT}") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::policies::collectors::tests::collectors;
     use serde_json::{Value, json};
 
-    fn compiled(backends: Value) -> Value {
+    fn compiled(backends: Value) -> (Value, Option<String>) {
         let mut policies = DestinationPolicies::default();
-        destination(&serde_json::from_value(json!({ "backends": backends })).unwrap(), &mut policies);
-        serde_json::to_value(policies).unwrap()["accessLogs"].clone()
+        let collectors = collectors(&[("main", 0, json!({"a": "b"}), json!({"protocol": "http"}))]);
+        let conf = serde_json::from_value(json!({ "backends": backends })).unwrap();
+        let problem = destination(&conf, &collectors, &mut policies).err().map(|error| error.to_string());
+        (serde_json::to_value(policies).unwrap()["accessLogs"].clone(), problem)
     }
 
     #[test]
@@ -97,17 +128,20 @@ mod tests {
                 "endpoint": "otel", "attributes": [{"key": "k", "value": "v"}], "body": {"a": 1},
             }},
             {"type": "OpenTelemetry", "openTelemetry": {"endpoint": "[::1]:1"}},
+            {"type": "OpenTelemetry", "openTelemetry": {"backendRef": {"kind": "MeshOpenTelemetryBackend", "labels": {"a": "c"}}}},
             {"type": "OpenTelemetry", "openTelemetry": {"backendRef": {"kind": "MeshOpenTelemetryBackend", "labels": {"a": "b"}}}},
         ]);
         let expected = json!([
             {"backend": {"file": {"path": "/l"}}},
             {"backend": {"tcp": {"address": "logs:5000", "line": {"form": {"plain": "x"}}}}},
             {"backend": {"tcp": {"address": "logs:5000", "line": {"form": {"json": [["a", "%PROTOCOL%"]]}, "omitEmpty": true}}}},
-            {"backend": {"openTelemetry": {"endpoint": "otel:4317", "attributes": [["k", "v"]], "body": {"a": 1}}}},
-            {"backend": {"openTelemetry": {"endpoint": "[::1]:1"}}},
+            {"backend": {"openTelemetry": {"collector": {"endpoint": "otel:4317"}, "attributes": [["k", "v"]], "body": {"a": 1}}}},
+            {"backend": {"openTelemetry": {"collector": {"endpoint": "[::1]:1"}}}},
+            {"backend": {"openTelemetry": {"collector": {"endpoint": "127.0.0.1:4317", "httpPath": ""}}}},
         ]);
-        assert_eq!(compiled(backends), expected);
-        assert_eq!(compiled(json!([])), Value::Null);
+        let missing = "no MeshOpenTelemetryBackend has the labels {a: c}".to_owned();
+        assert_eq!(compiled(backends), (expected, Some(missing)));
+        assert_eq!(compiled(json!([])), (Value::Null, None));
     }
 
     #[test]
@@ -118,7 +152,7 @@ mod tests {
         };
         let mut policies = InboundPolicies::default();
         let confs = [(serde_json::from_value(web).unwrap(), conf("/web")), (None, conf("/all"))];
-        inbound(&confs, &mut policies);
+        inbound(&confs, &Collectors::default(), &mut policies).unwrap();
         let expected = json!([
             {"caller": {"spiffeExact": "spiffe://m/web"}, "backend": {"file": {"path": "/web"}}},
             {"backend": {"file": {"path": "/all"}}},

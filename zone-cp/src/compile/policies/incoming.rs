@@ -38,7 +38,7 @@ pub(crate) fn inbound(
     for of in INCOMING {
         let mut selecting = mesh.policies.selecting(of.kind, &Routes::default(), &subject, section);
         selecting.retain(|policy| policy.is_incoming());
-        of.apply_rules(&inbound_rules(&selecting), &mut policies, out);
+        of.apply_rules(&inbound_rules(&selecting), &mesh.collectors, &mut policies, out);
     }
     patch_inbound(mesh, dataplane, inbound, &mut policies, out);
     policies
@@ -82,7 +82,7 @@ pub(crate) fn entry(mesh: &MeshPicture, sni: &str, out: &mut Compiled) -> EntryP
     let mut policies = InboundPolicies::default();
     for of in INCOMING.iter().filter(|of| OF_ENTRIES.contains(&of.kind)) {
         let all = mesh.policies.values().filter(|policy| policy.key().kind == of.kind).cloned();
-        of.apply_rules(&entry_rules(&all.collect::<Vec<_>>(), sni), &mut policies, out);
+        of.apply_rules(&entry_rules(&all.collect::<Vec<_>>(), sni), &mesh.collectors, &mut policies, out);
     }
     EntryPolicies { faults: policies.faults, rate_limits: policies.rate_limits }
 }

@@ -1,8 +1,8 @@
 //! The tables of kinds: what is executed, and by which function. A new kind is a file beside this one and a line here.
 
 use super::{
-    access_log, blame, circuit_breaker, fault_injection, health_check, load_balancing, rate_limit,
-    request_filter, retry, timeout,
+    Collectors, access_log, blame, circuit_breaker, fault_injection, health_check, load_balancing,
+    rate_limit, request_filter, retry, timeout,
 };
 use crate::compile::Compiled;
 use crate::picture::display_name;
@@ -36,13 +36,13 @@ use std::collections::BTreeMap;
 /// A kind whose `to` is executed.
 pub(super) struct Outgoing {
     pub(super) kind: Kind,
-    apply: fn(&Merged, Protocol, &mut DestinationPolicies) -> Result<(), serde_json::Error>,
+    apply: fn(&Merged, Protocol, &Collectors, &mut DestinationPolicies) -> Result<(), serde_json::Error>,
 }
 
 /// A kind whose `from` and `rules` are executed.
 pub(super) struct Incoming {
     pub(super) kind: Kind,
-    apply: fn(&[InboundRule], &mut InboundPolicies) -> Result<(), serde_json::Error>,
+    apply: fn(&[InboundRule], &Collectors, &mut InboundPolicies) -> Result<(), serde_json::Error>,
     /// Whether one rule can be read by itself.
     reads: fn(&Value) -> Result<(), serde_json::Error>,
     /// What holds if one of its policies can't be read, of a kind that guards; of others what can be read holds.
@@ -54,10 +54,11 @@ impl Incoming {
     pub(super) fn apply_rules(
         &self,
         rules: &[InboundRule],
+        collectors: &Collectors,
         policies: &mut InboundPolicies,
         out: &mut Compiled,
     ) {
-        let Err(error) = (self.apply)(rules, policies) else { return };
+        let Err(error) = (self.apply)(rules, collectors, policies) else { return };
         let mut broken: BTreeMap<&Key, serde_json::Error> = BTreeMap::new();
         for rule in rules {
             if let Err(error) = (self.reads)(&rule.conf) {
@@ -73,7 +74,7 @@ impl Incoming {
             }
             // Each by itself can be read, and what they add up to can't.
             None if broken.is_empty() => Err(error),
-            None => (self.apply)(&whole, policies),
+            None => (self.apply)(&whole, collectors, policies),
         };
         if let Err(error) = again {
             blame(whole.iter().map(|rule| &rule.origin.policy.key), &error, out);
@@ -91,11 +92,12 @@ impl Outgoing {
         &self,
         merged: Option<&Merged>,
         protocol: Protocol,
+        collectors: &Collectors,
         policies: &mut DestinationPolicies,
         out: &mut Compiled,
     ) {
         let Some(merged) = merged else { return };
-        if let Err(error) = (self.apply)(merged, protocol, policies) {
+        if let Err(error) = (self.apply)(merged, protocol, collectors, policies) {
             blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
         }
     }
@@ -104,61 +106,63 @@ impl Outgoing {
 pub(super) const OUTGOING: &[Outgoing] = &[
     Outgoing {
         kind: MeshTimeout::KIND,
-        apply: |merged, _, into| merged.conf().map(|conf| timeout::destination(&conf, into)),
+        apply: |merged, _, _, into| merged.conf().map(|conf| timeout::destination(&conf, into)),
     },
     Outgoing {
         kind: MeshRetry::KIND,
-        apply: |merged, protocol, into| merged.conf().map(|conf| retry::destination(&conf, protocol, into)),
+        apply: |merged, protocol, _, into| {
+            merged.conf().map(|conf| retry::destination(&conf, protocol, into))
+        },
     },
     // Before MeshCircuitBreaker, whose panic threshold wins.
     Outgoing {
         kind: MeshHealthCheck::KIND,
-        apply: |merged, protocol, into| {
+        apply: |merged, protocol, _, into| {
             merged.conf().map(|conf| health_check::destination(&conf, protocol, into))
         },
     },
     Outgoing {
         kind: MeshCircuitBreaker::KIND,
-        apply: |merged, _, into| merged.conf().map(|conf| circuit_breaker::destination(&conf, into)),
+        apply: |merged, _, _, into| merged.conf().map(|conf| circuit_breaker::destination(&conf, into)),
     },
     Outgoing {
         kind: MeshLoadBalancingStrategy::KIND,
-        apply: |merged, _, into| merged.conf().map(|conf| load_balancing::destination(&conf, into)),
+        apply: |merged, _, _, into| merged.conf().map(|conf| load_balancing::destination(&conf, into)),
     },
     Outgoing {
         kind: MeshAccessLog::KIND,
-        apply: |merged, _, into| merged.conf().map(|conf| access_log::destination(&conf, into)),
+        apply: |merged, _, collectors, into| access_log::destination(&merged.conf()?, collectors, into),
     },
 ];
 
 pub(super) const INCOMING: &[Incoming] = &[
     Incoming {
         kind: MeshTimeout::KIND,
-        apply: |rules, into| by_caller(rules).map(|confs| timeout::inbound(&confs, into)),
+        apply: |rules, _, into| by_caller(rules).map(|confs| timeout::inbound(&confs, into)),
         reads: reads::<mesh_timeout::Conf>,
         close: None,
     },
     Incoming {
         kind: MeshCircuitBreaker::KIND,
-        apply: |rules, into| by_caller(rules).map(|confs| circuit_breaker::inbound(&confs, into)),
+        apply: |rules, _, into| by_caller(rules).map(|confs| circuit_breaker::inbound(&confs, into)),
         reads: reads::<mesh_circuit_breaker::Conf>,
         close: None,
     },
     Incoming {
         kind: MeshRateLimit::KIND,
-        apply: |rules, into| by_caller(rules).map(|confs| rate_limit::inbound(&confs, into)),
+        apply: |rules, _, into| by_caller(rules).map(|confs| rate_limit::inbound(&confs, into)),
         reads: reads::<mesh_rate_limit::Conf>,
         close: None,
     },
     Incoming {
         kind: MeshFaultInjection::KIND,
-        apply: |rules, into| each(rules).map(|confs| fault_injection::inbound(&confs, into)),
+        apply: |rules, _, into| each(rules).map(|confs| fault_injection::inbound(&confs, into)),
         reads: reads::<mesh_fault_injection::Conf>,
         close: None,
     },
     Incoming {
         kind: MeshRequestFilter::KIND,
-        apply: |rules, into| {
+        apply: |rules, _, into| {
             request_filter::inbound(&by_caller(rules)?, into);
             if let Some(policy) = strongest(rules) {
                 request_filter::named(policy, into);
@@ -170,7 +174,7 @@ pub(super) const INCOMING: &[Incoming] = &[
     },
     Incoming {
         kind: MeshAccessLog::KIND,
-        apply: |rules, into| each(rules).map(|confs| access_log::inbound(&confs, into)),
+        apply: |rules, collectors, into| access_log::inbound(&each(rules)?, collectors, into),
         reads: reads::<mesh_access_log::Conf>,
         close: None,
     },

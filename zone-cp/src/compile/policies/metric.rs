@@ -3,21 +3,21 @@
 //! A sidecar asks applications on its own host only. An address elsewhere would be a way out of the mesh that no
 //! permission and no egress sees, so it is left out and said.
 
-use super::millis;
-use crate::compile::{host, port};
+use super::{Collectors, millis};
+use crate::compile::port;
 use meridian_core::kinds::dataplane::Networking;
 use meridian_core::kinds::mesh_metric::{
     Application, Backend, Conf, OpenTelemetry as Collector, ProfileName, Selector, SelectorType, Sidecar,
+    TlsMode,
 };
 use meridian_proxy_config::metrics::{
-    ApplicationMetrics, MetricProfile, Metrics, NameMatch, OpenTelemetry, Prometheus, SidecarMetrics,
+    ApplicationMetrics, MetricProfile, Metrics, NameMatch, OpenTelemetry, Prometheus, ScrapeTls,
+    SidecarMetrics,
 };
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU64};
 
-/// Where OpenTelemetry's collectors listen for gRPC.
-const OTLP_PORT: u16 = 4317;
 /// Between two messages to a collector: Kuma's.
 const REFRESH_MILLIS: u64 = 60_000;
 /// However often is asked for: a collector must not be flooded by a unit that was mistaken.
@@ -26,12 +26,21 @@ const SHORTEST_REFRESH_MILLIS: u64 = 1_000;
 const PATH: &str = "/metrics";
 
 /// What a policy means to one sidecar, and what of it can't be done; `None`: nobody takes its metrics.
-pub(crate) fn metrics(conf: &Conf, networking: &Networking) -> (Option<Metrics>, Vec<String>) {
+pub(super) fn metrics(
+    conf: &Conf,
+    networking: &Networking,
+    collectors: &Collectors,
+) -> (Option<Metrics>, Vec<String>) {
     let mut problems = Vec::new();
     let backends = conf.backends.iter().flatten();
     let prometheus: Vec<Prometheus> = backends.clone().filter_map(prometheus).collect();
-    let open_telemetry: BTreeSet<OpenTelemetry> =
-        backends.filter_map(|backend| collector(backend.open_telemetry.as_ref()?)).collect();
+    let mut open_telemetry = BTreeSet::new();
+    for backend in backends.filter_map(|backend| backend.open_telemetry.as_ref()) {
+        match collector(backend, collectors) {
+            Ok(found) => open_telemetry.extend(found),
+            Err(reason) => problems.push(reason),
+        }
+    }
     if prometheus.is_empty() && open_telemetry.is_empty() {
         return (None, problems);
     }
@@ -61,22 +70,22 @@ fn prometheus(backend: &Backend) -> Option<Prometheus> {
     let prometheus = backend.prometheus.as_ref()?;
     let path = absolute(&prometheus.path);
     let path = path.split(['?', '#']).next().unwrap_or_default().to_owned();
-    Some(Prometheus { port: NonZeroU16::new(port(prometheus.port))?, path })
+    let tls = match prometheus.tls.as_ref().map_or(&TlsMode::Disabled, |tls| &tls.mode) {
+        TlsMode::Disabled => ScrapeTls::Off,
+        TlsMode::ProvidedTls => ScrapeTls::Provided,
+        TlsMode::ActiveMtlsBackend => ScrapeTls::Mesh,
+        TlsMode::Other(_) => return None,
+    };
+    Some(Prometheus { port: NonZeroU16::new(port(prometheus.port))?, path, tls })
 }
 
-/// `None` for one in a resource of its own: there are none, which the writer was told.
-fn collector(collector: &Collector) -> Option<OpenTelemetry> {
-    let endpoint = collector.endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())?;
-    let (name, port) = match endpoint.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => (name, port.parse().ok()?),
-        _ => (endpoint, OTLP_PORT),
-    };
-    let interval = collector.refresh_interval.map_or(REFRESH_MILLIS, millis);
-    Some(OpenTelemetry {
-        host: host(name.trim_start_matches('[').trim_end_matches(']')),
-        port: NonZeroU16::new(port)?,
-        interval_millis: NonZeroU64::new(interval.max(SHORTEST_REFRESH_MILLIS))?,
-    })
+/// # Errors
+/// It refers to what is not there.
+fn collector(backend: &Collector, collectors: &Collectors) -> Result<Option<OpenTelemetry>, String> {
+    let collector = collectors.find(backend.endpoint.as_deref(), backend.backend_ref.as_ref())?;
+    let interval = backend.refresh_interval.map_or(REFRESH_MILLIS, millis);
+    let interval = NonZeroU64::new(interval.max(SHORTEST_REFRESH_MILLIS));
+    Ok(interval.map(|interval_millis| OpenTelemetry { collector, interval_millis }))
 }
 
 fn sidecar(sidecar: &Sidecar) -> SidecarMetrics {
@@ -149,13 +158,16 @@ fn absolute(path: &str) -> String {
 mod tests {
     use super::*;
     use crate::compile::fixture::{World, global, sidecar, world};
+    use crate::compile::policies::collectors::tests::collectors;
     use serde_json::{Value, json};
 
     fn told(conf: Value) -> (Value, Vec<String>) {
         let networking =
             json!({"address": "192.0.2.7", "inbound": [{"port": 80, "serviceAddress": "10.9.9.9"}]});
         let networking: Networking = serde_json::from_value(networking).unwrap();
-        let (metrics, problems) = metrics(&serde_json::from_value(conf).unwrap(), &networking);
+        let collectors = collectors(&[("main", 0, json!({"a": "b"}), json!({"protocol": "http"}))]);
+        let conf = serde_json::from_value(conf).unwrap();
+        let (metrics, problems) = metrics(&conf, &networking, &collectors);
         (serde_json::to_value(metrics).unwrap(), problems)
     }
 
@@ -163,26 +175,34 @@ mod tests {
     fn without_a_backend_nothing_is_said() {
         assert_eq!(told(json!({"sidecar": {"includeUnused": true}, "backends": []})), (Value::Null, vec![]));
         let elsewhere = json!({"type": "OpenTelemetry", "openTelemetry": {
-            "backendRef": {"kind": "MeshOpenTelemetryBackend", "labels": {"a": "b"}}}});
-        assert_eq!(told(json!({"backends": [elsewhere]})), (Value::Null, vec![]));
+            "backendRef": {"kind": "MeshOpenTelemetryBackend", "labels": {"a": "c"}}}});
+        let missing = "no MeshOpenTelemetryBackend has the labels {a: c}".to_owned();
+        assert_eq!(told(json!({"backends": [elsewhere]})), (Value::Null, vec![missing]));
     }
 
     #[test]
     fn backends_have_kumas_defaults() {
         let (metrics, _) = told(json!({"backends": [
             {"type": "Prometheus", "prometheus": {}},
-            {"type": "Prometheus", "prometheus": {"port": 9, "path": "x?y"}},
+            {"type": "Prometheus", "prometheus": {"port": 9, "path": "x?y", "tls": {"mode": "Disabled"}}},
+            {"type": "Prometheus", "prometheus": {"port": 10, "tls": {"mode": "ProvidedTLS"}}},
+            {"type": "Prometheus", "prometheus": {"port": 11, "tls": {"mode": "ActiveMTLSBackend"}}},
             {"type": "OpenTelemetry", "openTelemetry": {"endpoint": "otel.example"}},
             {"type": "OpenTelemetry", "openTelemetry": {"endpoint": "[::1]:99", "refreshInterval": "1ms"}},
+            {"type": "OpenTelemetry", "openTelemetry": {"backendRef": {"kind": "MeshOpenTelemetryBackend", "labels": {"a": "b"}}}},
         ]}));
         assert_eq!(
             metrics,
             json!({
                 "address": "192.0.2.7",
-                "prometheus": [{"port": 5670, "path": "/metrics"}, {"port": 9, "path": "/x"}],
+                "prometheus": [
+                    {"port": 5670, "path": "/metrics"}, {"port": 9, "path": "/x"},
+                    {"port": 10, "path": "/metrics", "tls": "provided"}, {"port": 11, "path": "/metrics", "tls": "mesh"},
+                ],
                 "openTelemetry": [
-                    {"host": {"ip": "::1"}, "port": 99, "intervalMillis": 1000},
-                    {"host": {"name": "otel.example"}, "port": 4317, "intervalMillis": 60000},
+                    {"collector": {"endpoint": "127.0.0.1:4317", "httpPath": ""}, "intervalMillis": 60000},
+                    {"collector": {"endpoint": "[::1]:99"}, "intervalMillis": 1000},
+                    {"collector": {"endpoint": "otel.example:4317"}, "intervalMillis": 60000},
                 ],
             })
         );

@@ -16,6 +16,7 @@ mod access_log;
 mod asked_tags;
 mod callers;
 mod circuit_breaker;
+mod collectors;
 mod fault_injection;
 mod health_check;
 mod http_route;
@@ -38,6 +39,7 @@ mod whole;
 mod tests;
 
 pub(crate) use asked_tags::AskedTags;
+pub(crate) use collectors::Collectors;
 pub(crate) use incoming::{entry, inbound, selects_incoming};
 pub(crate) use kinds::{is_executed, is_of_entries, is_outgoing, says_where};
 pub(crate) use outgoing::backends::Held;

@@ -6,7 +6,7 @@ mod routed;
 
 use super::kinds::{OUTGOING, Outgoing, PROTOCOLS, is_patch};
 use super::proxy_patch::{self, Patches, Place};
-use super::{Selection, blame};
+use super::{Collectors, Selection, blame};
 use crate::compile::services::{self, service_of};
 use crate::compile::several_zones::{Legacy, agreed};
 use crate::compile::{Compiled, Inputs, external, multi_zone, protocol};
@@ -65,6 +65,7 @@ struct Said<'a> {
     patches: Option<Patches>,
     /// Values of `kuma.io/service` that these name.
     patched: BTreeSet<String>,
+    collectors: Arc<Collectors>,
 }
 
 struct SaidByKind {
@@ -88,7 +89,7 @@ impl<'a> Said<'a> {
             patches.inspect_err(|error| blame(patching.iter().map(|policy| policy.key()), error, out)).ok();
         let patched = patches.as_ref().map(Patches::tags).unwrap_or_default();
         let (http, tcp) = (of_kind(MeshHttpRoute::KIND), of_kind(MeshTcpRoute::KIND));
-        Self { mesh: name, kinds, http, tcp, patches, patched }
+        Self { mesh: name, kinds, http, tcp, patches, patched, collectors: mesh.collectors.clone() }
     }
 
     /// What holds for the whole mesh, and where what holds for one of `named` differs. `set`: who is meant, at an egress.
@@ -192,7 +193,7 @@ impl<'a> Said<'a> {
         let mut policies = DestinationPolicies::default();
         for (of, kind) in &self.kinds {
             let merged = kind.by_resource.of_mesh(self.mesh).map(|rule| &rule.merged);
-            of.apply_merged(merged, protocol, &mut policies, out);
+            of.apply_merged(merged, protocol, &self.collectors, &mut policies, out);
         }
         self.patch(protocol, None, &mut policies);
         policies
@@ -201,7 +202,8 @@ impl<'a> Said<'a> {
     fn of_port(&self, named: &Named<'_>, out: &mut Compiled) -> DestinationPolicies {
         let mut policies = DestinationPolicies::default();
         for (of, kind) in &self.kinds {
-            of.apply_merged(kind.of_port(named).as_ref(), named.protocol, &mut policies, out);
+            let merged = kind.of_port(named);
+            of.apply_merged(merged.as_ref(), named.protocol, &self.collectors, &mut policies, out);
         }
         self.patch(named.protocol, named.tag, &mut policies);
         policies

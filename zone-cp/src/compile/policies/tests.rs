@@ -348,7 +348,7 @@ fn a_trace_is_the_sidecars_own_and_goes_with_its_policy() {
     world.put(all.clone());
     let one = |world: &World| world.one(&sidecar("east", "web-1"), "Trace", "self");
     assert_eq!(one(&world)["sampling"]["random"], 500_000);
-    assert_eq!(one(&world)["backend"], json!({"openTelemetry": {"endpoint": "otel:4317"}}));
+    assert_eq!(one(&world)["backend"], json!({"openTelemetry": {"collector": {"endpoint": "otel:4317"}}}));
     world.put(of("own", own));
     assert_eq!(one(&world)["sampling"]["random"], 10_000);
     world.remove(&all.key);

@@ -1,6 +1,6 @@
 //! MeshTrace.
 
-use super::access_log::otlp;
+use super::Collectors;
 use meridian_core::IntOrString;
 use meridian_core::kinds::mesh_trace::{
     self, Backend, BackendType, Conf, OpenTelemetry, Sampling, ZipkinVersion,
@@ -10,16 +10,31 @@ use meridian_proxy_config::{TagValue, Trace, TraceBackend, TraceSampling, TraceT
 const ALL: u32 = 1_000_000;
 
 /// What a sidecar traces; `None`: nothing.
-pub(crate) fn trace(conf: &Conf) -> Option<Trace> {
-    let backend = backend(conf.backends.as_ref()?.first()?)?;
-    Some(Trace {
+///
+/// # Errors
+/// The backend refers to what is not there.
+pub(super) fn trace(conf: &Conf, collectors: &Collectors) -> Result<Option<Trace>, String> {
+    let first = conf.backends.as_ref().and_then(|backends| backends.first());
+    let backend = first.map(|first| backend(first, collectors)).transpose()?.flatten();
+    Ok(backend.map(|backend| Trace {
         backend,
         sampling: sampling(conf.sampling.as_ref()),
         tags: conf.tags.iter().flatten().filter_map(tag).collect(),
-    })
+    }))
 }
 
-fn backend(backend: &Backend) -> Option<TraceBackend> {
+fn backend(backend: &Backend, collectors: &Collectors) -> Result<Option<TraceBackend>, String> {
+    if backend.type_ == BackendType::OpenTelemetry
+        && let Some(OpenTelemetry { endpoint, backend_ref }) = &backend.open_telemetry
+    {
+        let collector = collectors.find(endpoint.as_deref(), backend_ref.as_ref())?;
+        return Ok(Some(TraceBackend::OpenTelemetry { collector }));
+    }
+    Ok(of_url(backend))
+}
+
+/// A backend that is posted to.
+fn of_url(backend: &Backend) -> Option<TraceBackend> {
     match backend.type_ {
         BackendType::Zipkin => {
             let zipkin = backend.zipkin.as_ref()?;
@@ -38,11 +53,7 @@ fn backend(backend: &Backend) -> Option<TraceBackend> {
             let datadog = backend.datadog.as_ref()?;
             Some(TraceBackend::Datadog { url: datadog.url.clone(), split_service: datadog.split_service })
         }
-        BackendType::OpenTelemetry => {
-            let OpenTelemetry { endpoint, .. } = backend.open_telemetry.as_ref()?;
-            Some(TraceBackend::OpenTelemetry { endpoint: otlp(endpoint.as_deref()?) })
-        }
-        BackendType::Other(_) => None,
+        BackendType::OpenTelemetry | BackendType::Other(_) => None,
     }
 }
 
@@ -74,10 +85,15 @@ fn tag(tag: &mesh_trace::Tag) -> Option<TraceTag> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::policies::collectors::tests::collectors;
     use serde_json::{Value, json};
 
     fn compiled(conf: Value) -> Value {
-        serde_json::to_value(trace(&serde_json::from_value(conf).unwrap())).unwrap()
+        let collectors = collectors(&[("main", 0, json!({"a": "b"}), json!({"endpoint": {"port": 1}}))]);
+        match trace(&serde_json::from_value(conf).unwrap(), &collectors) {
+            Ok(trace) => serde_json::to_value(trace).unwrap(),
+            Err(reason) => json!(reason),
+        }
     }
 
     #[test]
@@ -105,14 +121,19 @@ mod tests {
 
     #[test]
     fn without_a_backend_nothing_is_traced() {
-        let reference = json!({"kind": "MeshOpenTelemetryBackend", "labels": {"a": "b"}});
-        for conf in [
-            json!({}),
-            json!({"backends": []}),
-            json!({"backends": [{"type": "OpenTelemetry", "openTelemetry": {"backendRef": reference}}]}),
-        ] {
+        for conf in [json!({}), json!({"backends": []})] {
             assert_eq!(compiled(conf), Value::Null);
         }
+        let by_labels = |labels: Value| {
+            let reference = json!({"kind": "MeshOpenTelemetryBackend", "labels": labels});
+            let backend = json!({"type": "OpenTelemetry", "openTelemetry": {"backendRef": reference}});
+            compiled(json!({ "backends": [backend] }))
+        };
+        assert_eq!(
+            by_labels(json!({"a": "b"}))["backend"],
+            json!({"openTelemetry": {"collector": {"endpoint": "127.0.0.1:1"}}})
+        );
+        assert_eq!(by_labels(json!({"a": "c"})), "no MeshOpenTelemetryBackend has the labels {a: c}");
         let datadog = json!({"backends": [{"type": "Datadog", "datadog": {"url": "http://d:8126", "splitService": true}}]});
         assert_eq!(
             compiled(datadog)["backend"],

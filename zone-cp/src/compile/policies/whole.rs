@@ -11,6 +11,7 @@ use meridian_core::kinds::mesh_trace::MeshTrace;
 use meridian_policy::{Merged, Parsed, Policy, Routes, Section, proxy_conf};
 use meridian_proxy_config::Trace;
 use meridian_proxy_config::metrics::Metrics;
+use serde::de::Error;
 
 /// Whether a policy says something of a sidecar as a whole.
 pub(crate) fn selects_whole(policy: &Policy, dataplane: &Parsed<Dataplane>) -> bool {
@@ -27,13 +28,13 @@ fn whole(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>, kind: Kind) -> Optio
 /// What a sidecar traces.
 pub(crate) fn trace(mesh: &MeshPicture, dataplane: &Parsed<Dataplane>, out: &mut Compiled) -> Option<Trace> {
     let merged = whole(mesh, dataplane, MeshTrace::KIND)?;
-    match merged.conf() {
-        Ok(conf) => super::trace::trace(&conf),
-        Err(error) => {
-            blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
-            None
-        }
-    }
+    let conf = merged
+        .conf()
+        .and_then(|conf| super::trace::trace(&conf, &mesh.collectors).map_err(serde_json::Error::custom));
+    conf.unwrap_or_else(|error| {
+        blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
+        None
+    })
 }
 
 /// Which metrics a sidecar gives, and to whom. Policies that can't be read open no port.
@@ -45,7 +46,8 @@ pub(crate) fn metrics(
     let merged = whole(mesh, dataplane, MeshMetric::KIND)?;
     match merged.conf() {
         Ok(conf) => {
-            let (metrics, problems) = super::metric::metrics(&conf, dataplane.spec.networking.as_ref()?);
+            let networking = dataplane.spec.networking.as_ref()?;
+            let (metrics, problems) = super::metric::metrics(&conf, networking, &mesh.collectors);
             let key = &dataplane.resource.key;
             problems.into_iter().for_each(|problem| out.problem(key, format!("MeshMetric: {problem}")));
             metrics

@@ -1,6 +1,11 @@
 //! One scraper's connection: HTTP/1.1, `GET` of the paths that the policy names.
 
-use crate::metrics::gather::{Gatherer, Publication};
+use super::security::{self, Security};
+use crate::{
+    io::Socket,
+    metrics::gather::{Gatherer, Publication},
+    tls::{TlsError, Trust},
+};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
@@ -10,7 +15,8 @@ use hyper::{
     service::{Service, service_fn},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use meridian_pki::link::HTTP1;
+use std::{convert::Infallible, future::pending, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -40,6 +46,7 @@ const WAITS: &str = "x-prometheus-scrape-timeout-seconds";
 #[derive(Clone)]
 pub(super) struct Scrapers {
     pub(super) port: u16,
+    pub(super) security: Security,
     pub(super) closing: CancellationToken,
     pub(super) publication: watch::Receiver<Option<Arc<Publication>>>,
     pub(super) gatherer: Gatherer,
@@ -57,15 +64,45 @@ impl Scrapers {
         let scrapers = self.clone();
         tokio::spawn(async move {
             let closing = scrapers.closing.clone();
-            let handler = service_fn(move |request| {
-                let scrapers = scrapers.clone();
-                async move { Ok::<_, Infallible>(scrapers.answer(&request).await) }
-            });
-            if let Some(Err(error)) = closing.run_until_cancelled(serve(stream, handler)).await {
-                tracing::debug!(%error, "a scraper's connection");
+            if let Some(Err(error)) = closing.run_until_cancelled(scrapers.connection(stream)).await {
+                tracing::debug!(%error, "a scraper's session");
             }
             drop(permit);
         });
+    }
+
+    /// Serves a connection to its end; in a session of the mesh, as long as its peer is believed.
+    async fn connection(&self, stream: TcpStream) -> Result<(), TlsError> {
+        let socket = Socket::new(stream);
+        let reset = socket.reset();
+        match &self.security {
+            Security::Plaintext => self.serve(socket, pending()).await,
+            Security::Provided { files, config } => {
+                let stream = security::accept_provided(files, config.clone(), socket).await?;
+                self.serve(stream, pending()).await;
+            }
+            Security::Mesh(mesh) => {
+                let shared = &self.gatherer.shared;
+                let (stream, peer) = shared.tls.accept_any(mesh, &[HTTP1], socket).await?;
+                let leaving = security::once(shared, &peer, |trust| trust != Trust::Believed);
+                tokio::select! {
+                    () = security::once(shared, &peer, |trust| trust == Trust::Revoked) => reset.arm(),
+                    () = self.serve(stream, leaving) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn serve(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        leaving: impl Future<Output = ()>,
+    ) {
+        let handler = service_fn(|request| async move { Ok(self.answer(&request).await) });
+        if let Err(error) = serve(stream, handler, leaving).await {
+            tracing::debug!(%error, "a scraper's connection");
+        }
     }
 
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -91,8 +128,8 @@ impl Scrapers {
     }
 }
 
-/// Serves a connection to its end, or the end of its [`LIFE`].
-async fn serve<I, S, F>(stream: I, handler: S) -> hyper::Result<()>
+/// Serves a connection to its end, or the end of its [`LIFE`], or until it has to leave.
+async fn serve<I, S, F>(stream: I, handler: S, leaving: impl Future<Output = ()>) -> hyper::Result<()>
 where
     I: AsyncRead + AsyncWrite + Unpin,
     S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible, Future = F>,
@@ -103,10 +140,12 @@ where
         .header_read_timeout(HEADER_TIMEOUT)
         .serve_connection(TokioIo::new(stream), handler);
     let mut serving = pin!(serving);
-    match tokio::time::timeout(LIFE, serving.as_mut()).await {
-        Ok(ended) => return ended,
-        Err(_) => serving.as_mut().graceful_shutdown(),
+    tokio::select! {
+        ended = serving.as_mut() => return ended,
+        () = tokio::time::sleep(LIFE) => {}
+        () = leaving => {}
     }
+    serving.as_mut().graceful_shutdown();
     tokio::time::timeout(REST, serving).await.unwrap_or_else(|_| {
         tracing::debug!("a scraper does not read");
         Ok(())
@@ -153,7 +192,7 @@ mod tests {
         let handler = service_fn(move |_| async move {
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![b'a'; bytes]))))
         });
-        tokio::spawn(serve(stream, handler))
+        tokio::spawn(serve(stream, handler, pending()))
     }
 
     #[tokio::test(start_paused = true)]

@@ -141,7 +141,7 @@ impl Said<'_> {
         let mut policies = DestinationPolicies::default();
         for ((of, kind), own) in self.kinds.iter().zip(of_rule) {
             let merged = own.or_else(|| kind.of_port(named));
-            of.apply_merged(merged.as_ref(), named.protocol, &mut policies, out);
+            of.apply_merged(merged.as_ref(), named.protocol, &self.collectors, &mut policies, out);
         }
         let own = of_routes(policies);
         (own != *unruled).then_some(own)
