@@ -60,7 +60,7 @@ impl BackendRef {
 
     /// `instead`: what happens, since no route can send there yet.
     pub(crate) fn warn(&self, path: &str, instead: &str, out: &mut Vec<String>) {
-        if ![TargetKind::MeshService, TargetKind::MeshMultiZoneService].contains(&self.kind) {
+        if self.kind == TargetKind::MeshServiceSubset {
             out.push(format!("{path}: {instead}: routes can't send to a {} yet", self.kind));
         }
     }

@@ -1,6 +1,6 @@
 //! HTTP requests of the application, one by one, over shared connections to the destination's endpoints.
 
-use super::{attempt, leads_to, mirror, route};
+use super::{attempt, leads_to, mirror, no_way_out, route};
 use crate::{
     codec::{self as plumbing, Body, Counted, How, detect},
     denial::Reason,
@@ -15,7 +15,7 @@ use crate::{
         timeouts::{Clock, StreamLimits},
     },
     scripts::{Passage, Stopped},
-    snapshot::{Cluster, MirrorTo, Outbound, Target},
+    snapshot::{Cluster, MirrorTo, Outbound},
     trace::Tracer,
     upstream::{self, Balance, DialError, cluster_check},
     worker::{ConnectionInfo, Direction, Worker},
@@ -69,7 +69,7 @@ impl<'a> Way<'a> {
 }
 
 pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted: Accepted) {
-    let Target::Cluster(cluster) = &outbound.target else { return };
+    let Some(cluster) = outbound.target.cluster() else { return };
     let ends = (accepted.peer, accepted.original);
     let socket = Socket::new(accepted.stream);
     let reset = socket.reset();
@@ -338,7 +338,10 @@ pub(super) fn how<B>(cluster: &Cluster, request: &Request<B>) -> How {
     }
 }
 
-pub(super) fn unreachable(cluster: &Cluster, error: &DialError) -> Response<Body> {
+pub(super) fn unreachable(worker: &Worker, cluster: &Cluster, error: &DialError) -> Response<Body> {
+    if let Some(reason) = no_way_out(worker, cluster, error) {
+        return plumbing::refused(StatusCode::FORBIDDEN, &reason);
+    }
     tracing::warn!(service = %cluster.service, %error, source = ?error, "no connection");
     let text = format!("no connection to {}: {error}\n", cluster.service);
     let cause = match error {
@@ -364,7 +367,7 @@ async fn upgrade(
     let (mut opened, state) = match opened {
         Ok(opened) => opened,
         Err(DialError::Overloaded(limit)) => return overloaded(worker, cluster, limit),
-        Err(error) => return unreachable(cluster, &error),
+        Err(error) => return unreachable(worker, cluster, &error),
     };
     if let Some(exchange) = way.exchange {
         exchange.asks(Upstream::Endpoint(state.endpoint.clone()));

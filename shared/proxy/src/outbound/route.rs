@@ -50,18 +50,13 @@ pub(super) async fn answer(
         }
         Verdict::Connection(split) => match turn(worker, own, split) {
             Ok(cluster) if cluster.protocol.is_http() => {
-                let response = forward(
-                    worker,
-                    &Way {
-                        exchange: itself.exchange,
-                        scripts: itself.scripts,
-                        ..Way::to(cluster, itself.ends)
-                    },
-                    authority,
-                    request,
-                )
-                .await;
-                (cluster.clone(), response)
+                let way = Way {
+                    exchange: itself.exchange,
+                    scripts: itself.scripts,
+                    ..Way::to(cluster, itself.ends)
+                };
+                let authority = outside(own, cluster).unwrap_or(authority);
+                (cluster.clone(), forward(worker, &way, authority, request).await)
             }
             Ok(_) => (own.clone(), refusal("the backend does not speak HTTP")),
             Err(refusal) => (own.clone(), refusal),
@@ -88,7 +83,7 @@ impl Routed<'_> {
             },
         };
         let host = self.change(&mut request);
-        let authority = host.unwrap_or(authority);
+        let authority = host.or_else(|| outside(self.own, cluster)).unwrap_or(authority);
         let policies = self.rule.policies.as_ref();
         let way = Way {
             ends: self.itself.ends,
@@ -115,6 +110,12 @@ impl Routed<'_> {
         }
         Some(host)
     }
+}
+
+/// Whom a request is for that leaves the mesh in another's place: an egress holds it to that name.
+fn outside<'a>(own: &Cluster, cluster: &'a Cluster) -> Option<&'a Authority> {
+    let leaving = cluster.leaving.as_ref().filter(|_| cluster.name != own.name);
+    leaving.map(|leaving| &leaving.authority)
 }
 
 #[expect(clippy::result_large_err, reason = "the error is the answer")]

@@ -10,6 +10,7 @@ mod control;
 mod filter;
 mod health;
 mod http;
+mod leaving;
 mod limits;
 mod logs;
 mod metrics;

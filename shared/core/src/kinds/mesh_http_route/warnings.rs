@@ -3,16 +3,12 @@
 use super::{Filter, HeaderModifier, MeshHttpRoute};
 use crate::kinds::backend_ref;
 use crate::kinds::http_headers::is_of_connection;
-use crate::kinds::policy::warn_of_destination;
 use crate::target_ref::TargetRef;
 
 impl MeshHttpRoute {
     pub(super) fn warn(&self, out: &mut Vec<String>) {
         out.extend(self.target_ref.as_ref().and_then(TargetRef::name_warning));
         for (i, to) in self.to.iter().flatten().enumerate() {
-            if warn_of_destination(&format!("spec.to[{i}]"), &to.target_ref.kind, out) {
-                continue;
-            }
             for (j, rule) in to.rules.iter().enumerate() {
                 let path = format!("spec.to[{i}].rules[{j}].default");
                 let backends = rule.default.backend_refs.as_deref().unwrap_or_default();

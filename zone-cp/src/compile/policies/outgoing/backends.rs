@@ -1,16 +1,17 @@
 //! What routes send to: references to services, resolved to destinations.
 //!
 //! A name means the MeshService of the policy's own zone, as in Kuma; else the `kuma.io/service` of that name, in all zones;
-//! else any MeshService of that name. Labels mean a MeshService. A MeshMultiZoneService is global's, and meant by its name or
-//! its labels. Of several the zone's own comes first, then the order of
+//! else any MeshService of that name. Labels mean a MeshService. A MeshMultiZoneService and a MeshExternalService are meant
+//! by name or labels. Of several the zone's own comes first, then the order of
 //! keys decides: Kuma takes the oldest, which zones don't know of each other.
 
 use super::Named;
 use crate::compile::proxy::refers;
 use crate::compile::services::{destination_name, legacy_name, legacy_protocol, legacy_services, service_of};
-use crate::compile::{multi_zone, protocol};
+use crate::compile::{external, multi_zone, protocol};
 use crate::picture::{MeshPicture, Picture, display_name};
 use meridian_core::kinds::backend_ref::BackendRef;
+use meridian_core::kinds::mesh_external_service::MeshExternalService;
 use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_service::{MeshService, Port};
 use meridian_core::{Key, Resource, TargetKind};
@@ -26,6 +27,7 @@ enum Backend<'a> {
     Service(&'a Parsed<MeshService>),
     Legacy(&'a str),
     MultiZone(&'a Parsed<MeshMultiZoneService>),
+    External(&'a Parsed<MeshExternalService>),
 }
 
 /// What a sidecar must hold for the sake of its routes.
@@ -34,6 +36,7 @@ pub(crate) enum Held {
     Service(Key),
     Legacy(String),
     MultiZone(Key),
+    External(Key),
 }
 
 /// Resolves the references of one route.
@@ -61,12 +64,12 @@ impl Resolver<'_> {
             Ok((_, protocol)) if only_http && !protocol.is_http() => {
                 BackendTarget::Missing(format!("{} does not speak HTTP", said(reference)))
             }
-            Ok((name, _)) => BackendTarget::Destination(name),
+            Ok((target, _)) => target,
             Err(reason) => BackendTarget::Missing(reason),
         }
     }
 
-    fn destination(&self, reference: &BackendRef) -> Result<(String, Protocol), String> {
+    fn destination(&self, reference: &BackendRef) -> Result<(BackendTarget, Protocol), String> {
         let found = find(self.picture, self.mesh, self.policy, reference)?;
         let ports: BTreeMap<u32, String> = match found {
             Backend::Service(service) => sections(&service.spec.ports).collect(),
@@ -76,14 +79,19 @@ impl Resolver<'_> {
             Backend::MultiZone(service) => {
                 service.spec.ports.iter().map(|port| (port.port, port.section_name())).collect()
             }
+            Backend::External(service) => BTreeMap::from([(service.spec.match_.port, String::new())]),
         };
         let number =
             self.port(reference, &ports).ok_or_else(|| format!("{} has no such port", said(reference)))?;
         Ok(self.at_port(found, number))
     }
 
-    fn at_port(&self, backend: Backend<'_>, number: u32) -> (String, Protocol) {
+    fn at_port(&self, backend: Backend<'_>, number: u32) -> (BackendTarget, Protocol) {
         let (name, spoken) = match backend {
+            Backend::External(service) => {
+                let target = BackendTarget::External(external::entry_key(&service.resource.key));
+                return (target, external::extsvc_protocol(&service.spec.match_.protocol));
+            }
             Backend::Service(service) => {
                 let port = service.spec.ports.iter().find(|port| port.port == number);
                 (destination_name(service, number), port.map(|port| protocol(port.protocol())))
@@ -98,7 +106,7 @@ impl Resolver<'_> {
                 (multi_zone::destination_name(service, number), spoken)
             }
         };
-        (name, spoken.unwrap_or(Protocol::Tcp))
+        (BackendTarget::Destination(name), spoken.unwrap_or(Protocol::Tcp))
     }
 
     /// The port that is named; else the one that is called, or the lowest.
@@ -145,6 +153,16 @@ fn find<'a>(
             };
             return all.find(is_it).map(Backend::MultiZone).ok_or_else(missing);
         }
+        TargetKind::MeshExternalService => {
+            let (name, wanted) = (reference.name.as_deref(), reference.labels.clone().unwrap_or_default());
+            let all = mesh.mesh_external_services.values().map(AsRef::as_ref);
+            let found = all.filter(|it| refers(&it.resource, name.unwrap_or_default(), &wanted));
+            // The policy's own zone first, or global's where the policy is global's.
+            let order = |it: &&Parsed<MeshExternalService>| {
+                (it.resource.key.zone != policy.key.zone, it.resource.key.clone())
+            };
+            return found.min_by_key(order).map(Backend::External).ok_or_else(missing);
+        }
         _ => return Err(format!("routes can't send to a {} yet", reference.kind)),
     }
     let all = || mesh.services.values().map(AsRef::as_ref);
@@ -176,6 +194,7 @@ pub(crate) fn held(picture: &Picture, mesh: &MeshPicture, route: &Policy) -> Vec
             Backend::Service(service) => Held::Service(service.resource.key.clone()),
             Backend::Legacy(tag) => Held::Legacy(tag.to_owned()),
             Backend::MultiZone(service) => Held::MultiZone(service.resource.key.clone()),
+            Backend::External(service) => Held::External(service.resource.key.clone()),
         })
     });
     found.collect()
