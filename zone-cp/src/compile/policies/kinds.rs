@@ -23,7 +23,7 @@ use meridian_core::kinds::mesh_timeout::MeshTimeout;
 use meridian_core::kinds::mesh_tls::MeshTls;
 use meridian_core::kinds::mesh_trace::MeshTrace;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
-use meridian_policy::{InboundRule, Merged, Policy, inbound_confs};
+use meridian_policy::{InboundRule, Merged, Policy, TaggedRule, inbound_confs};
 use meridian_proxy_config::{DestinationPolicies, InboundPolicies, Protocol};
 use serde::de::DeserializeOwned;
 
@@ -37,6 +37,8 @@ pub(super) struct Outgoing {
 pub(super) struct Incoming {
     pub(super) kind: Kind,
     pub(super) apply: fn(&[InboundRule], &mut InboundPolicies) -> Result<(), serde_json::Error>,
+    /// The same for `from` items that tell callers apart by their tags; such kinds have nothing else in their `from`.
+    pub(super) by_tags: Option<fn(&[TaggedRule], &mut InboundPolicies) -> Result<(), serde_json::Error>>,
     /// What holds if its policies can't be read: what guards must not be left out.
     pub(super) unreadable: fn(&mut InboundPolicies),
 }
@@ -90,21 +92,31 @@ pub(super) const INCOMING: &[Incoming] = &[
     Incoming {
         kind: MeshTimeout::KIND,
         apply: |rules, into| by_caller(rules).map(|confs| timeout::inbound(&confs, into)),
+        by_tags: None,
         unreadable: |_| {},
     },
     Incoming {
         kind: MeshCircuitBreaker::KIND,
         apply: |rules, into| by_caller(rules).map(|confs| circuit_breaker::inbound(&confs, into)),
+        by_tags: None,
         unreadable: |_| {},
     },
     Incoming {
         kind: MeshRateLimit::KIND,
         apply: |rules, into| by_caller(rules).map(|confs| rate_limit::inbound(&confs, into)),
+        by_tags: None,
         unreadable: |_| {},
     },
     Incoming {
         kind: MeshFaultInjection::KIND,
         apply: |rules, into| each(rules).map(|confs| fault_injection::inbound(&confs, into)),
+        by_tags: Some(|rules, into| {
+            let read =
+                |rule: &TaggedRule| Ok((rule.tags.clone(), serde::Deserialize::deserialize(&rule.conf)?));
+            let confs = rules.iter().map(read).collect::<Result<Vec<_>, serde_json::Error>>()?;
+            fault_injection::by_tags(&confs, into);
+            Ok(())
+        }),
         unreadable: |_| {},
     },
     Incoming {
@@ -116,11 +128,13 @@ pub(super) const INCOMING: &[Incoming] = &[
             }
             Ok(())
         },
+        by_tags: None,
         unreadable: request_filter::close,
     },
     Incoming {
         kind: MeshAccessLog::KIND,
         apply: |rules, into| each(rules).map(|confs| access_log::inbound(&confs, into)),
+        by_tags: None,
         unreadable: |_| {},
     },
 ];
