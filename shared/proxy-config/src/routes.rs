@@ -7,6 +7,7 @@
 use crate::policies::unset;
 use crate::{HeaderMatch, Retry, StreamTimeouts};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The name of the routes for calls to an [`crate::External`]. No [`crate::Destination`]'s has as many parts.
 pub fn routes_of_external(name: &str) -> String {
@@ -177,6 +178,8 @@ pub enum BackendTarget {
     Destination(String),
     /// Outside of the mesh, and by way of an egress: name of a [`crate::External`].
     External(String),
+    /// Those endpoints of a [`crate::Destination`] that have all of these tags.
+    Subset { destination: String, tags: BTreeMap<String, String> },
     /// There is no such backend: what was named, and why it is none.
     Missing(String),
 }
@@ -187,7 +190,7 @@ mod tests {
 
     #[test]
     fn routes_travel_as_they_are() {
-        let body = r#"{"http":{"matches":[{"path":{"prefix":"/a"},"method":"GET","headers":[{"name":"x","value":"present"}],"query":[{"name":"q","value":{"exact":"1"}}],"rule":0}],"rules":[{"name":"h","requestHeaders":[{"set":["a","b"]},{"remove":"c"}],"redirect":{"scheme":"https","path":{"full":"/b"},"status":301},"rewrite":{"hostname":"inner"},"mirrors":[{"perMillion":5,"to":{"destination":"m//audit/80"}}],"backends":[{"weight":9,"to":{"destination":"m//a/80"}},{"weight":1,"to":{"missing":"MeshService b"}},{"weight":1,"to":{"external":"m/extsvc//c"}}],"policies":{"streamTimeouts":{"requestMillis":5}}}]}}"#;
+        let body = r#"{"http":{"matches":[{"path":{"prefix":"/a"},"method":"GET","headers":[{"name":"x","value":"present"}],"query":[{"name":"q","value":{"exact":"1"}}],"rule":0}],"rules":[{"name":"h","requestHeaders":[{"set":["a","b"]},{"remove":"c"}],"redirect":{"scheme":"https","path":{"full":"/b"},"status":301},"rewrite":{"hostname":"inner"},"mirrors":[{"perMillion":5,"to":{"destination":"m//audit/80"}}],"backends":[{"weight":9,"to":{"destination":"m//a/80"}},{"weight":1,"to":{"missing":"MeshService b"}},{"weight":1,"to":{"external":"m/extsvc//c"}},{"weight":2,"to":{"subset":{"destination":"m//a/80","tags":{"v":"2"}}}}],"policies":{"streamTimeouts":{"requestMillis":5}}}]}}"#;
         let routes: Routes = serde_json::from_str(body).unwrap();
         assert_eq!(serde_json::to_string(&routes).unwrap(), body);
         let tcp = r#"{"tcp":[{"weight":1,"to":{"destination":"a"}}]}"#;

@@ -92,15 +92,6 @@ impl Spec for MeshTcpRoute {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         out.extend(self.target_ref.as_ref().and_then(TargetRef::name_warning));
-        for (i, to) in self.to.iter().flatten().enumerate() {
-            for (j, rule) in to.rules.iter().enumerate() {
-                let backends = rule.default.backend_refs.as_deref().unwrap_or_default();
-                for (k, backend) in backends.iter().enumerate() {
-                    let path = format!("spec.to[{i}].rules[{j}].default.backendRefs[{k}]");
-                    backend.warn(&path, "its share is refused", out);
-                }
-            }
-        }
     }
 }
 

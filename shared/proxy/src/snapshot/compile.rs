@@ -48,6 +48,8 @@ pub(super) struct Source {
     pub(super) instead: Option<(String, String)>,
     pub(super) zone: String,
     pub(super) spans_zones: bool,
+    /// Tags without which an endpoint is none.
+    pub(super) only: BTreeMap<String, String>,
     /// The proxy's own tags, if endpoints are chosen by them.
     pub(super) caller_tags: BTreeMap<String, BTreeSet<String>>,
     pub(super) policies: Arc<DestinationPolicies>,
@@ -76,6 +78,7 @@ impl PartialEq for Source {
             && self.instead == other.instead
             && self.zone == other.zone
             && self.spans_zones == other.spans_zones
+            && self.only == other.only
             && self.caller_tags == other.caller_tags
             && self.policies == other.policies
             && self.leaving == other.leaving
@@ -282,7 +285,15 @@ impl Compiler<'_> {
     }
 
     fn destination(&mut self, name: &str) -> Option<Arc<Cluster>> {
-        let key = format!("destination/{name}");
+        self.subset(name, &BTreeMap::new())
+    }
+
+    /// What a destination has of endpoints with these tags.
+    fn subset(&mut self, name: &str, only: &BTreeMap<String, String>) -> Option<Arc<Cluster>> {
+        let key = match only.is_empty() {
+            true => format!("destination/{name}"),
+            false => format!("subset/{name}/{only:?}"),
+        };
         if let Some(cluster) = self.next.clusters.get(&key) {
             return Some(cluster.clone());
         }
@@ -302,6 +313,7 @@ impl Compiler<'_> {
             instead: None,
             zone: self.zone().to_owned(),
             spans_zones: destination.spans_zones,
+            only: only.clone(),
             caller_tags: self.caller_tags(&policies.config),
             policies: policies.config,
             retry: policies.retry,
@@ -341,6 +353,7 @@ impl Compiler<'_> {
         match target {
             BackendTarget::Destination(name) => self.destination(name),
             BackendTarget::External(name) => self.next.externals.get(name)?.routed.clone(),
+            BackendTarget::Subset { destination, tags } => self.subset(destination, tags),
             BackendTarget::Missing(_) => None,
         }
     }

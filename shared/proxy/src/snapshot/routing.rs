@@ -220,7 +220,9 @@ impl Join<'_> {
     fn cluster(&self, target: &BackendTarget) -> Result<Arc<Cluster>, String> {
         match target {
             BackendTarget::Missing(why) => Err(why.clone()),
-            BackendTarget::Destination(name) | BackendTarget::External(name) => {
+            BackendTarget::Destination(name)
+            | BackendTarget::External(name)
+            | BackendTarget::Subset { destination: name, .. } => {
                 self.clusters.get(target).cloned().ok_or_else(|| format!("destination {name} has not come"))
             }
         }

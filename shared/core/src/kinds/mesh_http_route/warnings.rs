@@ -1,7 +1,6 @@
 //! What of a MeshHTTPRoute is accepted and not done.
 
 use super::{Filter, HeaderModifier, MeshHttpRoute};
-use crate::kinds::backend_ref;
 use crate::kinds::http_headers::is_of_connection;
 use crate::target_ref::TargetRef;
 
@@ -11,8 +10,6 @@ impl MeshHttpRoute {
         for (i, to) in self.to.iter().flatten().enumerate() {
             for (j, rule) in to.rules.iter().enumerate() {
                 let path = format!("spec.to[{i}].rules[{j}].default");
-                let backends = rule.default.backend_refs.as_deref().unwrap_or_default();
-                backend_ref::warn_of_all(&format!("{path}.backendRefs"), backends, out);
                 for (k, filter) in rule.default.filters.iter().flatten().enumerate() {
                     filter.warn(&format!("{path}.filters[{k}]"), out);
                 }
@@ -23,9 +20,6 @@ impl MeshHttpRoute {
 
 impl Filter {
     fn warn(&self, path: &str, out: &mut Vec<String>) {
-        if let Some(mirror) = &self.request_mirror {
-            mirror.backend_ref.warn(&format!("{path}.requestMirror.backendRef"), "no copy is sent", out);
-        }
         let modifiers = [
             ("requestHeaderModifier", &self.request_header_modifier),
             ("responseHeaderModifier", &self.response_header_modifier),

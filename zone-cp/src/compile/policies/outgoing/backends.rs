@@ -2,7 +2,8 @@
 //!
 //! A name means the MeshService of the policy's own zone, as in Kuma; else the `kuma.io/service` of that name, in all zones;
 //! else any MeshService of that name. Labels mean a MeshService. A MeshMultiZoneService and a MeshExternalService are meant
-//! by name or labels. Of several the zone's own comes first, then the order of
+//! by name or labels. A MeshServiceSubset means the instances of a `kuma.io/service`, in all zones, that have its tags: those
+//! of other zones are known here by their service and their zone alone. Of several the zone's own comes first, then the order of
 //! keys decides: Kuma takes the oldest, which zones don't know of each other.
 
 use super::Named;
@@ -83,7 +84,8 @@ impl Resolver<'_> {
         };
         let number =
             self.port(reference, &ports).ok_or_else(|| format!("{} has no such port", said(reference)))?;
-        Ok(self.at_port(found, number))
+        let (target, spoken) = self.at_port(found, number);
+        Ok((among(target, reference), spoken))
     }
 
     fn at_port(&self, backend: Backend<'_>, number: u32) -> (BackendTarget, Protocol) {
@@ -122,6 +124,16 @@ impl Resolver<'_> {
     }
 }
 
+/// Of a destination the instances that a reference means.
+fn among(target: BackendTarget, reference: &BackendRef) -> BackendTarget {
+    match (target, reference.tags.as_ref().filter(|tags| !tags.is_empty())) {
+        (BackendTarget::Destination(destination), Some(tags)) => {
+            BackendTarget::Subset { destination, tags: tags.clone() }
+        }
+        (target, _) => target,
+    }
+}
+
 /// Numbers and names of ports.
 fn sections(ports: &[Port]) -> impl Iterator<Item = (u32, String)> {
     ports.iter().map(|port| (port.port, port.section_name()))
@@ -145,6 +157,13 @@ fn find<'a>(
     let missing = || format!("there is no {}", said(reference));
     match reference.kind {
         TargetKind::MeshService => {}
+        TargetKind::MeshServiceSubset => {
+            let mut tags = mesh.services.values().filter_map(|it| service_of(&it.spec));
+            return tags
+                .find(|tag| Some(*tag) == reference.name.as_deref())
+                .map(Backend::Legacy)
+                .ok_or_else(missing);
+        }
         TargetKind::MeshMultiZoneService => {
             let (name, wanted) = (reference.name.as_deref(), reference.labels.clone());
             let mut all = mesh.multi_zone_services.values().map(AsRef::as_ref);
@@ -202,14 +221,32 @@ pub(crate) fn held(picture: &Picture, mesh: &MeshPicture, route: &Policy) -> Vec
 
 /// All that a route sends to, mirrors included.
 fn references(route: &Policy) -> Vec<BackendRef> {
-    let list =
-        |value: &Value, name: &str| value.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
-    let rules = list(&route.resource.spec, "to").into_iter().flat_map(|to| list(&to, "rules"));
-    let all = rules.filter_map(|rule| rule.get("default").cloned()).flat_map(|conf| {
-        let mirrors = list(&conf, "filters")
-            .into_iter()
-            .filter_map(|filter| Some(filter.get("requestMirror")?.get("backendRef")?.clone()));
-        list(&conf, "backendRefs").into_iter().chain(mirrors).collect::<Vec<_>>()
-    });
+    list(&route.resource.spec, "to")
+        .iter()
+        .flat_map(|to| list(to, "rules"))
+        .flat_map(|rule| of_rule(&rule))
+        .collect()
+}
+
+/// All that a rule sends to.
+fn of_rule(rule: &Value) -> Vec<BackendRef> {
+    let Some(conf) = rule.get("default") else { return Vec::new() };
+    let mirrors = list(conf, "filters")
+        .into_iter()
+        .filter_map(|filter| Some(filter.get("requestMirror")?.get("backendRef")?.clone()));
+    let all = list(conf, "backendRefs").into_iter().chain(mirrors);
     all.filter_map(|value| BackendRef::deserialize(value).ok()).collect()
+}
+
+fn list(value: &Value, name: &str) -> Vec<Value> {
+    value.get(name).and_then(Value::as_array).cloned().unwrap_or_default()
+}
+
+/// Keys of the tags that routes tell instances apart by, in an item of `to` as policies are merged: with its rules, or its
+/// only one.
+pub(in crate::compile::policies) fn subset_tags(conf: &Value) -> Vec<String> {
+    let rules = conf.get("rules").and_then(Value::as_array);
+    let rules = rules.map_or(std::slice::from_ref(conf), Vec::as_slice);
+    let tags = rules.iter().flat_map(of_rule).filter_map(|reference| reference.tags);
+    tags.flat_map(BTreeMap::into_keys).collect()
 }

@@ -200,7 +200,7 @@ fn report<'a>(policy: &Resource, backends: impl Iterator<Item = &'a RouteBackend
     let missing: BTreeSet<&String> = backends
         .filter_map(|backend| match &backend.to {
             BackendTarget::Missing(why) => Some(why),
-            BackendTarget::Destination(_) | BackendTarget::External(_) => None,
+            BackendTarget::Destination(_) | BackendTarget::External(_) | BackendTarget::Subset { .. } => None,
         })
         .collect();
     for why in missing {

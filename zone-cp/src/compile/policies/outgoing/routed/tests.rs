@@ -392,3 +392,33 @@ fn what_is_outside_is_held_where_routes_lead_there() {
     world.put(global("MeshHTTPRoute", "default", "r", to_backend(json!([under("/", backends)]))));
     assert!(billing(&world));
 }
+
+#[test]
+fn a_subset_is_a_service_and_tags_that_its_instances_bear() {
+    for route in ["MeshHTTPRoute", "MeshTCPRoute"] {
+        let mut east = east();
+        let mut v2 = dataplane("east", "v2-1", "v2", "10.1.0.2", 9000, "http");
+        v2.spec["networking"]["inbound"][0]["tags"]["version"] = json!("two");
+        add(&mut east, v2);
+        let subset =
+            |name: &str| json!({"kind": "MeshServiceSubset", "name": name, "tags": {"version": "two"}});
+        let default = json!({"backendRefs": [subset("v2"), subset("v3")]});
+        let rule = if route == "MeshHTTPRoute" { under("/", default) } else { json!({"default": default}) };
+        let mut world = World::new(east);
+        let tags = |world: &World| {
+            let held = world.shown(&sidecar("east", "web-1"));
+            held["EndpointSet"]["default/east/v2/9000"]["endpoints"][0].get("tags").cloned()
+        };
+        assert_eq!(tags(&world), None);
+        world.put(global(route, "default", "r", to_backend(json!([rule]))));
+        let said = routes(&world, TO_LEGACY).unwrap();
+        let found = said.pointer("/http/rules/0/backends").or(said.get("tcp")).unwrap();
+        let subset = json!({"destination": "default//v2/9000", "tags": {"version": "two"}});
+        let expected = json!([
+            {"weight": 1, "to": {"subset": subset}},
+            {"weight": 1, "to": {"missing": "there is no MeshServiceSubset v3"}},
+        ]);
+        assert_eq!(*found, expected, "{route}");
+        assert_eq!(tags(&world), Some(json!({"version": "two"})));
+    }
+}
