@@ -35,6 +35,7 @@ pub(crate) fn destination(conf: &Conf, protocol: Protocol, into: &mut Destinatio
         reuse: conf.reuse_connection.unwrap_or(true),
         log_failures: conf.always_log_health_check_failures.unwrap_or(false),
         question,
+        event_log_path: conf.event_log_path.clone().filter(|path| !path.is_empty()),
     });
 }
 
