@@ -5,7 +5,7 @@
 //! find stays in the list: its share is refused, not given to others.
 
 use crate::policies::unset;
-use crate::{HeaderMatch, Retry, StreamTimeouts};
+use crate::{AccessLog, HashPolicy, HeaderMatch, Retry, StreamTimeouts};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -109,6 +109,12 @@ pub struct RoutePolicies {
     pub stream_timeouts: StreamTimeouts,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// Who is told of its requests. Unset: who is told of the destination's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_logs: Option<Vec<AccessLog>>,
+    /// What a hash is made of, where the endpoint is chosen by one. Unset: what the backend's policies say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash: Option<Vec<HashPolicy>>,
 }
 
 /// In this order. Names are in lower case, and none that belongs to a connection.
@@ -190,7 +196,7 @@ mod tests {
 
     #[test]
     fn routes_travel_as_they_are() {
-        let body = r#"{"http":{"matches":[{"path":{"prefix":"/a"},"method":"GET","headers":[{"name":"x","value":"present"}],"query":[{"name":"q","value":{"exact":"1"}}],"rule":0}],"rules":[{"name":"h","requestHeaders":[{"set":["a","b"]},{"remove":"c"}],"redirect":{"scheme":"https","path":{"full":"/b"},"status":301},"rewrite":{"hostname":"inner"},"mirrors":[{"perMillion":5,"to":{"destination":"m//audit/80"}}],"backends":[{"weight":9,"to":{"destination":"m//a/80"}},{"weight":1,"to":{"missing":"MeshService b"}},{"weight":1,"to":{"external":"m/extsvc//c"}},{"weight":2,"to":{"subset":{"destination":"m//a/80","tags":{"v":"2"}}}}],"policies":{"streamTimeouts":{"requestMillis":5}}}]}}"#;
+        let body = r#"{"http":{"matches":[{"path":{"prefix":"/a"},"method":"GET","headers":[{"name":"x","value":"present"}],"query":[{"name":"q","value":{"exact":"1"}}],"rule":0}],"rules":[{"name":"h","requestHeaders":[{"set":["a","b"]},{"remove":"c"}],"redirect":{"scheme":"https","path":{"full":"/b"},"status":301},"rewrite":{"hostname":"inner"},"mirrors":[{"perMillion":5,"to":{"destination":"m//audit/80"}}],"backends":[{"weight":9,"to":{"destination":"m//a/80"}},{"weight":1,"to":{"missing":"MeshService b"}},{"weight":1,"to":{"external":"m/extsvc//c"}},{"weight":2,"to":{"subset":{"destination":"m//a/80","tags":{"v":"2"}}}}],"policies":{"streamTimeouts":{"requestMillis":5},"accessLogs":[],"hash":[{"source":"sourceIp"}]}}]}}"#;
         let routes: Routes = serde_json::from_str(body).unwrap();
         assert_eq!(serde_json::to_string(&routes).unwrap(), body);
         let tcp = r#"{"tcp":[{"weight":1,"to":{"destination":"a"}}]}"#;

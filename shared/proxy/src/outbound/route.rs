@@ -71,6 +71,10 @@ impl Routed<'_> {
         authority: &Authority,
         mut request: Request<Incoming>,
     ) -> (Arc<Cluster>, Response<Body>) {
+        let policies = self.rule.policies.as_ref();
+        if let Some((exchange, logs)) = self.itself.exchange.zip(policies.and_then(|it| it.logs.as_ref())) {
+            exchange.tells(logs, request.headers());
+        }
         if let Some(redirect) = &self.rule.redirect {
             let location = redirect.location(request.uri(), authority, self.found.prefix);
             return (self.own.clone(), redirected(redirect.status, &location));
@@ -84,12 +88,12 @@ impl Routed<'_> {
         };
         let host = self.change(&mut request);
         let authority = host.or_else(|| outside(self.own, cluster)).unwrap_or(authority);
-        let policies = self.rule.policies.as_ref();
         let way = Way {
             ends: self.itself.ends,
             exchange: self.itself.exchange,
             scripts: self.itself.scripts,
             mirrors: &self.way.mirrors,
+            hashing: policies.and_then(|policies| policies.hashing.as_ref()),
             cluster,
             streams: self.way.streams.unwrap_or(self.own.streams),
             retry: policies.map_or(self.own.retry.as_ref(), |policies| policies.retry.as_ref()),

@@ -124,6 +124,12 @@ impl Routing {
         }
     }
 
+    /// Whether somebody is told of the requests of some rule alone.
+    pub fn logs_rules(&self) -> bool {
+        let Some(Compiled::Http(rules)) = self.compiled.as_deref() else { return false };
+        rules.rules.iter().any(|rule| rule.policies.as_ref().is_some_and(|policies| policies.logs.is_some()))
+    }
+
     pub fn is_readable(&self) -> bool {
         self.compiled.is_some()
     }

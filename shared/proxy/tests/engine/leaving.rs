@@ -278,7 +278,7 @@ async fn an_egress_that_forbids_a_call_or_is_not_there_is_told_to_the_client() {
 async fn what_policies_say_of_a_rule_holds_for_what_leaves() {
     let world = World::start(Protocol::Http).await;
     let stream_timeouts = StreamTimeouts { request_millis: Some(100), ..StreamTimeouts::default() };
-    let policies = Some(RoutePolicies { stream_timeouts, retry: None });
+    let policies = Some(RoutePolicies { stream_timeouts, ..RoutePolicies::default() });
     world.of_billing(&rules(Some("/hang"), HttpRule { policies, ..HttpRule::default() })).await;
     assert_eq!(ask(world.billing, to_billing("/hang")).await.status, 504);
     assert_eq!(ask(world.billing, to_billing("/status/200")).await.status, 200);

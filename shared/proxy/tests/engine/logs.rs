@@ -12,8 +12,8 @@ use bytes::Bytes;
 use http::Method;
 use hyper::body::Frame;
 use meridian_proxy_config::{
-    AccessLog, BackOff, CallerMatch, EndpointSet, HostSelection, LogBackend, LogForm, LogLine, Protocol,
-    Retry, RetryOn, types,
+    AccessLog, BackOff, CallerMatch, EndpointSet, HostSelection, HttpMatch, HttpRoutes, HttpRule, LogBackend,
+    LogForm, LogLine, PathMatch, Protocol, Retry, RetryOn, RoutePolicies, Routes, types,
 };
 use serde_json::{Value, json};
 use std::{net::SocketAddr, path::Path, time::Duration};
@@ -418,4 +418,27 @@ async fn a_long_body_is_counted_to_its_last_byte() {
     let response = client.send_request(request(Method::POST, "/echo", text(big.clone()))).await.unwrap();
     assert!(whole(response).await.body == big);
     assert_eq!(lines(&path, 1).await, [format!("{0} {0}", big.len())]);
+}
+
+#[tokio::test]
+async fn a_routes_requests_are_told_to_its_own_backends() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (all, own) = (dir.path().join("all"), dir.path().join("own"));
+    let format = "%REQ(:PATH)% %RESPONSE_CODE%";
+    let access_logs = Some(file(&own, format));
+    let policies = Some(RoutePolicies { access_logs, ..RoutePolicies::default() });
+    let matched = HttpMatch { path: Some(PathMatch::Prefix("/status/204".into())), ..HttpMatch::default() };
+    let rules = vec![HttpRule { policies, ..HttpRule::default() }];
+    pair.web.feed(types::ROUTES, "backend", &Routes::Http(HttpRoutes { matches: vec![matched], rules }));
+    pair.settled().await;
+    assert_eq!(call(pair.outbound, "/status/204").await.status, 204);
+    assert_eq!(lines(&own, 1).await, ["/status/204 204"], "nobody is told of the service");
+    pair.policies(|policies| policies.access_logs = file(&all, format)).await;
+    for status in [204, 200] {
+        assert_eq!(call(pair.outbound, &format!("/status/{status}")).await.status, status);
+    }
+    assert_eq!(lines(&all, 1).await, ["/status/200 200"]);
+    assert_eq!(lines(&own, 2).await, ["/status/204 204", "/status/204 204"]);
 }

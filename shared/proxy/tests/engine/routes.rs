@@ -354,7 +354,7 @@ async fn a_rule_has_limits_and_repetitions_of_its_own_and_these_stay_with_its_ba
         response_headers: vec![],
         hosts: HostSelection::default(),
     };
-    let policies = RoutePolicies { stream_timeouts: StreamTimeouts::default(), retry: Some(retry) };
+    let policies = RoutePolicies { retry: Some(retry), ..RoutePolicies::default() };
     let again = HttpRule {
         backends: Some(vec![to("v2", 1), to("backend", 1)]),
         policies: Some(policies),
@@ -369,7 +369,7 @@ async fn a_rule_has_limits_and_repetitions_of_its_own_and_these_stay_with_its_ba
 
     let timeouts = StreamTimeouts { request_millis: Some(100), ..StreamTimeouts::default() };
     let quick = HttpRule {
-        policies: Some(RoutePolicies { stream_timeouts: timeouts, retry: None }),
+        policies: Some(RoutePolicies { stream_timeouts: timeouts, ..RoutePolicies::default() }),
         ..HttpRule::default()
     };
     route(&pair, &one(under("/hang"), quick)).await;

@@ -134,7 +134,7 @@ impl Said<'_> {
     /// egress's.
     fn unruled(&self, named: &Named<'_>) -> RoutePolicies {
         if named.leaves() {
-            return RoutePolicies::default();
+            return of_routes(DestinationPolicies::default());
         }
         of_routes(self.of_port(named, &mut Compiled::default()))
     }
@@ -157,8 +157,11 @@ impl Said<'_> {
             let merged = own.or_else(|| kind.of_port(named).filter(|_| !named.leaves()));
             of.apply_merged(merged.as_ref(), named.protocol, &mut policies, out);
         }
-        let own = of_routes(policies);
-        (own != *unruled).then_some(own)
+        let mut own = of_routes(policies);
+        let differs = own != *unruled;
+        own.access_logs.take_if(|logs| Some(&*logs) == unruled.access_logs.as_ref());
+        own.hash.take_if(|hash| Some(&*hash) == unruled.hash.as_ref());
+        differs.then_some(own)
     }
 }
 
@@ -182,7 +185,12 @@ impl SaidByKind {
 
 /// The part that a rule of a route may have of its own.
 fn of_routes(policies: DestinationPolicies) -> RoutePolicies {
-    RoutePolicies { stream_timeouts: policies.stream_timeouts, retry: policies.retry }
+    RoutePolicies {
+        stream_timeouts: policies.stream_timeouts,
+        retry: policies.retry,
+        access_logs: Some(policies.access_logs),
+        hash: Some(policies.balancing.hash),
+    }
 }
 
 /// The strongest policy that has a rule with these matches: what resolves its names, and what policies name it by.

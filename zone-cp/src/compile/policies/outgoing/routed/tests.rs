@@ -422,3 +422,25 @@ fn a_subset_is_a_service_and_tags_that_its_instances_bear() {
         assert_eq!(tags(&world), Some(json!({"version": "two"})));
     }
 }
+
+#[test]
+fn a_rule_has_logs_and_hashes_of_its_own() {
+    let mut east = east();
+    put(&mut east, "MeshHTTPRoute", "r", to_backend(json!([under("/a", json!({}))])));
+    let logs = |path: &str| json!({"backends": [{"type": "File", "file": {"path": path}}]});
+    let hash = |name: &str| json!({"hashPolicies": [{"type": "Header", "header": {"name": name}}]});
+    let of = |target: Value, default: Value| json!({"to": [{"targetRef": target, "default": default}]});
+    let (all, route) = (json!({"kind": "Mesh"}), json!({"kind": "MeshHTTPRoute", "name": "r"}));
+    put(&mut east, "MeshAccessLog", "all", of(all.clone(), logs("/all")));
+    put(&mut east, "MeshLoadBalancingStrategy", "all", of(all, hash("x-user")));
+    let mut world = World::new(east);
+    let policies =
+        |world: &World| routes(world, TO_LEGACY).unwrap()["http"]["rules"][0].get("policies").cloned();
+    assert_eq!(policies(&world), None);
+    world.put(global("MeshAccessLog", "default", "own", of(route.clone(), logs("/own"))));
+    let own = json!([{"backend": {"file": {"path": "/own"}}}]);
+    assert_eq!(policies(&world), Some(json!({"accessLogs": own})));
+    world.put(global("MeshLoadBalancingStrategy", "default", "own", of(route, hash("x-cart"))));
+    let hash = json!([{"source": {"header": "x-cart"}}]);
+    assert_eq!(policies(&world), Some(json!({"accessLogs": own, "hash": hash})));
+}
