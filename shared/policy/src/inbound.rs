@@ -20,6 +20,15 @@ pub struct InboundRule {
     pub of_from: bool,
 }
 
+/// An item of `from`, for callers with these tags.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaggedRule {
+    /// None: everybody.
+    pub tags: BTreeMap<String, String>,
+    pub conf: Value,
+    pub origin: Origin,
+}
+
 /// What rules add up to for one kind of caller.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InboundConf {
@@ -48,6 +57,23 @@ fn from_items(policies: &[Arc<Policy>]) -> Vec<Tagged<'_>> {
             Some(Tagged { tags: tags_of(&item.target)?, part })
         })
         .collect()
+}
+
+/// The `from` items of policies that select an inbound (from weak to strong), where one of them is for a part of the mesh:
+/// from strong to weak. Of those that match a caller, the first that sets a field decides it. They stand in place of the
+/// rules that are made of `from`.
+pub fn tagged_rules(policies: &[Arc<Policy>]) -> Vec<TaggedRule> {
+    let by_rules: Vec<Arc<Policy>> = policies.iter().filter(|it| it.rules.is_empty()).cloned().collect();
+    let items = from_items(&by_rules);
+    if items.iter().all(|item| item.tags.is_empty()) {
+        return Vec::new();
+    }
+    let rule = |item: &Tagged<'_>| TaggedRule {
+        tags: item.tags.clone(),
+        conf: item.part.conf.clone(),
+        origin: Origin { policy: Arc::clone(item.part.policy), item: item.part.item },
+    };
+    items.iter().rev().map(rule).collect()
 }
 
 /// The `rules` of policies that select an inbound (from weak to strong), one for each match: the most specific matches

@@ -31,7 +31,9 @@ pub use egress::{EgressRules, egress_rules, entry_rules};
 pub use external::{external_service_permission, mesh_external_service_permission};
 pub use hash::matches_hash;
 pub use hostnames::{generated_hostname, hostnames, legacy_hostname, listed_hostnames};
-pub use inbound::{InboundConf, InboundRule, from_conf, from_rules, inbound_confs, inbound_rules};
+pub use inbound::{
+    InboundConf, InboundRule, TaggedRule, from_conf, from_rules, inbound_confs, inbound_rules, tagged_rules,
+};
 pub use index::PolicyIndex;
 pub use matching::{InboundRef, Section, Subject, selects};
 pub use merge::{Merged, Origin, merge};

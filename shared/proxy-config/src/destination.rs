@@ -78,7 +78,8 @@ pub struct Endpoint {
     /// Of the proxy or service, for logs.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Of the instance: those that policies of the mesh ask for ([`crate::HostSelection`], [`crate::Affinity`]).
+    /// Of the instance: those that policies of the mesh ask for ([`crate::HostSelection`], [`crate::Affinity`],
+    /// [`crate::BackendTarget::Subset`]).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
 }

@@ -45,7 +45,7 @@ pub use report::{CertificateStatus, Denial, DenialReport, InboundStatus, ProxySt
 pub use route::{SniMatch, SniRoute};
 pub use routes::{
     BackendTarget, HeaderChange, HttpMatch, HttpRoutes, HttpRule, Mirror, PathChange, PathMatch, QueryMatch,
-    QueryValueMatch, Redirect, Rewrite, RouteBackend, RoutePolicies, Routes,
+    QueryValueMatch, Redirect, Rewrite, RouteBackend, RoutePolicies, Routes, routes_of_external,
 };
 pub use session::{SessionCipher, SessionTerms};
 pub use trace::{TagValue, Trace, TraceBackend, TraceSampling, TraceTag, ZipkinFormat};
@@ -63,7 +63,7 @@ pub mod types {
     /// are for, or by [`crate::policies_for_others`] for those that have none of their own. To egresses for the callers
     /// that they hold for ([`crate::policies_of_callers`]).
     pub const POLICIES: &str = "Policies";
-    /// [`crate::Routes`], by the name of the [`crate::Destination`] that they are for.
+    /// [`crate::Routes`], by the name of the [`crate::Destination`] that they are for, or by [`crate::routes_of_external`].
     pub const ROUTES: &str = "Routes";
     /// [`crate::Destination`].
     pub const DESTINATION: &str = "Destination";

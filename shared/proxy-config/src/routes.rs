@@ -5,8 +5,14 @@
 //! find stays in the list: its share is refused, not given to others.
 
 use crate::policies::unset;
-use crate::{HeaderMatch, Retry, StreamTimeouts};
+use crate::{AccessLog, HashPolicy, HeaderMatch, Retry, StreamTimeouts};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The name of the routes for calls to an [`crate::External`]. No [`crate::Destination`]'s has as many parts.
+pub fn routes_of_external(name: &str) -> String {
+    format!("external/{name}")
+}
 
 /// Of one destination.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,6 +109,12 @@ pub struct RoutePolicies {
     pub stream_timeouts: StreamTimeouts,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// Who is told of its requests. Unset: who is told of the destination's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_logs: Option<Vec<AccessLog>>,
+    /// What a hash is made of, where the endpoint is chosen by one. Unset: what the backend's policies say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash: Option<Vec<HashPolicy>>,
 }
 
 /// In this order. Names are in lower case, and none that belongs to a connection.
@@ -165,11 +177,15 @@ pub struct RouteBackend {
     pub to: BackendTarget,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum BackendTarget {
     /// Name of a [`crate::Destination`].
     Destination(String),
+    /// Outside of the mesh, and by way of an egress: name of a [`crate::External`].
+    External(String),
+    /// Those endpoints of a [`crate::Destination`] that have all of these tags.
+    Subset { destination: String, tags: BTreeMap<String, String> },
     /// There is no such backend: what was named, and why it is none.
     Missing(String),
 }
@@ -180,7 +196,7 @@ mod tests {
 
     #[test]
     fn routes_travel_as_they_are() {
-        let body = r#"{"http":{"matches":[{"path":{"prefix":"/a"},"method":"GET","headers":[{"name":"x","value":"present"}],"query":[{"name":"q","value":{"exact":"1"}}],"rule":0}],"rules":[{"name":"h","requestHeaders":[{"set":["a","b"]},{"remove":"c"}],"redirect":{"scheme":"https","path":{"full":"/b"},"status":301},"rewrite":{"hostname":"inner"},"mirrors":[{"perMillion":5,"to":{"destination":"m//audit/80"}}],"backends":[{"weight":9,"to":{"destination":"m//a/80"}},{"weight":1,"to":{"missing":"MeshService b"}}],"policies":{"streamTimeouts":{"requestMillis":5}}}]}}"#;
+        let body = r#"{"http":{"matches":[{"path":{"prefix":"/a"},"method":"GET","headers":[{"name":"x","value":"present"}],"query":[{"name":"q","value":{"exact":"1"}}],"rule":0}],"rules":[{"name":"h","requestHeaders":[{"set":["a","b"]},{"remove":"c"}],"redirect":{"scheme":"https","path":{"full":"/b"},"status":301},"rewrite":{"hostname":"inner"},"mirrors":[{"perMillion":5,"to":{"destination":"m//audit/80"}}],"backends":[{"weight":9,"to":{"destination":"m//a/80"}},{"weight":1,"to":{"missing":"MeshService b"}},{"weight":1,"to":{"external":"m/extsvc//c"}},{"weight":2,"to":{"subset":{"destination":"m//a/80","tags":{"v":"2"}}}}],"policies":{"streamTimeouts":{"requestMillis":5},"accessLogs":[],"hash":[{"source":"sourceIp"}]}}]}}"#;
         let routes: Routes = serde_json::from_str(body).unwrap();
         assert_eq!(serde_json::to_string(&routes).unwrap(), body);
         let tcp = r#"{"tcp":[{"weight":1,"to":{"destination":"a"}}]}"#;

@@ -35,11 +35,11 @@ async fn captured(worker: Rc<Worker>, accepted: Accepted) {
 
 async fn to(worker: Rc<Worker>, outbound: std::sync::Arc<crate::snapshot::Outbound>, accepted: Accepted) {
     match &outbound.target {
-        Target::External(entry) => {
+        Target::External(entry) if entry.routed.is_none() || outbound.routing.is_none() => {
             let entry = entry.clone();
             Box::pin(external::serve_entry(worker, entry, outbound, accepted)).await;
         }
-        Target::Cluster(_) | Target::Missing(_) => {
+        Target::Cluster(_) | Target::External(_) | Target::Missing(_) => {
             Box::pin(outbound::serve(worker, outbound, accepted)).await;
         }
     }

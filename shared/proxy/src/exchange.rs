@@ -103,6 +103,14 @@ impl Exchange {
         Rc::new(Self { worker: worker.clone(), facts: RefCell::new(facts), logs, span, meter: None })
     }
 
+    /// Others are told than it began with; `headers`: the request's, as it came.
+    pub fn tells(&self, logs: &AccessLogs, headers: &HeaderMap) {
+        let of = |log: &Arc<AccessLog>| {
+            (log.clone(), Headers { request: log.request(headers), ..Headers::default() })
+        };
+        *self.logs.borrow_mut() = logs.iter().map(of).collect();
+    }
+
     /// A connection begins of which nothing is read.
     pub fn connection(
         worker: &Rc<Worker>,

@@ -11,6 +11,7 @@
 mod choose;
 mod detect;
 
+pub(crate) use choose::host_of;
 pub use choose::{Choice, choose};
 pub use detect::{Heard, MAX_HEARD};
 

@@ -23,6 +23,7 @@ use std::{
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 mod ask;
+mod events;
 mod watch;
 
 /// Checks of one worker that are under way at once; the others wait their turn. A check holds a connection, in TLS some

@@ -29,24 +29,22 @@ pub(crate) use http::ask;
 /// before the other side is dialled, so that servers may speak first.
 pub async fn serve(worker: Rc<Worker>, outbound: Arc<Outbound>, accepted: Accepted) {
     let routing = outbound.routing.as_deref();
-    match (&outbound.target, routing.and_then(Routing::of_connections)) {
-        (Target::Cluster(_), Some(split)) => {
-            Box::pin(shared(worker, &outbound, split, accepted)).await;
-        }
-        (Target::Cluster(cluster), None) if cluster.protocol.is_http() => {
-            Box::pin(http::serve(worker, &outbound, accepted)).await;
-        }
-        (Target::Cluster(_), None) if routing.is_some_and(|routing| !routing.is_readable()) => {
+    if let Target::Missing(what) = &outbound.target {
+        return refuse(&worker, &outbound, what, accepted);
+    }
+    let Some(cluster) = outbound.target.cluster() else { return };
+    match routing.and_then(Routing::of_connections) {
+        Some(split) => Box::pin(shared(worker, &outbound, split, accepted)).await,
+        None if cluster.protocol.is_http() => Box::pin(http::serve(worker, &outbound, accepted)).await,
+        None if routing.is_some_and(|routing| !routing.is_readable()) => {
             refuse(&worker, &outbound, "its routes can't be understood", accepted);
         }
-        (Target::Cluster(cluster), None) => {
+        None => {
             let leads_here = leads_to(&outbound, cluster);
             let ends = (accepted.peer, accepted.original);
             let ends = (ends, opened(accepted));
             Box::pin(tcp(worker, &outbound, cluster, leads_here, ends, alpn::TCP)).await;
         }
-        (Target::Missing(what), _) => refuse(&worker, &outbound, what, accepted),
-        (Target::External(_), _) => {}
     }
 }
 
@@ -108,6 +106,7 @@ async fn tcp<S: Stream>(
         }
         Err(error) => {
             reset.arm();
+            no_way_out(&worker, cluster, &error);
             tracing::warn!(service = %cluster.service, source = ?error, %error, "no connection");
             closed(Copied::default(), failed(&error));
             return;
@@ -134,6 +133,14 @@ async fn tcp<S: Stream>(
         far.arm();
     }
     closed(moved.get(), Flags::NONE);
+}
+
+/// No egress takes what is to leave the mesh: that is a refusal of ours, and this is its reason.
+fn no_way_out(worker: &Worker, cluster: &Cluster, error: &DialError) -> Option<Reason> {
+    let leaving = cluster.leaving.as_ref()?;
+    let (host, port, reason) = (leaving.preface.host.to_string(), leaving.preface.port, leaving.reason());
+    worker.refuse_own(&host, port, &reason, &error.to_string());
+    Some(reason)
 }
 
 /// What logs are told of a connection, if there are any.
@@ -187,8 +194,10 @@ fn is_there(outbound: &Outbound) -> Check {
 
 fn leads_to(outbound: &Outbound, cluster: &Cluster) -> Check {
     let (name, cluster) = (outbound.name.clone(), cluster.name.clone());
-    Box::new(move |snapshot| match snapshot.outbounds.get(&name).map(|outbound| &outbound.target) {
-        Some(Target::Cluster(now)) if now.name == cluster => Ok(()),
-        _ => Err(Reason::REMOVED),
+    Box::new(move |snapshot| {
+        match snapshot.outbounds.get(&name).and_then(|outbound| outbound.target.cluster()) {
+            Some(now) if now.name == cluster => Ok(()),
+            _ => Err(Reason::REMOVED),
+        }
     })
 }

@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{convert::Infallible, future::Future, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
     time::timeout,
 };
 
@@ -82,10 +83,12 @@ pub async fn alert<S: Stream>(mut stream: S, alert: Alert) {
     let _ = timeout(PATIENCE, said).await;
 }
 
-/// 403 to the first request, HTTP/1.1 or HTTP/2.
+/// 403 to the first request, HTTP/1.1 or HTTP/2. A client that keeps connections is not to ask here again: by then it may
+/// be let through.
 pub async fn forbid<S: Stream>(stream: S, reason: &Reason) {
-    let reason = reason.clone();
-    let service = service_fn(move |_: Request<Incoming>| {
+    let (reason, asked) = (reason.clone(), Notify::new());
+    let service = service_fn(|_: Request<Incoming>| {
+        asked.notify_one();
         let response: Response<Full<Bytes>> = forbidden(&reason);
         async move { Ok::<_, Infallible>(response) }
     });
@@ -93,7 +96,13 @@ pub async fn forbid<S: Stream>(stream: S, reason: &Reason) {
     builder.http1().keep_alive(false).timer(TokioTimer::new()).header_read_timeout(PATIENCE);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    if timeout(PATIENCE, connection.as_mut()).await.is_err() {
+    let first = async {
+        tokio::select! {
+            _ = connection.as_mut() => true,
+            () = asked.notified() => false,
+        }
+    };
+    if timeout(PATIENCE, first).await != Ok(true) {
         connection.as_mut().graceful_shutdown();
         let _ = timeout(PATIENCE, connection).await;
     }

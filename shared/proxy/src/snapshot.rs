@@ -6,6 +6,7 @@
 use crate::{
     access_log::AccessLogs,
     address::is_vip,
+    denial::Reason,
     egress::{Originator, Outward},
     health::Board,
     metrics::{Traffic, gather::Publication},
@@ -20,9 +21,11 @@ use crate::{
         retry::RetryPolicy,
         timeouts::{ConnectionLimits, StreamLimits},
     },
+    preface::Preface,
     trace::Tracer,
 };
 use arc_swap::ArcSwap;
+use http::uri::Authority;
 use ipnet::IpNet;
 use meridian_proxy_config::{
     self as config, CallerIdentity, EGRESS_SERVICE, Host, HostMatch, Protocol, Proxy,
@@ -131,10 +134,12 @@ pub enum Target {
 }
 
 impl Target {
+    /// What routes start from.
     pub fn cluster(&self) -> Option<&Arc<Cluster>> {
         match self {
             Self::Cluster(cluster) => Some(cluster),
-            Self::External(_) | Self::Missing(_) => None,
+            Self::External(external) => external.routed.as_ref(),
+            Self::Missing(_) => None,
         }
     }
 }
@@ -165,8 +170,28 @@ pub struct Cluster {
     pub panic: PanicRule,
     pub logs: AccessLogs,
     pub scripts: Option<Chain>,
+    /// Outside of the mesh: its endpoints are egresses.
+    pub leaving: Option<Leaving>,
     pub traffic: Arc<Traffic>,
     source: compile::Source,
+}
+
+/// How an egress is asked for a destination outside of the mesh by routes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaving {
+    /// Begins each session.
+    pub preface: Preface,
+    /// Whom requests are for there that were for somebody else here.
+    pub authority: Authority,
+    /// Nothing can be sent there.
+    pub refused: Option<Reason>,
+}
+
+impl Leaving {
+    /// Why nobody is reached.
+    pub fn reason(&self) -> Reason {
+        self.refused.clone().unwrap_or(Reason::NO_EGRESS)
+    }
 }
 
 /// Who must answer.
@@ -215,6 +240,8 @@ pub struct External {
     pub config: Arc<config::External>,
     /// With `Via::Egress`: the local egresses.
     pub egress: Option<Arc<Cluster>>,
+    /// A MeshExternalService as routes send to it: request by request, where it speaks HTTP.
+    pub routed: Option<Arc<Cluster>>,
     /// With `Via::Sidecar`.
     pub entry: Option<Arc<Entry>>,
     pub traffic: Arc<Traffic>,

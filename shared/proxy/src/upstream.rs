@@ -12,12 +12,13 @@ use crate::{
         outliers::{Detector, Event, Record},
         retry::affordable,
     },
+    preface::Preface,
     snapshot::{Cluster, Endpoint, Snapshot},
     timer::Timer,
     tls::{Peer, TlsError},
     worker::Worker,
 };
-use meridian_proxy_config::Host;
+use meridian_proxy_config::{Host, alpn};
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
@@ -27,7 +28,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_rustls::client::TlsStream;
 
 mod again;
@@ -360,6 +361,7 @@ impl EndpointState {
         };
         let endpoint = &self.endpoint;
         let sni = endpoint.sni.as_deref().unwrap_or_default();
+        let alpn = if cluster.leaving.is_some() { alpn::EXTERNAL } else { alpn };
         let connecting = worker.shared.tls.connect(rule, &endpoint.zone, sni, alpn, socket);
         let left = limit.saturating_sub(Timer::span(worker.timer.now().saturating_sub(begun)));
         let connected = worker.timer.timeout(left, Box::pin(connecting)).await.ok_or_else(|| {
@@ -371,8 +373,20 @@ impl EndpointState {
             distrusted(worker, cluster, endpoint, &error);
             DialError::Tls { endpoint: label(endpoint), source: Rc::new(error) }
         })?;
-        Ok(Opened { transport: Transport::Tls(Box::new(stream)), peer: Some(peer), active: Some(active) })
+        let mut transport = Transport::Tls(Box::new(stream));
+        if let Some(leaving) = &cluster.leaving {
+            let said =
+                say(&mut transport, &leaving.preface).await.inspect_err(|_| cell.connect_failures.inc());
+            said.map_err(|error| DialError::Connect { endpoint: label(endpoint), source: Rc::new(error) })?;
+        }
+        Ok(Opened { transport, peer: Some(peer), active: Some(active) })
     }
+}
+
+/// A session is new, and takes so little without waiting for anybody.
+async fn say(transport: &mut Transport, preface: &Preface) -> io::Result<()> {
+    let frame = preface.encode().map_err(io::Error::other)?;
+    transport.write_all(&frame).await
 }
 
 /// Someone else answered than who should: that is a refusal of ours.

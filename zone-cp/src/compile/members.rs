@@ -109,6 +109,7 @@ pub(crate) fn own_members(picture: &Picture, proxy: &Key) -> BTreeSet<Unit> {
                 let service = mesh.multi_zone_services.get(&key);
                 service.into_iter().flat_map(|it| multi_zone::units(picture, mesh, it)).collect()
             }
+            policies::Held::External(key) => BTreeSet::from([Unit::External(key)]),
         }));
     }
     units.insert(Unit::Policies { mesh: proxy.mesh.clone(), selection });

@@ -338,6 +338,7 @@ fn external_destination(picture: &Picture, key: &Key, out: &mut Touched) {
     out.groups.meshes.insert(key.mesh.clone());
     (out.groups.ingresses, out.groups.egresses) = (true, true);
     explicit_outbounds(mesh, out);
+    routed(mesh, out);
 }
 
 fn secret(picture: &Picture, key: &Key, out: &mut Touched) {

@@ -13,11 +13,11 @@ use meridian_core::kinds::mesh_service::{MeshService, Port, State};
 use meridian_core::kinds::mesh_traffic_permission::{MeshTrafficPermission, RuleMatch};
 use meridian_core::{Kind, KindInfo, Resource, Standing, document, labels};
 use meridian_policy::{
-    InboundRule, Parsed, Section, caller_match, hostnames, inbound_confs, inbound_permission, inbound_rules,
-    is_reachable, leads_to, legacy_hostname, listed_hostnames, offered, protocol, refers, service_tag,
-    spoken,
+    InboundRule, Parsed, Section, TaggedRule, caller_match, hostnames, inbound_confs, inbound_permission,
+    inbound_rules, is_reachable, leads_to, legacy_hostname, listed_hostnames, offered, protocol, refers,
+    service_tag, spoken, tagged_rules,
 };
-use meridian_proxy_config::{CallerIdentity, Protocol, Verdict};
+use meridian_proxy_config::{CallerIdentity, CallerMatch, Protocol, Verdict};
 use serde_json::{Value, json};
 
 /// Where `<service>.mesh` answers beside the ports of the service.
@@ -395,8 +395,9 @@ fn at_inbound(
 ) -> Vec<Step> {
     let said = |(dataplane, inbound): &Instance<'_>| {
         let policies = facts.world.selecting(info.kind, &subject(dataplane), Section::Inbound(inbound));
-        let rules = inbound_rules(&policies);
-        if EACH_ACTS.contains(&info.kind) { every(&rules, caller) } else { first(&rules, caller) }
+        let (mut rules, tagged) = (inbound_rules(&policies), tagged_rules(&policies));
+        rules.retain(|rule| tagged.is_empty() || !rule.of_from);
+        if EACH_ACTS.contains(&info.kind) { every(&rules, &tagged, caller) } else { first(&rules, caller) }
     };
     let answers = by_answer(instances, said);
     let only = answers.len() == 1;
@@ -415,12 +416,24 @@ fn first(rules: &[InboundRule], caller: &CallerIdentity) -> Option<(Value, Vec<D
     Some((conf.merged.confs.first().cloned().unwrap_or_default(), Decider::all(&conf.merged)))
 }
 
-/// Every rule that matches acts, and those for everybody are one.
-fn every(rules: &[InboundRule], caller: &CallerIdentity) -> Option<(Value, Vec<Decider>)> {
+/// Every rule that matches acts, and those for everybody are one; of those by tags the first.
+fn every(
+    rules: &[InboundRule],
+    tagged: &[TaggedRule],
+    caller: &CallerIdentity,
+) -> Option<(Value, Vec<Decider>)> {
     let (for_all, for_some): (Vec<InboundRule>, Vec<InboundRule>) =
         rules.iter().cloned().partition(|rule| rule.matched.is_none());
     let (mut confs, mut deciders) = (Vec::new(), Vec::new());
     for rule in for_some.iter().filter(|rule| means(rule.matched.as_ref(), caller)) {
+        confs.push(rule.conf.clone());
+        deciders.push(Decider { items: vec![rule.origin.item], ..Decider::of(&rule.origin.policy) });
+    }
+    let by_tags = |rule: &&TaggedRule| {
+        let matched = CallerMatch { tags: rule.tags.clone(), ..CallerMatch::default() };
+        rule.conf.get("http").is_some() && matched.matches(caller, None)
+    };
+    if let Some(rule) = tagged.iter().find(by_tags) {
         confs.push(rule.conf.clone());
         deciders.push(Decider { items: vec![rule.origin.item], ..Decider::of(&rule.origin.policy) });
     }

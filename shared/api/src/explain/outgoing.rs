@@ -4,7 +4,9 @@ use super::inside::{Found, with_standing};
 use super::question::Question;
 use super::{Caller, Decider, Facts, Outcome, Step, routes, words};
 use crate::inspect::world::kinds;
+use meridian_core::kinds::mesh_access_log::MeshAccessLog;
 use meridian_core::kinds::mesh_http_route::MeshHttpRoute;
+use meridian_core::kinds::mesh_load_balancing_strategy::MeshLoadBalancingStrategy;
 use meridian_core::kinds::mesh_retry::MeshRetry;
 use meridian_core::kinds::mesh_service::Port;
 use meridian_core::kinds::mesh_tcp_route::MeshTcpRoute;
@@ -16,6 +18,10 @@ use std::sync::Arc;
 
 /// Fields of `http` in a MeshTimeout that hold for a request; all others hold for the connections to a destination.
 const OF_STREAMS: [&str; 3] = ["requestTimeout", "streamIdleTimeout", "maxStreamDuration"];
+
+/// Kinds that may say something of one rule of a route.
+const OF_ROUTES: [Kind; 4] =
+    [MeshTimeout::KIND, MeshRetry::KIND, MeshAccessLog::KIND, MeshLoadBalancingStrategy::KIND];
 
 /// Where routes take a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,8 +79,7 @@ pub(super) fn steps(
                 let said = said(kind);
                 let of_port = said.of_port(&called);
                 let own = http.as_ref().zip(rule).and_then(|(merged, rule)| {
-                    let is_by_route = kind == MeshTimeout::KIND || kind == MeshRetry::KIND;
-                    is_by_route.then(|| said.of_rule(facts, &called, merged, rule)).flatten()
+                    OF_ROUTES.contains(&kind).then(|| said.of_rule(facts, &called, merged, rule)).flatten()
                 });
                 plain_step(kind, of_port, own, way == Way::Itself)
             }
@@ -109,7 +114,7 @@ impl Way {
     fn keeps(&self, kind: Kind) -> bool {
         match self {
             Self::Itself => true,
-            Self::Requests(_) => kind == MeshTimeout::KIND || kind == MeshRetry::KIND,
+            Self::Requests(_) => [MeshTimeout::KIND, MeshRetry::KIND, MeshAccessLog::KIND].contains(&kind),
             Self::Connections(_) | Self::Redirect(_) => false,
         }
     }

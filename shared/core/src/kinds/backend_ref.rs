@@ -61,13 +61,6 @@ impl BackendRef {
         self.weight.get_or_insert(1);
     }
 
-    /// `instead`: what happens, since no route can send there yet.
-    pub(crate) fn warn(&self, path: &str, instead: &str, out: &mut Vec<String>) {
-        if ![TargetKind::MeshService, TargetKind::MeshMultiZoneService].contains(&self.kind) {
-            out.push(format!("{path}: {instead}: routes can't send to a {} yet", self.kind));
-        }
-    }
-
     pub(crate) fn check(&self, path: &str, out: &mut Violations) {
         let mut target = self.target();
         if KINDS.contains(&self.kind) && target.name().is_none() && !target.has_labels() {
@@ -83,13 +76,6 @@ impl BackendRef {
             Some(port) if !is_port(port) => out.push(format!("{path}.port"), INVALID_PORT),
             _ => {}
         }
-    }
-}
-
-/// Says of each that no route can send to yet what becomes of its share.
-pub(crate) fn warn_of_all(path: &str, backends: &[BackendRef], out: &mut Vec<String>) {
-    for (i, backend) in backends.iter().enumerate() {
-        backend.warn(&format!("{path}[{i}]"), "its share is answered with 500", out);
     }
 }
 

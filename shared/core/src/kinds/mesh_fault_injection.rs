@@ -113,13 +113,6 @@ impl Spec for MeshFaultInjection {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
-        for (i, item) in self.from.iter().flatten().enumerate() {
-            if item.target_ref.kind != TargetKind::Mesh {
-                out.push(format!(
-                    "spec.from[{i}] has no effect: callers are told apart by spiffeID, in rules"
-                ));
-            }
-        }
     }
 }
 

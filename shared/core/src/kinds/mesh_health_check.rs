@@ -1,7 +1,7 @@
 use super::http_headers::{self, HeadersToAdd};
 use super::policy::{self, Targeted};
 use crate::duration::PolicyDuration;
-use crate::registry::Standing::{Executed, Warned};
+use crate::registry::Standing::Executed;
 use crate::validate::{
     self, MUST_BE_DEFINED, NUMBER_EXPECTED, POSITIVE_WHEN_DEFINED, at_least_one, in_range, positive_duration,
 };
@@ -115,7 +115,6 @@ pub struct Grpc {
     pub authority: Option<String>,
 }
 
-const NO_EVENT_LOG: &str = "changes of health are in the proxy's own log and metrics";
 /// Of `send`, and of all of `receive`, in bytes: a proxy keeps as much of an answer while it looks for them.
 const MAX_PAYLOAD: usize = 16 << 10;
 
@@ -125,7 +124,7 @@ pub(crate) const INFO: KindInfo = KindInfo {
     flow: Flow::BOTH,
     targets: Some(TargetRefs { from: false, to: true, rules: false }),
     doc: "How callers ask the instances of a service whether they are well.",
-    fields: &[("targetRef", Executed), ("to", Executed), ("to[].default.eventLogPath", Warned(NO_EVENT_LOG))],
+    fields: &[("targetRef", Executed), ("to", Executed)],
     ..KindInfo::new::<MeshHealthCheck>()
 };
 
@@ -277,12 +276,7 @@ mod tests {
             "interval: 10s, timeout: 2s, unhealthyThreshold: 3, healthyThreshold: 1, initialJitter: 5s, intervalJitter: 6s, intervalJitterPercent: 10, healthyPanicThreshold: '11.5', failTrafficOnPanic: true, eventLogPath: /tmp/health.log, alwaysLogHealthCheckFailures: false, noTrafficInterval: 1m, reuseConnection: true, tcp: {disabled: true, send: Zm9v, receive: [YmFy, YmF6]}, http: {path: /health, requestHeadersToAdd: {set: [{name: x-check, value: 'true'}], add: [{name: x-from, value: mesh}]}, expectedStatuses: [200, 201]}, grpc: {serviceName: shop.Cart, authority: shop.example.com}",
         );
         right(&all);
-        assert_eq!(
-            warnings(&all),
-            [
-                "spec.to[0].default.eventLogPath has no effect: changes of health are in the proxy's own log and metrics"
-            ]
-        );
+        assert_eq!(warnings(&all), [""; 0]);
     }
 
     #[test]

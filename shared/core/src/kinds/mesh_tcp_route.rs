@@ -1,5 +1,4 @@
 use super::backend_ref::{self, BackendRef, NO_NAMESPACES};
-use super::policy::warn_of_destination;
 use crate::registry::Standing::{Executed, Warned};
 use crate::validate::MUST_NOT_BE_EMPTY;
 use crate::{Context, Flow, Kind, KindInfo, Spec, TargetKind, TargetRef, TargetRefs, Violations};
@@ -97,18 +96,6 @@ impl Spec for MeshTcpRoute {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         out.extend(self.target_ref.as_ref().and_then(TargetRef::name_warning));
-        for (i, to) in self.to.iter().flatten().enumerate() {
-            if warn_of_destination(&format!("spec.to[{i}]"), &to.target_ref.kind, out) {
-                continue;
-            }
-            for (j, rule) in to.rules.iter().enumerate() {
-                let backends = rule.default.backend_refs.as_deref().unwrap_or_default();
-                for (k, backend) in backends.iter().enumerate() {
-                    let path = format!("spec.to[{i}].rules[{j}].default.backendRefs[{k}]");
-                    backend.warn(&path, "its share is refused", out);
-                }
-            }
-        }
     }
 }
 
@@ -143,12 +130,7 @@ mod tests {
             "targetRef: {kind: Dataplane, labels: {app: shop}}, to: [{targetRef: {kind: MeshService, name: db}, rules: [{default: {backendRefs: [{kind: MeshService, name: db, port: 5432, weight: 9}, {kind: MeshExternalService, name: old-db, weight: 0}]}}]}]",
         );
         right(&split);
-        assert_eq!(
-            warnings(&split),
-            [
-                "spec.to[0].rules[0].default.backendRefs[1]: its share is refused: routes can't send to a MeshExternalService yet"
-            ]
-        );
+        assert_eq!(warnings(&split), [""; 0]);
     }
 
     #[test]

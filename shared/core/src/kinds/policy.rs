@@ -233,7 +233,6 @@ pub(super) fn warn_of_destinations<T>(to: Option<&Vec<Targeted<T>>>, out: &mut V
 pub(super) fn warn_of_destination(path: &str, kind: &TargetKind, out: &mut Vec<String>) -> bool {
     let why = match kind {
         TargetKind::MeshExternalService => "it holds inside the mesh, and this destination is outside of it",
-        TargetKind::MeshHttpRoute => "of routes only time limits and repetitions are told apart",
         _ => return false,
     };
     out.push(format!("{path} has no effect: {why}"));

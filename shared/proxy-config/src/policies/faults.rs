@@ -2,7 +2,7 @@ use crate::CallerMatch;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU64;
 
-/// Faults in the requests of some callers. All that match a caller are made, in order.
+/// Faults in the requests of some callers. All that match a caller are made, in order, but for those that are `first_only`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct FaultRule {
@@ -10,6 +10,9 @@ pub struct FaultRule {
     #[serde(default)]
     pub caller: CallerMatch,
     pub faults: Vec<Fault>,
+    /// Of the rules of which this is said, the first that matches a caller holds alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub first_only: bool,
 }
 
 /// One fault and how often it is made, drawn anew for every request.

@@ -25,6 +25,9 @@ pub struct HealthChecks {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub log_failures: bool,
     pub question: Question,
+    /// A file on the proxy's host, absolute, that has a line for each change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_log_path: Option<String>,
 }
 
 /// How much longer, by chance, a wait is at most.

@@ -97,8 +97,8 @@ impl Errand {
 
     /// Names that Host and SNI may have: where the entry's own endpoints decide the address, any of its names; else
     /// the one that was resolved.
-    pub(super) fn holds(&self, asked: &Asked) -> bool {
-        match &self.entry {
+    pub(super) fn holds(&self, entry: Option<&Entry>, asked: &Asked) -> bool {
+        match entry {
             None => true,
             Some(entry) if entry.config.endpoints.is_empty() => *asked == self.asked,
             Some(entry) => super::authorise::lists(&entry.config.hosts, asked),

@@ -16,7 +16,7 @@ use crate::{
     metrics::TrafficCell,
     policy::{at_once::Active, retry::RetryPolicy},
     refuse::{LocalExecutor, answer, forbidden},
-    snapshot::Snapshot,
+    snapshot::{Entry, Snapshot},
     tls::Peer,
     worker::{Ending, Worker},
 };
@@ -29,7 +29,7 @@ use meridian_proxy_config::Protocol;
 use meridian_telemetry::chain;
 use rewrite::request_host;
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, Ref, RefCell},
     convert::Infallible,
     rc::Rc,
     sync::Arc,
@@ -62,6 +62,7 @@ pub(super) async fn serve<S: Stream + Send>(
     let snapshot = worker.snapshot();
     let outward = errand.outward(&snapshot);
     let idle = outward.connections.http_idle;
+    let entry = entry_now(&errand, &snapshot);
     let site = Rc::new(Site {
         peer: peer.clone(),
         worker: worker.clone(),
@@ -69,7 +70,8 @@ pub(super) async fn serve<S: Stream + Send>(
         said: RefCell::new(Said {
             generation: snapshot.generation,
             outward,
-            terms: terms(&errand, &snapshot, peer.as_ref()),
+            terms: terms(entry.as_deref(), peer.as_ref()),
+            entry,
         }),
         open: Rc::default(),
         begun: Cell::new(0),
@@ -149,13 +151,19 @@ struct Said {
     outward: Arc<Outward>,
     /// Those that name the entry.
     terms: Rc<Terms>,
+    /// As it is now: a sidecar keeps connections for requests to come, whatever the entry is called by then.
+    entry: Option<Arc<Entry>>,
 }
 
-fn terms(errand: &Errand, snapshot: &Snapshot, peer: Option<&Peer>) -> Rc<Terms> {
-    let Some(entry) = &errand.entry else { return Rc::default() };
+fn entry_now(errand: &Errand, snapshot: &Snapshot) -> Option<Arc<Entry>> {
+    let entry = errand.entry.as_ref()?;
     // A sidecar that leaves by itself has its entries elsewhere.
-    let now = snapshot.entries.get(&entry.config.key).unwrap_or(entry);
-    Rc::new(Terms::new(&now.limits, &now.config.policies.faults, peer))
+    Some(snapshot.entries.get(&entry.config.key).unwrap_or(entry).clone())
+}
+
+fn terms(entry: Option<&Entry>, peer: Option<&Peer>) -> Rc<Terms> {
+    let Some(entry) = entry else { return Rc::default() };
+    Rc::new(Terms::new(&entry.limits, &entry.config.policies.faults, peer))
 }
 
 /// What one caller's connection has.
@@ -189,17 +197,18 @@ impl Site {
     }
 
     /// What holds for the caller's requests now: one comparison unless the configuration changed.
-    fn said(&self) -> (Arc<Outward>, Rc<Terms>) {
-        let mut said = self.said.borrow_mut();
-        if said.generation != self.worker.shared.snapshots.generation() {
+    fn said(&self) -> Ref<'_, Said> {
+        if self.said.borrow().generation != self.worker.shared.snapshots.generation() {
             let snapshot = self.worker.snapshot();
-            *said = Said {
+            let entry = entry_now(&self.errand, &snapshot);
+            *self.said.borrow_mut() = Said {
                 generation: snapshot.generation,
                 outward: self.errand.outward(&snapshot),
-                terms: terms(&self.errand, &snapshot, self.peer.as_ref()),
+                terms: terms(entry.as_deref(), self.peer.as_ref()),
+                entry,
             };
         }
-        (said.outward.clone(), said.terms.clone())
+        self.said.borrow()
     }
 
     /// Resolves when the caller has had no request open for that long, or up to twice as long.
@@ -264,10 +273,14 @@ impl Site {
         codec::receive(&mut request);
         let (asked, port) =
             request_host(&request).map_err(|error| Failed::Bad(format!("Host: {error}\n")))?;
-        if !self.errand.holds(&asked) || port.is_some_and(|port| port != self.errand.port) {
-            return Err(Failed::Denied(Denied::new(Reason::NAME_MISMATCH, self.errand.key())));
-        }
-        let (outward, terms) = self.said();
+        let (outward, terms) = {
+            let said = self.said();
+            let holds = self.errand.holds(said.entry.as_deref(), &asked);
+            if !holds || port.is_some_and(|port| port != self.errand.port) {
+                return Err(Failed::Denied(Denied::new(Reason::NAME_MISMATCH, self.errand.key())));
+            }
+            (said.outward.clone(), said.terms.clone())
+        };
         let nobodys = TrafficCell::default();
         let entry = self.errand.entry.as_ref();
         let cell = entry.map_or(&nobodys, |entry| entry.traffic.cell(self.worker.index));

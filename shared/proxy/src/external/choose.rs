@@ -96,7 +96,7 @@ fn first<'a>(
 }
 
 /// The host to name to the egress for a connection that came by a virtual address: one of the names that lead to it.
-pub(super) fn host_of(external: &config::External, hostnames: &[String]) -> Option<Asked> {
+pub(crate) fn host_of(external: &config::External, hostnames: &[String]) -> Option<Asked> {
     let named = |host: &&HostMatch| match host {
         HostMatch::Exact(name) => hostnames.contains(name),
         HostMatch::Wildcard(_) | HostMatch::Ip(_) | HostMatch::Net(_) => false,

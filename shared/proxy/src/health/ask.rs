@@ -3,7 +3,7 @@
 //! It is made beside the connections that carry traffic: it counts as none of them, is held to no limit of theirs, and
 //! finds out whether a new one could be made. Who answers must be who should, as for any other connection.
 
-use super::Task;
+use super::{Task, events::Events};
 use crate::{
     codec::{self, Body, client_h1, client_h2},
     io::{Socket, Transport, tune},
@@ -47,6 +47,7 @@ pub(super) struct Asker {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) plan: Arc<HealthPlan>,
     session: Option<Session>,
+    pub(super) events: Events,
 }
 
 /// A connection that a question can be asked on.
@@ -76,7 +77,7 @@ impl Asker {
         endpoint: Arc<Endpoint>,
         plan: Arc<HealthPlan>,
     ) -> Self {
-        Self { worker, cluster, endpoint, plan, session: None }
+        Self { worker, cluster, endpoint, plan, session: None, events: Events::default() }
     }
 
     /// One check. What is dropped in its midst leaves no connection behind.

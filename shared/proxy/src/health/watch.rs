@@ -105,6 +105,7 @@ impl Subject for Asker {
         let cluster = self.cluster.borrow();
         let cell = cluster.traffic.cell(self.worker.index);
         cell.health_checks.inc();
+        self.events.tell(&self.worker, &self.plan, (&cluster, &self.endpoint), finding, change);
         let (service, endpoint, address) = (&cluster.service, &self.endpoint.name, label(&self.endpoint));
         let why = match finding {
             Finding::Well => None,

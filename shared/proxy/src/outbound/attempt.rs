@@ -223,7 +223,7 @@ impl Errand<'_> {
                 }
                 response
             }
-            Outcome::Unreachable(error) => unreachable(self.cluster, &error),
+            Outcome::Unreachable(error) => unreachable(self.worker, self.cluster, &error),
             Outcome::Lost(error) if error.is_clients() => {
                 let text = "the request's body is malformed, or was cut\n";
                 plumbing::because(plumbing::plain(StatusCode::BAD_REQUEST, text), &Cause::MALFORMED)

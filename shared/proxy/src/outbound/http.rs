@@ -1,6 +1,6 @@
 //! HTTP requests of the application, one by one, over shared connections to the destination's endpoints.
 
-use super::{attempt, leads_to, mirror, route};
+use super::{attempt, leads_to, mirror, no_way_out, route};
 use crate::{
     codec::{self as plumbing, Body, Counted, How, Incoming, detect},
     denial::Reason,
@@ -9,13 +9,14 @@ use crate::{
     listener::Accepted,
     policy::{
         at_once::{Active, Limit},
+        balance::Hashing,
         lua::Chain,
         outliers::Event,
         retry::RetryPolicy,
         timeouts::{Clock, StreamLimits},
     },
     scripts::{Passage, Stopped},
-    snapshot::{Cluster, MirrorTo, Outbound, Target},
+    snapshot::{Cluster, MirrorTo, Outbound},
     trace::Tracer,
     upstream::{self, Balance, DialError, cluster_check},
     worker::{ConnectionInfo, Direction, Worker},
@@ -58,17 +59,19 @@ pub(super) struct Way<'a> {
     pub(super) scripts: Option<&'a Chain>,
     /// Who gets a copy of what is sent.
     pub(super) mirrors: &'a [MirrorTo],
+    /// In place of the cluster's.
+    pub(super) hashing: Option<&'a Arc<Hashing>>,
 }
 
 impl<'a> Way<'a> {
     pub(super) fn to(cluster: &'a Arc<Cluster>, ends: (SocketAddr, SocketAddr)) -> Self {
         let (streams, retry) = (cluster.streams, cluster.retry.as_ref());
-        Self { ends, cluster, streams, retry, exchange: None, scripts: None, mirrors: &[] }
+        Self { ends, cluster, streams, retry, exchange: None, scripts: None, mirrors: &[], hashing: None }
     }
 }
 
 pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted: Accepted) {
-    let Target::Cluster(cluster) = &outbound.target else { return };
+    let Some(cluster) = outbound.target.cluster() else { return };
     let ends = (accepted.peer, accepted.original);
     let socket = Socket::new(accepted.stream);
     let reset = socket.reset();
@@ -100,7 +103,8 @@ async fn handle(context: Rc<Context>, mut request: Request<Incoming>) -> Result<
     let outbound = context.outbound();
     let response = match outbound.as_ref().and_then(|it| Some((it, it.target.cluster()?))) {
         Some((outbound, cluster)) => {
-            let exchange = context.observe(cluster, &mut request);
+            let logs_rules = outbound.routing.as_ref().is_some_and(|routing| routing.logs_rules());
+            let exchange = context.observe(cluster, logs_rules, &mut request);
             let (answering, mut response) =
                 answer(&context, outbound, cluster, request, exchange.as_ref()).await;
             let cell = answering.traffic.cell(context.worker.index);
@@ -151,13 +155,19 @@ impl Context {
     }
 
     /// What logs and traces are told of a request, if there are any; it then carries its place in a trace.
-    fn observe(&self, cluster: &Arc<Cluster>, request: &mut Request<Incoming>) -> Option<Rc<Exchange>> {
+    fn observe(
+        &self,
+        cluster: &Arc<Cluster>,
+        logs_rules: bool,
+        request: &mut Request<Incoming>,
+    ) -> Option<Rc<Exchange>> {
         let tracer = self.tracer.borrow();
-        if cluster.logs.is_empty() && tracer.is_none() {
+        let is_logged = logs_rules || !cluster.logs.is_empty();
+        if !is_logged && tracer.is_none() {
             return None;
         }
         let span = Tracer::join(tracer.as_ref(), Direction::Outbound, request.headers_mut());
-        if cluster.logs.is_empty() && !span.as_ref().is_some_and(|(_, started)| started.is_sampled()) {
+        if !is_logged && !span.as_ref().is_some_and(|(_, started)| started.is_sampled()) {
             return None;
         }
         let scene = self.scene.get_or_init(|| Scene::new(&self.worker, Direction::Outbound, self.ends, None));
@@ -217,8 +227,8 @@ struct Errand<'a> {
 impl<'a> Way<'a> {
     /// The same way to the same destination, as that is now.
     fn through(&self, cluster: &'a Arc<Cluster>) -> Self {
-        let (streams, retry) = (self.streams, self.retry);
-        Self { streams, retry, exchange: self.exchange, ..Self::to(cluster, self.ends) }
+        let (streams, retry, hashing) = (self.streams, self.retry, self.hashing);
+        Self { streams, retry, hashing, exchange: self.exchange, ..Self::to(cluster, self.ends) }
     }
 
     fn errand(&'a self, worker: &'a Rc<Worker>, request: Request<Body>) -> Errand<'a> {
@@ -282,7 +292,7 @@ impl Errand<'_> {
 
     /// Where endpoints are chosen by a hash, the client is given what it must bring next time.
     async fn answer(self, authority: &Authority) -> Response<Body> {
-        let Some(hashing) = &self.way.cluster.balancing.hashing else {
+        let Some(hashing) = self.way.cluster.balancing.hashing(self.way.hashing) else {
             return self.send(authority, None).await;
         };
         let (headers, from) = (self.request.headers(), self.way.ends.0.ip());
@@ -339,7 +349,10 @@ pub(super) fn how<B>(cluster: &Cluster, request: &Request<B>) -> How {
     }
 }
 
-pub(super) fn unreachable(cluster: &Cluster, error: &DialError) -> Response<Body> {
+pub(super) fn unreachable(worker: &Worker, cluster: &Cluster, error: &DialError) -> Response<Body> {
+    if let Some(reason) = no_way_out(worker, cluster, error) {
+        return plumbing::refused(StatusCode::FORBIDDEN, &reason);
+    }
     tracing::warn!(service = %cluster.service, %error, source = ?error, "no connection");
     let text = format!("no connection to {}: {error}\n", cluster.service);
     let cause = match error {
@@ -365,7 +378,7 @@ async fn upgrade(
     let (mut opened, state) = match opened {
         Ok(opened) => opened,
         Err(DialError::Overloaded(limit)) => return overloaded(worker, cluster, limit),
-        Err(error) => return unreachable(cluster, &error),
+        Err(error) => return unreachable(worker, cluster, &error),
     };
     if let Some(exchange) = way.exchange {
         exchange.asks(Upstream::Endpoint(state.endpoint.clone()));

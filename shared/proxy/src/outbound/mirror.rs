@@ -85,6 +85,7 @@ fn begin_one(
         let (to, from) = mirrored();
         (Some(to), Some(from))
     };
+    let authority = cluster.leaving.as_ref().map_or(authority, |leaving| &leaving.authority);
     let errand = Copy { worker: worker.clone(), cluster: cluster.clone(), authority: authority.clone() };
     worker.spawn(async move {
         let _place = place;

@@ -49,18 +49,13 @@ pub(super) async fn answer(
         }
         Verdict::Connection(split) => match turn(worker, own, split) {
             Ok(cluster) if cluster.protocol.is_http() => {
-                let response = forward(
-                    worker,
-                    &Way {
-                        exchange: itself.exchange,
-                        scripts: itself.scripts,
-                        ..Way::to(cluster, itself.ends)
-                    },
-                    authority,
-                    request,
-                )
-                .await;
-                (cluster.clone(), response)
+                let way = Way {
+                    exchange: itself.exchange,
+                    scripts: itself.scripts,
+                    ..Way::to(cluster, itself.ends)
+                };
+                let authority = outside(own, cluster).unwrap_or(authority);
+                (cluster.clone(), forward(worker, &way, authority, request).await)
             }
             Ok(_) => (own.clone(), refusal("the backend does not speak HTTP")),
             Err(refusal) => (own.clone(), refusal),
@@ -75,6 +70,10 @@ impl Routed<'_> {
         authority: &Authority,
         mut request: Request<Incoming>,
     ) -> (Arc<Cluster>, Response<Body>) {
+        let policies = self.rule.policies.as_ref();
+        if let Some((exchange, logs)) = self.itself.exchange.zip(policies.and_then(|it| it.logs.as_ref())) {
+            exchange.tells(logs, request.headers());
+        }
         if let Some(redirect) = &self.rule.redirect {
             let location = redirect.location(request.uri(), authority, self.found.prefix);
             return (self.own.clone(), redirected(redirect.status, &location));
@@ -87,13 +86,13 @@ impl Routed<'_> {
             },
         };
         let host = self.change(&mut request);
-        let authority = host.unwrap_or(authority);
-        let policies = self.rule.policies.as_ref();
+        let authority = host.or_else(|| outside(self.own, cluster)).unwrap_or(authority);
         let way = Way {
             ends: self.itself.ends,
             exchange: self.itself.exchange,
             scripts: self.itself.scripts,
             mirrors: &self.way.mirrors,
+            hashing: policies.and_then(|policies| policies.hashing.as_ref()),
             cluster,
             streams: self.way.streams.unwrap_or(self.own.streams),
             retry: policies.map_or(self.own.retry.as_ref(), |policies| policies.retry.as_ref()),
@@ -114,6 +113,12 @@ impl Routed<'_> {
         }
         Some(host)
     }
+}
+
+/// Whom a request is for that leaves the mesh in another's place: an egress holds it to that name.
+fn outside<'a>(own: &Cluster, cluster: &'a Cluster) -> Option<&'a Authority> {
+    let leaving = cluster.leaving.as_ref().filter(|_| cluster.name != own.name);
+    leaving.map(|leaving| &leaving.authority)
 }
 
 #[expect(clippy::result_large_err, reason = "the error is the answer")]

@@ -68,6 +68,12 @@ impl BalancingPolicy {
         Self { rule, hashing: hashing.filter(|_| rule == Rule::Hash), enough }
     }
 
+    /// What a request's hash is made of, if endpoints are chosen by one: a route's word goes before the destination's.
+    pub fn hashing<'a>(&'a self, of_route: Option<&'a Arc<Hashing>>) -> Option<&'a Arc<Hashing>> {
+        let hashing = of_route.or(self.hashing.as_ref());
+        hashing.filter(|_| self.rule == Rule::Hash)
+    }
+
     /// Whether it matters how many requests an endpoint has under way.
     pub fn counts_requests(&self) -> bool {
         matches!(self.rule, Rule::LeastRequest(_))

@@ -18,9 +18,11 @@ pub struct Plan {
     pub bytes_per_second: Option<NonZeroU64>,
 }
 
-/// The faults for a caller, in order: those of every rule that matches.
+/// The faults for a caller, in order: those of every rule that matches, and of rules that hold alone of the first.
 pub fn of(rules: &[FaultRule], caller: &CallerIdentity, sni: Option<&str>) -> Vec<Fault> {
+    let mut decided = false;
     let matching = rules.iter().filter(|rule| rule.caller.matches(caller, sni));
+    let matching = matching.filter(|rule| !(rule.first_only && std::mem::replace(&mut decided, true)));
     matching.flat_map(|rule| &rule.faults).copied().collect()
 }
 
@@ -104,11 +106,28 @@ mod tests {
         let rule = |spiffe: Option<&str>, millis| FaultRule {
             caller: CallerMatch { spiffe_exact: spiffe.map(str::to_owned), ..CallerMatch::default() },
             faults: vec![fault(MILLION, Effect::Delay(millis))],
+            first_only: false,
         };
         let rules = [rule(Some("spiffe://m/web"), 1), rule(Some("spiffe://m/api"), 20), rule(None, 300)];
         let delay = |caller: &CallerIdentity| plan(&of(&rules, caller, None), || 0).delay.as_millis();
         let web = CallerIdentity { spiffe: vec!["spiffe://m/web".into()], ..CallerIdentity::default() };
         assert_eq!(delay(&web), 301);
         assert_eq!(delay(&CallerIdentity::default()), 300);
+    }
+    #[test]
+    fn of_rules_that_hold_alone_the_first_does() {
+        let rule = |service: Option<&str>, millis, first_only| FaultRule {
+            caller: CallerMatch {
+                tags: service.map(|it| ("kuma.io/service".to_owned(), it.to_owned())).into_iter().collect(),
+                ..CallerMatch::default()
+            },
+            faults: vec![fault(MILLION, Effect::Delay(millis))],
+            first_only,
+        };
+        let rules = [rule(None, 1, false), rule(Some("web"), 20, true), rule(None, 300, true)];
+        let delay = |caller: &CallerIdentity| plan(&of(&rules, caller, None), || 0).delay.as_millis();
+        let tags = [("kuma.io/service".to_owned(), ["web".to_owned()].into())].into();
+        assert_eq!(delay(&CallerIdentity { tags, ..CallerIdentity::default() }), 21);
+        assert_eq!(delay(&CallerIdentity::default()), 301);
     }
 }

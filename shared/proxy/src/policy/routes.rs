@@ -12,9 +12,11 @@ pub use changes::{HeaderChanges, PathEdit, RedirectTo, RewriteTo};
 pub use turns::Turns;
 
 use super::{
+    balance::Hashing,
     matching::{HeaderMatcher, whole},
     retry::RetryPolicy,
 };
+use crate::access_log::{self, AccessLogs};
 use http::{HeaderMap, Method, Uri};
 use meridian_proxy_config::{
     self as config, HttpMatch, HttpRoutes, HttpRule, PathMatch, QueryValueMatch, RouteBackend, RoutePolicies,
@@ -27,20 +29,17 @@ use std::sync::Arc;
 const MAX_PATTERNS: usize = 512;
 
 /// What the routes of a destination say.
-#[derive(Debug)]
 pub enum Compiled {
     Http(Rules),
     Tcp(Vec<RouteBackend>),
 }
 
-#[derive(Debug)]
 pub struct Rules {
     matches: Vec<Matcher>,
     pub rules: Vec<Rule>,
 }
 
 /// What becomes of the requests that a rule is for.
-#[derive(Debug)]
 pub struct Rule {
     pub name: String,
     pub request: HeaderChanges,
@@ -55,10 +54,11 @@ pub struct Rule {
 }
 
 /// What holds for a rule's requests in place of what holds for the destination's.
-#[derive(Debug)]
 pub struct Policies {
     pub timeouts: StreamTimeouts,
     pub retry: Option<Arc<RetryPolicy>>,
+    pub logs: Option<AccessLogs>,
+    pub hashing: Option<Arc<Hashing>>,
 }
 
 /// The rule that a request is for.
@@ -148,7 +148,9 @@ impl Rule {
 impl Policies {
     fn compile(policies: &RoutePolicies) -> Result<Self, String> {
         let retry = policies.retry.as_ref().map(RetryPolicy::compile).transpose()?.map(Arc::new);
-        Ok(Self { timeouts: policies.stream_timeouts, retry })
+        let hashing = policies.hash.as_ref().map(|hash| Hashing::compile(hash)).transpose()?.map(Arc::new);
+        let logs = policies.access_logs.as_ref().map(|logs| access_log::compile(logs));
+        Ok(Self { timeouts: policies.stream_timeouts, retry, logs, hashing })
     }
 }
 

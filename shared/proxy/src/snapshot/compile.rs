@@ -1,14 +1,17 @@
 //! From resources to a snapshot: pure, and sharing what did not change.
 
 use super::{
-    Cluster, Entry, External, Inbound, Outbound, PeerRule, Resources, Routing, Snapshot, SniRoutes, Target,
+    Cluster, Entry, External, Inbound, Leaving, Outbound, PeerRule, Resources, Routing, Snapshot, SniRoutes,
+    Target,
     resources::EntryParts,
     routing,
     tiers::{arrange, prepare},
 };
 use crate::{
     access_log::{self, AccessLogs},
+    denial::Reason,
     egress::Outward,
+    external,
     health::Board,
     metrics::{Metrics, Traffic},
     policy::{
@@ -22,10 +25,11 @@ use crate::{
         retry::{RetryPolicy, connect_attempts},
         timeouts::{ConnectionLimits, StreamLimits},
     },
+    preface::Preface,
 };
 use meridian_proxy_config::{
-    self as config, DestinationPolicies, DestinationTls, EndpointSet, HostMatch, Locality, Protocol,
-    SniMatch, Unlisted, Via,
+    self as config, BackendTarget, DestinationPolicies, DestinationTls, EndpointSet, EntryKind, HostMatch,
+    Locality, Protocol, SniMatch, Unlisted, Via, routes_of_external,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -44,6 +48,8 @@ pub(super) struct Source {
     pub(super) instead: Option<(String, String)>,
     pub(super) zone: String,
     pub(super) spans_zones: bool,
+    /// Tags without which an endpoint is none.
+    pub(super) only: BTreeMap<String, String>,
     /// The proxy's own tags, if endpoints are chosen by them.
     pub(super) caller_tags: BTreeMap<String, BTreeSet<String>>,
     pub(super) policies: Arc<DestinationPolicies>,
@@ -53,6 +59,7 @@ pub(super) struct Source {
     pub(super) hashing: Option<Arc<Hashing>>,
     pub(super) logs: AccessLogs,
     pub(super) scripts: Option<Chain>,
+    pub(super) leaving: Option<Leaving>,
 }
 
 impl PartialEq for Source {
@@ -71,8 +78,10 @@ impl PartialEq for Source {
             && self.instead == other.instead
             && self.zone == other.zone
             && self.spans_zones == other.spans_zones
+            && self.only == other.only
             && self.caller_tags == other.caller_tags
             && self.policies == other.policies
+            && self.leaving == other.leaving
             && self.tiers.len() == other.tiers.len()
             && self.tiers.iter().zip(&other.tiers).all(|(a, b)| same_sets(a, b))
     }
@@ -157,17 +166,16 @@ impl Compiler<'_> {
                 }
                 Via::Sidecar(_) | Via::Refused(_) => None,
             };
-            let same_egress = |old: &External| match (&old.egress, &egress) {
-                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-                (None, None) => true,
-                _ => false,
+            let routed = self.routed(name, config);
+            let same_clusters = |old: &External| {
+                same(old.egress.as_ref(), egress.as_ref()) && same(old.routed.as_ref(), routed.as_ref())
             };
             let kept = self.previous.externals.get(name);
-            let kept = kept.filter(|old| Arc::ptr_eq(&old.config, config) && same_egress(old));
+            let kept = kept.filter(|old| Arc::ptr_eq(&old.config, config) && same_clusters(old));
             let external = kept.cloned().unwrap_or_else(|| {
                 let traffic = self.metrics.traffic("external", &config.entry);
                 let entry = parts.as_ref().map(|parts| self.entry(parts));
-                Arc::new(External { config: config.clone(), egress: egress.clone(), entry, traffic })
+                Arc::new(External { config: config.clone(), egress, routed, entry, traffic })
             });
             for host in &config.hosts {
                 let host = canonical(host);
@@ -184,6 +192,51 @@ impl Compiler<'_> {
         }
     }
 
+    /// What routes can send to a MeshExternalService by. How long it may take and what is tried again is the egress's to
+    /// decide, by what policies say of the destination.
+    fn routed(&mut self, name: &str, config: &config::External) -> Option<Arc<Cluster>> {
+        if config.kind != EntryKind::MeshExternalService {
+            return None;
+        }
+        let host = external::host_of(config, &[])?;
+        let leaving = |refused| {
+            Some(Leaving {
+                authority: host.to_string().parse().ok()?,
+                preface: Preface {
+                    entry: config.entry.clone(),
+                    host: host.clone(),
+                    port: *config.ports.first()?,
+                },
+                refused,
+            })
+        };
+        let source = match &config.via {
+            Via::Sidecar(_) => return None,
+            Via::Refused(reason) => Source {
+                service: config.entry.clone(),
+                leaving: Some(leaving(Some(Reason::given(reason)))?),
+                ..Source::default()
+            },
+            Via::Egress { mesh, zone, sni, endpoints } => {
+                let instead = (sni.clone(), zone.clone());
+                let source = self.egress_source(&config.entry, mesh, endpoints, instead);
+                Source { leaving: Some(leaving(None)?), ..source }
+            }
+        };
+        let said = self.resources.policies("", config.protocol);
+        let policies = DestinationPolicies {
+            access_logs: said.config.access_logs.clone(),
+            ..DestinationPolicies::default()
+        };
+        let source = Source {
+            protocol: Some(config.protocol),
+            policies: Arc::new(policies),
+            logs: said.logs,
+            ..source
+        };
+        Some(self.cluster(format!("routed/{name}"), "external", source))
+    }
+
     fn outbounds(&mut self) {
         let mut names: HashMap<String, Vec<IpAddr>> = HashMap::new();
         for (name, config) in &self.resources.outbounds {
@@ -192,7 +245,7 @@ impl Compiler<'_> {
             let kept = self.previous.outbounds.get(name).filter(|old| {
                 Arc::ptr_eq(&old.config, config)
                     && same_target(&old.target, &target)
-                    && same_routing(old.routing.as_ref(), routing.as_ref())
+                    && same(old.routing.as_ref(), routing.as_ref())
             });
             let outbound = kept.cloned().unwrap_or_else(|| {
                 Arc::new(Outbound { name: name.clone(), config: config.clone(), target, routing })
@@ -232,7 +285,15 @@ impl Compiler<'_> {
     }
 
     fn destination(&mut self, name: &str) -> Option<Arc<Cluster>> {
-        let key = format!("destination/{name}");
+        self.subset(name, &BTreeMap::new())
+    }
+
+    /// What a destination has of endpoints with these tags.
+    fn subset(&mut self, name: &str, only: &BTreeMap<String, String>) -> Option<Arc<Cluster>> {
+        let key = match only.is_empty() {
+            true => format!("destination/{name}"),
+            false => format!("subset/{name}/{only:?}"),
+        };
         if let Some(cluster) = self.next.clusters.get(&key) {
             return Some(cluster.clone());
         }
@@ -252,6 +313,7 @@ impl Compiler<'_> {
             instead: None,
             zone: self.zone().to_owned(),
             spans_zones: destination.spans_zones,
+            only: only.clone(),
             caller_tags: self.caller_tags(&policies.config),
             policies: policies.config,
             retry: policies.retry,
@@ -259,27 +321,41 @@ impl Compiler<'_> {
             hashing: policies.hashing,
             logs: policies.logs,
             scripts: policies.scripts,
+            leaving: None,
         };
         Some(self.cluster(key, "outbound", source))
     }
 
     /// What routes say of calls to a destination: once, whichever outbounds lead there.
     fn routing(&mut self, config: &config::Target, target: &Target) -> Option<Arc<Routing>> {
-        let (config::Target::Destination(name), Target::Cluster(own)) = (config, target) else { return None };
-        let compiled = self.resources.routings.get(name)?.clone();
-        if let Some(routing) = self.next.routings.get(name) {
+        let own = target.cluster()?;
+        let name = match config {
+            config::Target::Destination(name) => name.clone(),
+            config::Target::External(name) => routes_of_external(name),
+        };
+        let compiled = self.resources.routings.get(&name)?.clone();
+        if let Some(routing) = self.next.routings.get(&name) {
             return Some(routing.clone());
         }
-        let names = compiled.iter().flat_map(|compiled| routing::targets(compiled));
-        let clusters = names.filter_map(|name| Some((name.to_owned(), self.destination(name)?))).collect();
-        let before = self.previous.routings.get(name);
-        let kept = before.filter(|old| old.is_of(compiled.as_ref(), &clusters, own.protocol)).cloned();
+        let targets = compiled.iter().flat_map(|compiled| routing::targets(compiled));
+        let clusters = targets.filter_map(|to| Some((to.clone(), self.backend(to)?))).collect();
+        let before = self.previous.routings.get(&name);
+        let kept = before.filter(|old| old.is_of(compiled.as_ref(), &clusters, own)).cloned();
         let routing = kept.unwrap_or_else(|| {
             let (before, workers) = (before.map(Arc::as_ref), self.metrics.workers());
-            Arc::new(Routing::new(compiled, clusters, own.protocol, before, workers))
+            Arc::new(Routing::new(compiled, clusters, own, before, workers))
         });
-        self.next.routings.insert(name.clone(), routing.clone());
+        self.next.routings.insert(name, routing.clone());
         Some(routing)
+    }
+
+    fn backend(&mut self, target: &BackendTarget) -> Option<Arc<Cluster>> {
+        match target {
+            BackendTarget::Destination(name) => self.destination(name),
+            BackendTarget::External(name) => self.next.externals.get(name)?.routed.clone(),
+            BackendTarget::Subset { destination, tags } => self.subset(destination, tags),
+            BackendTarget::Missing(_) => None,
+        }
     }
 
     fn egress(&mut self) {
@@ -403,6 +479,11 @@ fn build(
     let policies = &source.policies;
     let (tiers, plans) = arrange(&source);
     let board = |plan: &Arc<HealthPlan>| Arc::new(Board::new(plan.clone(), &tiers, health));
+    let connections = ConnectionLimits::from(&policies.connection_timeouts);
+    let (connections, streams) = match &source.leaving {
+        None => (connections, StreamLimits::outbound(&policies.stream_timeouts, protocol == Protocol::Grpc)),
+        Some(_) => (ConnectionLimits { tcp_idle: None, ..connections }, StreamLimits::default()),
+    };
     Cluster {
         name,
         service: source.service.clone(),
@@ -413,14 +494,15 @@ fn build(
         tiers,
         plans,
         balancing: BalancingPolicy::compile(&policies.balancing, source.hashing.clone()),
-        connections: ConnectionLimits::from(&policies.connection_timeouts),
-        streams: StreamLimits::outbound(&policies.stream_timeouts, protocol == Protocol::Grpc),
+        connections,
+        streams,
         retry: source.retry.clone(),
         scripts: source.scripts.clone(),
         at_once: Limits::share(&policies.at_once, workers),
         outliers: policies.outliers.as_ref().map(OutlierPolicy::compile),
         connect_attempts: connect_attempts(policies),
         logs: source.logs.clone(),
+        leaving: source.leaving.clone(),
         traffic,
         source,
     }
@@ -444,7 +526,7 @@ fn same_target(a: &Target, b: &Target) -> bool {
     }
 }
 
-fn same_routing(a: Option<&Arc<Routing>>, b: Option<&Arc<Routing>>) -> bool {
+fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),
         (None, None) => true,

@@ -6,7 +6,7 @@ use crate::policy::{
     timeouts::StreamLimits,
 };
 use http::{HeaderMap, Method, Uri};
-use meridian_proxy_config::{BackendTarget, Protocol, RouteBackend};
+use meridian_proxy_config::{BackendTarget, Protocol, RouteBackend, StreamTimeouts};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Where calls to one destination go.
@@ -15,9 +15,16 @@ pub struct Routing {
     compiled: Option<Arc<Compiled>>,
     /// Beside the rules.
     ways: Vec<Way>,
-    /// What all of it was joined with, by the destinations' names.
-    clusters: BTreeMap<String, Arc<Cluster>>,
+    /// What all of it was joined with.
+    clusters: BTreeMap<BackendTarget, Arc<Cluster>>,
+    own: Own,
+}
+
+/// What matters of the destination that the routes are of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Own {
     protocol: Protocol,
+    leaves: bool,
 }
 
 /// Where the requests of one rule go, or (without rules) all connections.
@@ -58,37 +65,38 @@ impl Routing {
     /// shared out.
     pub(super) fn new(
         compiled: Option<Arc<Compiled>>,
-        clusters: BTreeMap<String, Arc<Cluster>>,
-        protocol: Protocol,
+        clusters: BTreeMap<BackendTarget, Arc<Cluster>>,
+        own: &Cluster,
         previous: Option<&Self>,
         workers: usize,
     ) -> Self {
-        let join = Join { clusters: &clusters, previous, workers, protocol };
+        let own = Own::of(own);
+        let join = Join { clusters: &clusters, previous, workers, own };
         let ways = match compiled.as_deref() {
             None => Vec::new(),
             Some(Compiled::Http(rules)) => rules.rules.iter().map(|rule| join.rule(rule)).collect(),
             Some(Compiled::Tcp(backends)) => vec![join.connections(backends)],
         };
-        Self { compiled, ways, clusters, protocol }
+        Self { compiled, ways, clusters, own }
     }
 
     /// Whether it was joined from the same.
     pub(super) fn is_of(
         &self,
         compiled: Option<&Arc<Compiled>>,
-        clusters: &BTreeMap<String, Arc<Cluster>>,
-        protocol: Protocol,
+        clusters: &BTreeMap<BackendTarget, Arc<Cluster>>,
+        own: &Cluster,
     ) -> bool {
         let same_routes = match (&self.compiled, compiled) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (None, None) => true,
             _ => false,
         };
-        let same = |(name, cluster): (&String, &Arc<Cluster>)| {
-            self.clusters.get(name).is_some_and(|old| Arc::ptr_eq(old, cluster))
+        let same = |(target, cluster): (&BackendTarget, &Arc<Cluster>)| {
+            self.clusters.get(target).is_some_and(|old| Arc::ptr_eq(old, cluster))
         };
         same_routes
-            && self.protocol == protocol
+            && self.own == Own::of(own)
             && self.clusters.len() == clusters.len()
             && clusters.iter().all(same)
     }
@@ -116,13 +124,25 @@ impl Routing {
         }
     }
 
+    /// Whether somebody is told of the requests of some rule alone.
+    pub fn logs_rules(&self) -> bool {
+        let Some(Compiled::Http(rules)) = self.compiled.as_deref() else { return false };
+        rules.rules.iter().any(|rule| rule.policies.as_ref().is_some_and(|policies| policies.logs.is_some()))
+    }
+
     pub fn is_readable(&self) -> bool {
         self.compiled.is_some()
     }
 }
 
-/// Names of the destinations that routes lead to.
-pub(super) fn targets(compiled: &Compiled) -> impl Iterator<Item = &str> {
+impl Own {
+    fn of(cluster: &Cluster) -> Self {
+        Self { protocol: cluster.protocol, leaves: cluster.leaving.is_some() }
+    }
+}
+
+/// What routes lead to.
+pub(super) fn targets(compiled: &Compiled) -> impl Iterator<Item = &BackendTarget> {
     let (rules, backends) = match compiled {
         Compiled::Http(rules) => (rules.rules.as_slice(), [].as_slice()),
         Compiled::Tcp(backends) => ([].as_slice(), backends.as_slice()),
@@ -131,10 +151,7 @@ pub(super) fn targets(compiled: &Compiled) -> impl Iterator<Item = &str> {
         let backends = rule.backends.iter().flatten().map(|backend| &backend.to);
         backends.chain(rule.mirrors.iter().map(|mirror| &mirror.to))
     });
-    of_rules.chain(backends.iter().map(|backend| &backend.to)).filter_map(|target| match target {
-        BackendTarget::Destination(name) => Some(name.as_str()),
-        BackendTarget::Missing(_) => None,
-    })
+    of_rules.chain(backends.iter().map(|backend| &backend.to))
 }
 
 impl Split {
@@ -152,15 +169,23 @@ impl Split {
 }
 
 struct Join<'a> {
-    clusters: &'a BTreeMap<String, Arc<Cluster>>,
+    clusters: &'a BTreeMap<BackendTarget, Arc<Cluster>>,
     previous: Option<&'a Routing>,
     workers: usize,
-    protocol: Protocol,
+    own: Own,
 }
 
 impl Join<'_> {
     fn rule(&self, rule: &Rule) -> Way {
-        let grpc = self.protocol == Protocol::Grpc;
+        let grpc = self.own.protocol == Protocol::Grpc;
+        // Without a word of policies the egress decides.
+        let limits = |timeouts: &StreamTimeouts| {
+            if self.own.leaves {
+                StreamLimits::inbound(timeouts)
+            } else {
+                StreamLimits::outbound(timeouts, grpc)
+            }
+        };
         let mirror = |mirror: &meridian_proxy_config::Mirror| {
             let cluster = self.http(&mirror.to).ok()?;
             Some(MirrorTo { per_million: mirror.per_million, cluster })
@@ -172,7 +197,7 @@ impl Join<'_> {
                 .as_ref()
                 .map(|backends| self.split(&rule.name, backends, |target| self.http(target))),
             mirrors: rule.mirrors.iter().filter_map(mirror).collect(),
-            streams: rule.policies.as_ref().map(|policies| StreamLimits::outbound(&policies.timeouts, grpc)),
+            streams: rule.policies.as_ref().map(|policies| limits(&policies.timeouts)),
         }
     }
 
@@ -201,8 +226,10 @@ impl Join<'_> {
     fn cluster(&self, target: &BackendTarget) -> Result<Arc<Cluster>, String> {
         match target {
             BackendTarget::Missing(why) => Err(why.clone()),
-            BackendTarget::Destination(name) => {
-                self.clusters.get(name).cloned().ok_or_else(|| format!("destination {name} has not come"))
+            BackendTarget::Destination(name)
+            | BackendTarget::External(name)
+            | BackendTarget::Subset { destination: name, .. } => {
+                self.clusters.get(target).cloned().ok_or_else(|| format!("destination {name} has not come"))
             }
         }
     }

@@ -37,7 +37,12 @@ fn circles(plans: &[TierPlan]) -> impl Iterator<Item = &Circle> {
 
 /// The endpoints of each tier, as they were declared.
 fn tiers(source: &Source) -> Vec<Vec<&config::Endpoint>> {
-    let declared = || source.tiers.iter().map(|sets| sets.iter().flatten().flat_map(|set| &set.endpoints));
+    let is_one =
+        |it: &&config::Endpoint| source.only.iter().all(|(key, value)| it.tags.get(key) == Some(value));
+    let declared = || {
+        let tiers = source.tiers.iter();
+        tiers.map(|sets| sets.iter().flatten().flat_map(|set| &set.endpoints).filter(is_one))
+    };
     match &source.policies.balancing.locality {
         Locality::Alike => vec![declared().flatten().collect()],
         Locality::Zones(zones) if source.spans_zones => {

@@ -80,10 +80,13 @@ impl Far {
 
 /// Whether a connection to a cluster may live: the cluster is there, and who answered is still who should.
 pub fn cluster_check(cluster: &Cluster, peer: Option<&Peer>) -> Check {
-    let name = cluster.name.clone();
+    let (name, leaving) = (cluster.name.clone(), cluster.leaving.clone());
     let identity = peer.map(|peer| peer.identity.clone());
     Box::new(move |snapshot| {
         let cluster = snapshot.clusters.get(&name).ok_or(Reason::REMOVED)?;
+        if cluster.leaving != leaving {
+            return Err(Reason::REMOVED);
+        }
         match (&cluster.tls, &identity) {
             (Some(rule), Some(found)) if !rule.accepts(found) => Err(Reason::UNTRUSTED_PEER),
             _ => Ok(()),

@@ -7,8 +7,8 @@ use crate::{
 use http::Method;
 use meridian_proxy_config::{
     Affinity, Balancer, Balancing, ByZone, Destination, DestinationPolicies, DestinationTls, Endpoint,
-    EndpointSet, Failover, HashFunction, HashPolicy, HashSource, Locality, Outbound, OutlierDetection,
-    Protocol, Target, Zones, types,
+    EndpointSet, Failover, HashFunction, HashPolicy, HashSource, HttpMatch, HttpRoutes, HttpRule, Locality,
+    Outbound, OutlierDetection, Protocol, RoutePolicies, Routes, Target, Zones, types,
 };
 use std::{
     net::SocketAddr,
@@ -470,4 +470,35 @@ async fn a_tag_that_changes_ends_no_connection() {
     assert_eq!(service.instances[0].1.connections(), 1);
     let last = client.send_request(request(Method::POST, "/echo", text("bye"))).await;
     assert_eq!(whole(last.unwrap()).await.text(), "bye");
+}
+
+#[tokio::test]
+async fn a_routes_requests_are_hashed_by_what_it_says() {
+    let service = Service::start(Protocol::Http, 5).await;
+    let by_user = hashed(maglev(), HashSource::Header("x-user".into()));
+    let caller = service.caller(by_user, service.endpoints(&[])).await;
+    let hash = vec![HashPolicy { source: HashSource::Header("x-cart".into()), terminal: false }];
+    let policies = Some(RoutePolicies { hash: Some(hash), ..RoutePolicies::default() });
+    let routes = HttpRoutes {
+        matches: vec![HttpMatch::default()],
+        rules: vec![HttpRule { policies, ..HttpRule::default() }],
+    };
+    caller.web.feed(types::ROUTES, "backend", &Routes::Http(routes));
+    caller.web.settled().await;
+    let mut used = Vec::new();
+    for cart in 0..20 {
+        let before = service.requests();
+        for user in 0..4 {
+            let mut request = get("/status/200");
+            for (name, value) in [("x-cart", format!("cart-{cart}")), ("x-user", format!("user-{user}"))] {
+                request.headers_mut().insert(name, value.parse().unwrap());
+            }
+            let answer = soon("an answer", http1(caller.outbound).await.send_request(request)).await.unwrap();
+            assert_eq!(whole(answer).await.status, 200);
+        }
+        used.push(service.only_one(&before));
+    }
+    used.sort_unstable();
+    used.dedup();
+    assert!(used.len() > 2, "{used:?}");
 }

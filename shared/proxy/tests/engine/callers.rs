@@ -118,7 +118,7 @@ async fn faults_are_for_whom_they_name() {
     let pair = pair().await;
     for (caller, is_web) in matches() {
         let always = vec![Fault { per_million: 1_000_000, effect: Effect::Abort(418) }];
-        let rule = FaultRule { caller: caller.clone(), faults: always };
+        let rule = FaultRule { caller: caller.clone(), faults: always, first_only: false };
         pair.inbound_policies(|policies| policies.faults = vec![rule]).await;
         let answer = call(pair.outbound, "/status/200").await.status;
         assert_eq!(answer, if is_web { 418 } else { 200 }, "{caller:?}");

@@ -376,7 +376,7 @@ async fn a_filter_that_comes_during_a_delay_is_in_force() {
     let (application, seen) = http_app(false).await;
     let pair = Pair::start(Protocol::Http, application).await;
     let delay = Fault { per_million: 1_000_000, effect: Effect::Delay(1_500) };
-    let slow = FaultRule { caller: CallerMatch::default(), faults: vec![delay] };
+    let slow = FaultRule { caller: CallerMatch::default(), faults: vec![delay], first_only: false };
     pair.inbound_policies(|policies| policies.faults = vec![slow]).await;
     let mut attack = get("/headers");
     attack.headers_mut().insert("user-agent", ATTACK.parse().unwrap());

@@ -159,6 +159,7 @@ fn checks(question: Question) -> HealthChecks {
         reuse: true,
         log_failures: false,
         question,
+        event_log_path: None,
     }
 }
 
@@ -649,4 +650,34 @@ async fn one_worker_asks_and_all_know() {
     }
     assert_eq!(apps[0].calls(), 0);
     assert!(apps.iter().all(|app| app.checks() == 1), "each by one worker");
+}
+
+#[tokio::test]
+async fn changes_are_written_to_a_file() {
+    let app = Moody::start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("health.log");
+    let health =
+        HealthChecks { event_log_path: Some(path.to_str().unwrap().into()), ..checks(http("/health")) };
+    let policies =
+        DestinationPolicies { health: Some(health), panic: NEVER, ..DestinationPolicies::default() };
+    let web = Clear::start(Protocol::Http, &[app.at], policies).await;
+    app.feel(503);
+    web.has_lost(1).await;
+    app.feel(200);
+    until("it is well", async || (web.call().await == 200).then_some(())).await;
+    let lines: Vec<serde_json::Value> = until("two lines", async || {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        (text.lines().count() >= 2)
+            .then(|| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    })
+    .await;
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    let host = serde_json::json!({"socket_address": {"address": app.at.ip(), "port_value": app.at.port()}});
+    for line in &lines {
+        assert_eq!((&line["host"], &line["health_checker_type"]), (&host, &"HTTP".into()), "{line}");
+        assert_eq!(line["cluster_name"], "backend");
+    }
+    assert_eq!(lines[0]["eject_unhealthy_event"]["failure_type"], "ACTIVE");
+    assert_eq!(lines[1]["add_healthy_event"], serde_json::json!({}));
 }

@@ -43,7 +43,7 @@ fn caller(service: &str) -> CallerMatch {
 
 fn faults(caller: CallerMatch, effects: &[Effect]) -> FaultRule {
     let faults = effects.iter().map(|effect| Fault { per_million: ALWAYS, effect: *effect }).collect();
-    FaultRule { caller, faults }
+    FaultRule { caller, faults, first_only: false }
 }
 
 /// What backend's sidecar has counted at its inbound.
@@ -315,10 +315,26 @@ async fn a_fault_that_never_happens_does_not() {
         let slow = Effect::Bandwidth(NonZeroU64::MIN);
         let never = [Effect::Abort(500), Effect::Delay(3_600_000), slow];
         let faults = never.map(|effect| Fault { per_million: 0, effect }).to_vec();
-        policies.faults = vec![FaultRule { caller: CallerMatch::default(), faults }];
+        policies.faults = vec![FaultRule { caller: CallerMatch::default(), faults, first_only: false }];
     })
     .await;
     for _ in 0..20 {
         assert_eq!(call(pair.outbound, "/headers").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn callers_are_told_apart_by_their_tags_and_the_first_rule_holds() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let tagged = |service: &str, status| {
+        let tags = [("kuma.io/service".to_owned(), service.to_owned())].into();
+        let caller = CallerMatch { tags, ..CallerMatch::default() };
+        FaultRule { first_only: true, ..faults(caller, &[Effect::Abort(status)]) }
+    };
+    for (service, expected) in [("web", 418), ("api", 503)] {
+        let all = FaultRule { first_only: true, ..faults(CallerMatch::default(), &[Effect::Abort(503)]) };
+        pair.inbound_policies(|policies| policies.faults = vec![tagged(service, 418), all]).await;
+        assert_eq!(call(pair.outbound, "/status/200").await.status, expected);
     }
 }

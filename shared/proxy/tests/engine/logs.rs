@@ -13,8 +13,9 @@ use bytes::Bytes;
 use http::Method;
 use hyper::body::Frame;
 use meridian_proxy_config::{
-    self as config, AccessLog, BackOff, CallerMatch, EndpointSet, HostSelection, LogBackend, LogForm,
-    LogLine, Protocol, Retry, RetryOn, types,
+    self as config, AccessLog, BackOff, CallerMatch, EndpointSet, HostSelection, HttpMatch, HttpRoutes,
+    HttpRule, LogBackend, LogForm, LogLine, PathMatch, Protocol, Retry, RetryOn, RoutePolicies, Routes,
+    types,
 };
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use prost::Message;
@@ -501,4 +502,27 @@ async fn records_go_over_http_where_that_is_asked_for() {
     let message = ExportLogsServiceRequest::decode(body).unwrap();
     let record = &message.resource_logs[0].scope_logs[0].log_records[0];
     assert!(format!("{:?}", record.body).contains("/status/201"), "{record:?}");
+}
+
+#[tokio::test]
+async fn a_routes_requests_are_told_to_its_own_backends() {
+    let (application, _) = http_app(false).await;
+    let pair = Pair::start(Protocol::Http, application).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (all, own) = (dir.path().join("all"), dir.path().join("own"));
+    let format = "%REQ(:PATH)% %RESPONSE_CODE%";
+    let access_logs = Some(file(&own, format));
+    let policies = Some(RoutePolicies { access_logs, ..RoutePolicies::default() });
+    let matched = HttpMatch { path: Some(PathMatch::Prefix("/status/204".into())), ..HttpMatch::default() };
+    let rules = vec![HttpRule { policies, ..HttpRule::default() }];
+    pair.web.feed(types::ROUTES, "backend", &Routes::Http(HttpRoutes { matches: vec![matched], rules }));
+    pair.settled().await;
+    assert_eq!(call(pair.outbound, "/status/204").await.status, 204);
+    assert_eq!(lines(&own, 1).await, ["/status/204 204"], "nobody is told of the service");
+    pair.policies(|policies| policies.access_logs = file(&all, format)).await;
+    for status in [204, 200] {
+        assert_eq!(call(pair.outbound, &format!("/status/{status}")).await.status, status);
+    }
+    assert_eq!(lines(&all, 1).await, ["/status/200 200"]);
+    assert_eq!(lines(&own, 2).await, ["/status/204 204", "/status/204 204"]);
 }

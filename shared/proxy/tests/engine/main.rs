@@ -11,6 +11,7 @@ mod control;
 mod filter;
 mod health;
 mod http;
+mod leaving;
 mod limits;
 mod logs;
 mod metrics;

@@ -13,9 +13,9 @@ use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
 use meridian_proxy_config::{
     BackOff, BackendTarget, Destination, EndpointSet, HeaderChange, HeaderMatch, HeaderValueMatch,
-    HostSelection, HttpMatch, HttpRoutes, HttpRule, Mirror, PathChange, PathMatch, Protocol, QueryMatch,
-    QueryValueMatch, Redirect, Retry, RetryOn, Rewrite, RouteBackend, RoutePolicies, Routes, StreamTimeouts,
-    types,
+    HostSelection, HttpMatch, HttpRoutes, HttpRule, Inbound, Mirror, PathChange, PathMatch, Protocol,
+    QueryMatch, QueryValueMatch, Redirect, Retry, RetryOn, Rewrite, RouteBackend, RoutePolicies, Routes,
+    StreamTimeouts, types,
 };
 use std::net::SocketAddr;
 use tokio::{
@@ -438,7 +438,7 @@ async fn a_rule_has_limits_and_repetitions_of_its_own_and_these_stay_with_its_ba
         response_headers: vec![],
         hosts: HostSelection::default(),
     };
-    let policies = RoutePolicies { stream_timeouts: StreamTimeouts::default(), retry: Some(retry) };
+    let policies = RoutePolicies { retry: Some(retry), ..RoutePolicies::default() };
     let again = HttpRule {
         backends: Some(vec![to("v2", 1), to("backend", 1)]),
         policies: Some(policies),
@@ -453,7 +453,7 @@ async fn a_rule_has_limits_and_repetitions_of_its_own_and_these_stay_with_its_ba
 
     let timeouts = StreamTimeouts { request_millis: Some(100), ..StreamTimeouts::default() };
     let quick = HttpRule {
-        policies: Some(RoutePolicies { stream_timeouts: timeouts, retry: None }),
+        policies: Some(RoutePolicies { stream_timeouts: timeouts, ..RoutePolicies::default() }),
         ..HttpRule::default()
     };
     route(&pair, &one(under("/hang"), quick)).await;
@@ -505,4 +505,36 @@ async fn an_http_destination_can_be_shared_out_by_connection() {
         }
         assert_eq!((first.requests(), second.requests()), (2, 2));
     }
+}
+
+#[tokio::test]
+async fn a_subset_of_a_services_instances_follows_their_tags() {
+    let (pair, first, _v2, second) = pair_of(Protocol::Http).await;
+    let other = address();
+    let (application, third) = http_app(false).await;
+    pair.backend.feed(
+        types::INBOUND,
+        "other",
+        &Inbound { name: "other".into(), ..pair.backend.inbound(Protocol::Http, other, application) },
+    );
+    let tagged = async |version: &str| {
+        let mut tagged = endpoint(other, "east");
+        tagged.tags = [("version".to_owned(), version.to_owned())].into();
+        let endpoints = vec![endpoint(pair.inbound, "east"), tagged];
+        pair.web.feed(types::ENDPOINTS, "backend", &EndpointSet { endpoints });
+        pair.settled().await;
+    };
+    tagged("2").await;
+    let tags = [("version".to_owned(), "2".to_owned())].into();
+    let to = BackendTarget::Subset { destination: "backend".into(), tags };
+    route(&pair, &split(vec![RouteBackend { weight: 1, to }])).await;
+    for _ in 0..6 {
+        assert_eq!(call(pair.outbound, "/status/200").await.status, 200);
+    }
+    assert_eq!((first.requests(), second.requests(), third.requests()), (0, 0, 6));
+    tagged("3").await;
+    assert_eq!(call(pair.outbound, "/status/200").await.status, 503);
+    pair.web.remove(types::ROUTES, "backend");
+    pair.settled().await;
+    assert_eq!(call(pair.outbound, "/status/200").await.status, 200);
 }

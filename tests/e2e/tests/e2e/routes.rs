@@ -174,3 +174,67 @@ async fn connections_are_shared_out_too() -> Result<()> {
     })
     .await
 }
+
+#[tokio::test]
+async fn requests_are_sent_out_of_the_mesh_and_back_into_it() -> Result<()> {
+    let mut mesh = Mesh::start("routesout", Backing::Sqlite, &["east", "west"]).await?;
+    mesh.apply(EVERYTHING).await?;
+    mesh.apply(&crate::attack::mes("plain", "other.example.com", "80", "")).await?;
+    let web = mesh.workload("east", &Workload::http("web-1", "web")).await?;
+    let _backend = mesh.workload("west", &Workload::http("backend-1", "backend")).await?;
+    let outside = "http://plain.extsvc.mesh.local";
+    reaches(&web, &["http://backend.mesh/"], "backend-1").await?;
+    curl_until(&web, &[outside], "what is outside", |said| said.ends_with("200")).await?;
+    let own = app(&web.curl(&[outside]).await?)?;
+
+    // Half of a service's calls leave the mesh, with another name.
+    mesh.apply(&route(
+        "MeshHTTPRoute",
+        "    - matches: [{path: {type: PathPrefix, value: /half}}]\n      default: {backendRefs: [{kind: MeshService, name: backend}, {kind: MeshExternalService, name: plain}]}\n    \
+         - matches: [{path: {type: PathPrefix, value: /out}}]\n      default: {backendRefs: [{kind: MeshExternalService, name: plain}]}\n",
+    ))
+    .await?;
+    let said = curl_until(&web, &["http://backend.mesh/out"], "the way out", |said| {
+        app(said).is_ok_and(|app| app == own)
+    })
+    .await?;
+    ensure!(said.contains("other.example.com"), "{said}");
+    let mut left = 0;
+    for _ in 0..8 {
+        left += usize::from(app(&web.curl(&["http://backend.mesh/half"]).await?)? == own);
+    }
+    ensure!(left == 4, "{left} of 8");
+
+    // What is outside has routes of its own.
+    mesh.apply(
+        "type: MeshHTTPRoute
+mesh: default
+name: plain
+spec:
+  to:
+  - targetRef: {kind: MeshExternalService, name: plain}
+    rules:
+    - matches: [{path: {type: PathPrefix, value: /in}}]
+      default: {backendRefs: [{kind: MeshService, name: backend}]}
+    - matches: [{path: {type: PathPrefix, value: /api}}]
+      default:
+        filters:
+        - {type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /v1}}}
+        - {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-route, value: api}]}}
+",
+    )
+    .await?;
+    reaches(&web, &[&format!("{outside}/in")], "backend-1").await?;
+    let said = web.curl(&[&format!("{outside}/api/items")]).await?;
+    for part in ["\"path\":\"/v1/items\"", "\"x-route\":\"api\""] {
+        ensure!(said.contains(part), "{part} is not in: {said}");
+    }
+    // Whom the destination does not name stays in, whatever routes say.
+    mesh.apply(&EVERYTHING.replace("{kind: Mesh}\n  from", "{kind: MeshService, name: backend}\n  from"))
+        .await?;
+    curl_until(&web, &["-i", "http://backend.mesh/out"], "the refusal", |said| {
+        said.ends_with("403") && said.contains("x-meridian-denied: no-permission")
+    })
+    .await?;
+    reaches(&web, &[&format!("{outside}/in")], "backend-1").await
+}

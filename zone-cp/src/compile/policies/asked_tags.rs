@@ -1,9 +1,12 @@
 //! Which tags of instances policies ask for. Proxies are told only of those: a tag that nobody asks for costs no
 //! message when it changes, and is nobody else's business.
 
+use super::outgoing::backends::subset_tags;
 use meridian_core::Kind;
+use meridian_core::kinds::mesh_http_route::MeshHttpRoute;
 use meridian_core::kinds::mesh_load_balancing_strategy::{self as balancing, MeshLoadBalancingStrategy};
 use meridian_core::kinds::mesh_retry::{self as retry, MeshRetry};
+use meridian_core::kinds::mesh_tcp_route::MeshTcpRoute;
 use meridian_policy::Policy;
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,9 +18,11 @@ struct Asking {
     keys: fn(&Value) -> Vec<String>,
 }
 
-const ASKING: [Asking; 2] = [
+const ASKING: [Asking; 4] = [
     Asking { kind: MeshLoadBalancingStrategy::KIND, keys: affinity },
     Asking { kind: MeshRetry::KIND, keys: omitted },
+    Asking { kind: MeshHttpRoute::KIND, keys: subset_tags },
+    Asking { kind: MeshTcpRoute::KIND, keys: subset_tags },
 ];
 
 /// Keys of tags that policies of a mesh ask for: counted, so that what a policy asked for goes with the last one that

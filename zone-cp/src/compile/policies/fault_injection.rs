@@ -2,7 +2,8 @@ use super::callers::caller;
 use meridian_core::IntOrString;
 use meridian_core::kinds::mesh_fault_injection::{Conf, Fault as ConfFault};
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
-use meridian_proxy_config::{Effect, Fault, FaultRule, InboundPolicies};
+use meridian_proxy_config::{CallerMatch, Effect, Fault, FaultRule, InboundPolicies};
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
 /// An abort with a status that is no answer (1xx) still has to be one.
@@ -13,9 +14,21 @@ const NO_ANSWER: u16 = 500;
 pub(crate) fn inbound(confs: &[(Option<RuleMatch>, Conf)], into: &mut InboundPolicies) {
     let rule = |(matched, conf): &(Option<RuleMatch>, Conf)| {
         let faults: Vec<Fault> = conf.http.iter().flatten().flat_map(effects).collect();
-        (!faults.is_empty()).then(|| FaultRule { caller: caller(matched.as_ref()), faults })
+        let caller = caller(matched.as_ref());
+        (!faults.is_empty()).then_some(FaultRule { caller, faults, first_only: false })
     };
     into.faults = confs.iter().filter_map(rule).collect();
+}
+
+/// `from` items by the caller's tags, from strong to weak: as in Kuma, a stronger list of faults replaces a weaker one,
+/// with none of its own too.
+pub(crate) fn by_tags(confs: &[(BTreeMap<String, String>, Conf)], into: &mut InboundPolicies) {
+    let rule = |(tags, conf): &(BTreeMap<String, String>, Conf)| {
+        let faults = conf.http.as_ref()?.iter().flat_map(effects).collect();
+        let caller = CallerMatch { tags: tags.clone(), ..CallerMatch::default() };
+        Some(FaultRule { caller, faults, first_only: true })
+    };
+    into.faults.extend(confs.iter().filter_map(rule));
 }
 
 /// What one fault does, in the order in which it is done; what never happens is left out.

@@ -35,6 +35,7 @@ pub(crate) fn destination(conf: &Conf, protocol: Protocol, into: &mut Destinatio
         reuse: conf.reuse_connection.unwrap_or(true),
         log_failures: conf.always_log_health_check_failures.unwrap_or(false),
         question,
+        event_log_path: conf.event_log_path.clone().filter(|path| !path.is_empty()),
     });
 }
 
@@ -131,6 +132,14 @@ mod tests {
             (Protocol::Http, &all_off, &none),
         ] {
             assert_eq!(&to(protocol, conf.clone())["health"]["question"], expected, "{protocol:?} {conf}");
+        }
+    }
+
+    #[test]
+    fn changes_may_be_written_to_a_file() {
+        for (said, told) in [(json!("/var/log/health"), json!("/var/log/health")), (json!(""), Value::Null)] {
+            let conf = json!({"tcp": {}, "eventLogPath": said});
+            assert_eq!(to(Protocol::Tcp, conf)["health"]["eventLogPath"], told);
         }
     }
 

@@ -8,7 +8,7 @@ use crate::compile::{Compiled, protocol};
 use crate::picture::{MeshPicture, subject};
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
 use meridian_core::kinds::mesh_proxy_patch::MeshProxyPatch;
-use meridian_policy::{Parsed, Policy, Routes, Section, entry_rules, inbound_rules};
+use meridian_policy::{Parsed, Policy, Routes, Section, entry_rules, inbound_rules, tagged_rules};
 use meridian_proxy_config::{EntryPolicies, InboundPolicies};
 
 /// Whether a policy says something of the calls to some inbound of a sidecar, or of its sessions.
@@ -38,7 +38,16 @@ pub(crate) fn inbound(
     for of in INCOMING {
         let mut selecting = mesh.policies.selecting(of.kind, &Routes::default(), &subject, section);
         selecting.retain(|policy| policy.is_incoming());
-        of.apply_rules(&inbound_rules(&selecting), &mesh.collectors, &mut policies, out);
+        let mut rules = inbound_rules(&selecting);
+        let tagged = of.by_tags.map(|by_tags| (by_tags, tagged_rules(&selecting)));
+        let tagged = tagged.filter(|(_, tagged)| !tagged.is_empty());
+        rules.retain(|rule| tagged.is_none() || !rule.of_from);
+        of.apply_rules(&rules, &mesh.collectors, &mut policies, out);
+        if let Some((by_tags, tagged)) = tagged
+            && let Err(error) = by_tags(&tagged, &mut policies)
+        {
+            blame(tagged.iter().map(|rule| &rule.origin.policy.key), &error, out);
+        }
     }
     patch_inbound(mesh, dataplane, inbound, &mut policies, out);
     policies

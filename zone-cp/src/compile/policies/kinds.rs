@@ -27,7 +27,7 @@ use meridian_core::kinds::{
     mesh_timeout,
 };
 use meridian_core::{Key, Kind};
-use meridian_policy::{InboundRule, Merged, Policy, inbound_confs};
+use meridian_policy::{InboundRule, Merged, Policy, TaggedRule, inbound_confs};
 use meridian_proxy_config::{DestinationPolicies, InboundPolicies, Protocol};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -43,6 +43,8 @@ pub(super) struct Outgoing {
 pub(super) struct Incoming {
     pub(super) kind: Kind,
     apply: fn(&[InboundRule], &Collectors, &mut InboundPolicies) -> Result<(), serde_json::Error>,
+    /// The same for `from` items that tell callers apart by their tags; such kinds have nothing else in their `from`.
+    pub(super) by_tags: Option<fn(&[TaggedRule], &mut InboundPolicies) -> Result<(), serde_json::Error>>,
     /// Whether one rule can be read by itself.
     reads: fn(&Value) -> Result<(), serde_json::Error>,
     /// What holds if one of its policies can't be read, of a kind that guards; of others what can be read holds.
@@ -139,24 +141,34 @@ pub(super) const INCOMING: &[Incoming] = &[
     Incoming {
         kind: MeshTimeout::KIND,
         apply: |rules, _, into| by_caller(rules).map(|confs| timeout::inbound(&confs, into)),
+        by_tags: None,
         reads: reads::<mesh_timeout::Conf>,
         close: None,
     },
     Incoming {
         kind: MeshCircuitBreaker::KIND,
         apply: |rules, _, into| by_caller(rules).map(|confs| circuit_breaker::inbound(&confs, into)),
+        by_tags: None,
         reads: reads::<mesh_circuit_breaker::Conf>,
         close: None,
     },
     Incoming {
         kind: MeshRateLimit::KIND,
         apply: |rules, _, into| by_caller(rules).map(|confs| rate_limit::inbound(&confs, into)),
+        by_tags: None,
         reads: reads::<mesh_rate_limit::Conf>,
         close: None,
     },
     Incoming {
         kind: MeshFaultInjection::KIND,
         apply: |rules, _, into| each(rules).map(|confs| fault_injection::inbound(&confs, into)),
+        by_tags: Some(|rules, into| {
+            let read =
+                |rule: &TaggedRule| Ok((rule.tags.clone(), serde::Deserialize::deserialize(&rule.conf)?));
+            let confs = rules.iter().map(read).collect::<Result<Vec<_>, serde_json::Error>>()?;
+            fault_injection::by_tags(&confs, into);
+            Ok(())
+        }),
         reads: reads::<mesh_fault_injection::Conf>,
         close: None,
     },
@@ -169,12 +181,14 @@ pub(super) const INCOMING: &[Incoming] = &[
             }
             Ok(())
         },
+        by_tags: None,
         reads: reads::<mesh_request_filter::Conf>,
         close: Some(request_filter::close),
     },
     Incoming {
         kind: MeshAccessLog::KIND,
         apply: |rules, collectors, into| access_log::inbound(&each(rules)?, collectors, into),
+        by_tags: None,
         reads: reads::<mesh_access_log::Conf>,
         close: None,
     },

@@ -11,6 +11,7 @@ use crate::compile::services::{self, service_of};
 use crate::compile::several_zones::{Legacy, agreed};
 use crate::compile::{Compiled, Inputs, external, multi_zone, protocol};
 use crate::picture::{MeshPicture, Picture};
+use meridian_core::kinds::mesh_external_service::MeshExternalService;
 use meridian_core::kinds::mesh_http_route::MeshHttpRoute;
 use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_service::MeshService;
@@ -47,7 +48,7 @@ struct Named<'a> {
     destination: String,
     protocol: Protocol,
     key: &'a Key,
-    /// That is called; none of an entry, which has no other.
+    /// That is called; none of an ExternalService, which has no other.
     port: Option<u32>,
     /// Of the port.
     section: String,
@@ -116,15 +117,7 @@ impl<'a> Said<'a> {
     /// Entries that are named: MeshExternalServices, and ExternalServices by their `kuma.io/service`.
     fn externals<'b>(&self, mesh: &'b MeshPicture) -> Vec<Named<'b>> {
         let named = |key: &Key| self.kinds.iter().any(|(_, kind)| kind.by_resource.names(key));
-        let extsvc = mesh.mesh_external_services.values().filter(|it| named(&it.resource.key));
-        let extsvc = extsvc.map(|it| Named {
-            destination: external::entry_key(&it.resource.key),
-            protocol: external::extsvc_protocol(&it.spec.match_.protocol),
-            key: &it.resource.key,
-            port: None,
-            section: String::new(),
-            tag: None,
-        });
+        let extsvc = outside(mesh, named);
         let tagged = |tag: &str| self.kinds.iter().any(|(_, kind)| kind.tags.contains(tag));
         let services = mesh.external_services.values().filter(|it| it.spec.service().is_some_and(tagged));
         let services = services.map(|it| Named {
@@ -252,6 +245,26 @@ impl SaidByKind {
         }
         to_conf(&self.policies, &Routes::default(), tag, None)
     }
+}
+
+impl Named<'_> {
+    /// Whether an egress holds calls to it to what policies say.
+    fn leaves(&self) -> bool {
+        self.key.kind == MeshExternalService::KIND
+    }
+}
+
+/// MeshExternalServices.
+fn outside<'a>(mesh: &'a MeshPicture, is_named: impl Fn(&Key) -> bool) -> impl Iterator<Item = Named<'a>> {
+    let named = mesh.mesh_external_services.values().filter(move |it| is_named(&it.resource.key));
+    named.map(|it| Named {
+        destination: external::entry_key(&it.resource.key),
+        protocol: external::extsvc_protocol(&it.spec.match_.protocol),
+        key: &it.resource.key,
+        port: Some(it.spec.match_.port),
+        section: String::new(),
+        tag: None,
+    })
 }
 
 /// Ports of a MeshMultiZoneService. What is said of the MeshServices behind does not hold for these, nor the other way

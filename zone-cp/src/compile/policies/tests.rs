@@ -399,3 +399,40 @@ fn scripts_go_where_they_match() {
     assert!(!world.shown(&web).contains_key("Policies"));
     assert_eq!(sources(&world.one(&web, "Inbound", "8080")["policies"]), [""; 0]);
 }
+
+/// As in Kuma the stronger item's list stands in place of the weaker one's; `from` the whole mesh is one of them.
+#[test]
+fn faults_are_for_callers_with_tags() {
+    let (_, mut west) = world();
+    let abort = |status: u32| json!({"http": [{"abort": {"httpStatus": status, "percentage": 100}}]});
+    let web = json!({"kind": "MeshServiceSubset", "name": "web", "tags": {"kuma.io/zone": "east"}});
+    let put = |picture: &mut crate::picture::Picture, name: &str, from: Value| {
+        let top = json!({"kind": "Dataplane"});
+        let spec = json!({"targetRef": top, "from": from});
+        picture.put(global("MeshFaultInjection", "default", name, spec)).unwrap();
+    };
+    let faults = |picture: &crate::picture::Picture| {
+        let key = sidecar("west", "backend-1");
+        World::new(picture.clone()).shown(&key)["Inbound"].values().next().unwrap()["policies"]["faults"]
+            .clone()
+    };
+    let mesh = json!({"kind": "Mesh"});
+    put(&mut west, "b-all", json!([{"targetRef": mesh, "default": abort(500)}]));
+    let made = |status: u32| json!([{"perMillion": 1_000_000, "effect": {"abort": status}}]);
+    assert_eq!(faults(&west), json!([{"caller": {}, "faults": made(500)}]));
+    put(
+        &mut west,
+        "a-web",
+        json!([
+            {"targetRef": {"kind": "MeshSubset", "tags": {"rack": "r1"}}, "default": {"http": []}},
+            {"targetRef": web, "default": abort(503)},
+        ]),
+    );
+    let tags = json!({"kuma.io/service": "web", "kuma.io/zone": "east"});
+    let expected = json!([
+        {"caller": {"tags": tags}, "faults": made(503), "firstOnly": true},
+        {"caller": {"tags": {"rack": "r1"}}, "faults": [], "firstOnly": true},
+        {"caller": {}, "faults": made(500), "firstOnly": true},
+    ]);
+    assert_eq!(faults(&west), expected);
+}

@@ -1,22 +1,15 @@
 //! What of a MeshHTTPRoute is accepted and not done.
 
 use super::{Filter, HeaderModifier, MeshHttpRoute};
-use crate::kinds::backend_ref;
 use crate::kinds::http_headers::is_of_connection;
-use crate::kinds::policy::warn_of_destination;
 use crate::target_ref::TargetRef;
 
 impl MeshHttpRoute {
     pub(super) fn warn(&self, out: &mut Vec<String>) {
         out.extend(self.target_ref.as_ref().and_then(TargetRef::name_warning));
         for (i, to) in self.to.iter().flatten().enumerate() {
-            if warn_of_destination(&format!("spec.to[{i}]"), &to.target_ref.kind, out) {
-                continue;
-            }
             for (j, rule) in to.rules.iter().enumerate() {
                 let path = format!("spec.to[{i}].rules[{j}].default");
-                let backends = rule.default.backend_refs.as_deref().unwrap_or_default();
-                backend_ref::warn_of_all(&format!("{path}.backendRefs"), backends, out);
                 for (k, filter) in rule.default.filters.iter().flatten().enumerate() {
                     filter.warn(&format!("{path}.filters[{k}]"), out);
                 }
@@ -27,9 +20,6 @@ impl MeshHttpRoute {
 
 impl Filter {
     fn warn(&self, path: &str, out: &mut Vec<String>) {
-        if let Some(mirror) = &self.request_mirror {
-            mirror.backend_ref.warn(&format!("{path}.requestMirror.backendRef"), "no copy is sent", out);
-        }
         let modifiers = [
             ("requestHeaderModifier", &self.request_header_modifier),
             ("responseHeaderModifier", &self.response_header_modifier),

@@ -1,17 +1,19 @@
 //! What routes send to: references to services, resolved to destinations.
 //!
 //! A name means the MeshService of the policy's own zone, as in Kuma; else the `kuma.io/service` of that name, in all zones;
-//! else any MeshService of that name. Labels mean a MeshService. A MeshMultiZoneService is global's, and meant by its name or
-//! its labels. Of several the zone's own comes first, then the order of
+//! else any MeshService of that name. Labels mean a MeshService. A MeshMultiZoneService and a MeshExternalService are meant
+//! by name or labels. A MeshServiceSubset means the instances of a `kuma.io/service`, in all zones, that have its tags: those
+//! of other zones are known here by their service and their zone alone. Of several the zone's own comes first, then the order of
 //! keys decides: Kuma takes the oldest, which zones don't know of each other.
 
 use super::Named;
 use crate::compile::proxy::refers;
 use crate::compile::services::{destination_name, legacy_name, service_of};
 use crate::compile::several_zones::Legacy;
-use crate::compile::{multi_zone, protocol};
+use crate::compile::{external, multi_zone, protocol};
 use crate::picture::{MeshPicture, Picture, display_name};
 use meridian_core::kinds::backend_ref::BackendRef;
+use meridian_core::kinds::mesh_external_service::MeshExternalService;
 use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_service::{MeshService, Port};
 use meridian_core::{Key, Resource, TargetKind};
@@ -27,6 +29,7 @@ enum Backend<'a> {
     Service(&'a Parsed<MeshService>),
     Legacy(&'a str),
     MultiZone(&'a Parsed<MeshMultiZoneService>),
+    External(&'a Parsed<MeshExternalService>),
 }
 
 /// What a sidecar must hold for the sake of its routes.
@@ -35,6 +38,7 @@ pub(crate) enum Held {
     Service(Key),
     Legacy(String),
     MultiZone(Key),
+    External(Key),
 }
 
 /// Resolves the references of one route.
@@ -62,12 +66,12 @@ impl Resolver<'_> {
             Ok((_, protocol)) if only_http && !protocol.is_http() => {
                 BackendTarget::Missing(format!("{} does not speak HTTP", said(reference)))
             }
-            Ok((name, _)) => BackendTarget::Destination(name),
+            Ok((target, _)) => target,
             Err(reason) => BackendTarget::Missing(reason),
         }
     }
 
-    fn destination(&self, reference: &BackendRef) -> Result<(String, Protocol), String> {
+    fn destination(&self, reference: &BackendRef) -> Result<(BackendTarget, Protocol), String> {
         let found = find(self.picture, self.mesh, self.policy, reference)?;
         let ports: BTreeMap<u32, String> = match found {
             Backend::Service(service) => sections(&service.spec.ports).collect(),
@@ -80,14 +84,20 @@ impl Resolver<'_> {
             Backend::MultiZone(service) => {
                 service.spec.ports.iter().map(|port| (port.port, port.section_name())).collect()
             }
+            Backend::External(service) => BTreeMap::from([(service.spec.match_.port, String::new())]),
         };
         let number =
             self.port(reference, &ports).ok_or_else(|| format!("{} has no such port", said(reference)))?;
-        Ok(self.at_port(found, number))
+        let (target, spoken) = self.at_port(found, number);
+        Ok((among(target, reference), spoken))
     }
 
-    fn at_port(&self, backend: Backend<'_>, number: u32) -> (String, Protocol) {
+    fn at_port(&self, backend: Backend<'_>, number: u32) -> (BackendTarget, Protocol) {
         let (name, spoken) = match backend {
+            Backend::External(service) => {
+                let target = BackendTarget::External(external::entry_key(&service.resource.key));
+                return (target, external::extsvc_protocol(&service.spec.match_.protocol));
+            }
             Backend::Service(service) => {
                 let port = service.spec.ports.iter().find(|port| port.port == number);
                 (destination_name(service, number), port.map(|port| protocol(port.protocol())))
@@ -103,7 +113,7 @@ impl Resolver<'_> {
                 (multi_zone::destination_name(service, number), spoken)
             }
         };
-        (name, spoken.unwrap_or(Protocol::Tcp))
+        (BackendTarget::Destination(name), spoken.unwrap_or(Protocol::Tcp))
     }
 
     /// The port that is named; else the one that is called, or the lowest.
@@ -116,6 +126,16 @@ impl Resolver<'_> {
             Some(number) => Some(number).filter(has),
             None => self.named.port.filter(has).or_else(|| ports.keys().next().copied()),
         }
+    }
+}
+
+/// Of a destination the instances that a reference means.
+fn among(target: BackendTarget, reference: &BackendRef) -> BackendTarget {
+    match (target, reference.tags.as_ref().filter(|tags| !tags.is_empty())) {
+        (BackendTarget::Destination(destination), Some(tags)) => {
+            BackendTarget::Subset { destination, tags: tags.clone() }
+        }
+        (target, _) => target,
     }
 }
 
@@ -142,6 +162,13 @@ fn find<'a>(
     let missing = || format!("there is no {}", said(reference));
     match reference.kind {
         TargetKind::MeshService => {}
+        TargetKind::MeshServiceSubset => {
+            let mut tags = mesh.services.values().filter_map(|it| service_of(&it.spec));
+            return tags
+                .find(|tag| Some(*tag) == reference.name.as_deref())
+                .map(Backend::Legacy)
+                .ok_or_else(missing);
+        }
         TargetKind::MeshMultiZoneService => {
             let (name, wanted) = (reference.name.as_deref(), reference.labels.clone());
             let mut all = mesh.multi_zone_services.values().map(AsRef::as_ref);
@@ -149,6 +176,16 @@ fn find<'a>(
                 refers(&it.resource, name.unwrap_or_default(), &wanted.clone().unwrap_or_default())
             };
             return all.find(is_it).map(Backend::MultiZone).ok_or_else(missing);
+        }
+        TargetKind::MeshExternalService => {
+            let (name, wanted) = (reference.name.as_deref(), reference.labels.clone().unwrap_or_default());
+            let all = mesh.mesh_external_services.values().map(AsRef::as_ref);
+            let found = all.filter(|it| refers(&it.resource, name.unwrap_or_default(), &wanted));
+            // The policy's own zone first, or global's where the policy is global's.
+            let order = |it: &&Parsed<MeshExternalService>| {
+                (it.resource.key.zone != policy.key.zone, it.resource.key.clone())
+            };
+            return found.min_by_key(order).map(Backend::External).ok_or_else(missing);
         }
         _ => return Err(format!("routes can't send to a {} yet", reference.kind)),
     }
@@ -181,6 +218,7 @@ pub(crate) fn held(picture: &Picture, mesh: &MeshPicture, route: &Policy) -> Vec
             Backend::Service(service) => Held::Service(service.resource.key.clone()),
             Backend::Legacy(tag) => Held::Legacy(tag.to_owned()),
             Backend::MultiZone(service) => Held::MultiZone(service.resource.key.clone()),
+            Backend::External(service) => Held::External(service.resource.key.clone()),
         })
     });
     found.collect()
@@ -188,14 +226,32 @@ pub(crate) fn held(picture: &Picture, mesh: &MeshPicture, route: &Policy) -> Vec
 
 /// All that a route sends to, mirrors included.
 fn references(route: &Policy) -> Vec<BackendRef> {
-    let list =
-        |value: &Value, name: &str| value.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
-    let rules = list(&route.resource.spec, "to").into_iter().flat_map(|to| list(&to, "rules"));
-    let all = rules.filter_map(|rule| rule.get("default").cloned()).flat_map(|conf| {
-        let mirrors = list(&conf, "filters")
-            .into_iter()
-            .filter_map(|filter| Some(filter.get("requestMirror")?.get("backendRef")?.clone()));
-        list(&conf, "backendRefs").into_iter().chain(mirrors).collect::<Vec<_>>()
-    });
+    list(&route.resource.spec, "to")
+        .iter()
+        .flat_map(|to| list(to, "rules"))
+        .flat_map(|rule| of_rule(&rule))
+        .collect()
+}
+
+/// All that a rule sends to.
+fn of_rule(rule: &Value) -> Vec<BackendRef> {
+    let Some(conf) = rule.get("default") else { return Vec::new() };
+    let mirrors = list(conf, "filters")
+        .into_iter()
+        .filter_map(|filter| Some(filter.get("requestMirror")?.get("backendRef")?.clone()));
+    let all = list(conf, "backendRefs").into_iter().chain(mirrors);
     all.filter_map(|value| BackendRef::deserialize(value).ok()).collect()
+}
+
+fn list(value: &Value, name: &str) -> Vec<Value> {
+    value.get(name).and_then(Value::as_array).cloned().unwrap_or_default()
+}
+
+/// Keys of the tags that routes tell instances apart by, in an item of `to` as policies are merged: with its rules, or its
+/// only one.
+pub(in crate::compile::policies) fn subset_tags(conf: &Value) -> Vec<String> {
+    let rules = conf.get("rules").and_then(Value::as_array);
+    let rules = rules.map_or(std::slice::from_ref(conf), Vec::as_slice);
+    let tags = rules.iter().flat_map(of_rule).filter_map(|reference| reference.tags);
+    tags.flat_map(BTreeMap::into_keys).collect()
 }

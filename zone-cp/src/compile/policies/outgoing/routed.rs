@@ -1,7 +1,7 @@
 //! The routes of each destination that routes name, with what policies say of each rule.
 
 use super::backends::Resolver;
-use super::{Named, Said, SaidByKind};
+use super::{Named, Said, SaidByKind, outside};
 use crate::compile::policies::{blame, http_route};
 use crate::compile::{Compiled, Inputs};
 use crate::picture::MeshPicture;
@@ -11,7 +11,7 @@ use meridian_core::{Key, Resource, TargetKind};
 use meridian_policy::{Merged, Routes as RouteTargets, matches_hash, to_conf};
 use meridian_proxy_config::types;
 use meridian_proxy_config::{
-    BackendTarget, DestinationPolicies, HttpRoutes, RouteBackend, RoutePolicies, Routes,
+    BackendTarget, DestinationPolicies, HttpRoutes, RouteBackend, RoutePolicies, Routes, routes_of_external,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -33,6 +33,11 @@ impl Said<'_> {
         for named in self.named(picture, mesh, routed) {
             if let Some(routes) = self.routes_of(inputs, mesh, &named, out) {
                 out.push(blamed, types::ROUTES, &named.destination, &routes);
+            }
+        }
+        for named in outside(mesh, |key| routed(key, None)) {
+            if let Some(routes) = self.routes_of(inputs, mesh, &named, out) {
+                out.push(blamed, types::ROUTES, &routes_of_external(&named.destination), &routes);
             }
         }
     }
@@ -99,7 +104,7 @@ impl Said<'_> {
         let numbered = (0u32..).zip(rules.iter().map(|(_, rule)| rule.matches.as_slice()));
         let mut routes = HttpRoutes { matches: http_route::matches(numbered), rules: Vec::new() };
         // What can't be read of it is told where it is said of the destination.
-        let unruled = of_routes(self.of_port(named, &mut Compiled::default()));
+        let unruled = self.unruled(named);
         for (matches, rule) in &rules {
             let origin = origin(merged, matches)?;
             let resolver = self.resolver(inputs, mesh, named, origin);
@@ -125,6 +130,15 @@ impl Said<'_> {
         Resolver { picture: inputs.picture, mesh, mesh_name: self.mesh, policy, named }
     }
 
+    /// What the proxy holds requests to that no policy names the rule of: of what leaves the mesh nothing, as that is the
+    /// egress's.
+    fn unruled(&self, named: &Named<'_>) -> RoutePolicies {
+        if named.leaves() {
+            return of_routes(DestinationPolicies::default());
+        }
+        of_routes(self.of_port(named, &mut Compiled::default()))
+    }
+
     /// What policies say of one rule (by its route and the hash of its matches), where that is not `unruled`, what they say
     /// of its destination.
     fn of_rule(
@@ -140,11 +154,14 @@ impl Said<'_> {
         of_rule.iter().any(Option::is_some).then_some(())?;
         let mut policies = DestinationPolicies::default();
         for ((of, kind), own) in self.kinds.iter().zip(of_rule) {
-            let merged = own.or_else(|| kind.of_port(named));
+            let merged = own.or_else(|| kind.of_port(named).filter(|_| !named.leaves()));
             of.apply_merged(merged.as_ref(), named.protocol, &self.collectors, &mut policies, out);
         }
-        let own = of_routes(policies);
-        (own != *unruled).then_some(own)
+        let mut own = of_routes(policies);
+        let differs = own != *unruled;
+        own.access_logs.take_if(|logs| Some(&*logs) == unruled.access_logs.as_ref());
+        own.hash.take_if(|hash| Some(&*hash) == unruled.hash.as_ref());
+        differs.then_some(own)
     }
 }
 
@@ -168,7 +185,12 @@ impl SaidByKind {
 
 /// The part that a rule of a route may have of its own.
 fn of_routes(policies: DestinationPolicies) -> RoutePolicies {
-    RoutePolicies { stream_timeouts: policies.stream_timeouts, retry: policies.retry }
+    RoutePolicies {
+        stream_timeouts: policies.stream_timeouts,
+        retry: policies.retry,
+        access_logs: Some(policies.access_logs),
+        hash: Some(policies.balancing.hash),
+    }
 }
 
 /// The strongest policy that has a rule with these matches: what resolves its names, and what policies name it by.
@@ -186,7 +208,7 @@ fn report<'a>(policy: &Resource, backends: impl Iterator<Item = &'a RouteBackend
     let missing: BTreeSet<&String> = backends
         .filter_map(|backend| match &backend.to {
             BackendTarget::Missing(why) => Some(why),
-            BackendTarget::Destination(_) => None,
+            BackendTarget::Destination(_) | BackendTarget::External(_) | BackendTarget::Subset { .. } => None,
         })
         .collect();
     for why in missing {

@@ -107,7 +107,7 @@ fn backends_are_resolved_and_those_that_are_not_there_stay_in_the_list() {
         missing("MeshService v2 port 81 has no such port"),
         missing("there is no MeshService v3"),
         missing("MeshService db does not speak HTTP"),
-        missing("routes can't send to a MeshExternalService yet"),
+        {"weight": 1, "to": {"external": "default/extsvc//billing"}},
     ]);
     assert_eq!(found, expected);
     let said = problems(&world);
@@ -371,4 +371,111 @@ fn routes_send_to_a_name_of_many_zones() {
     assert_eq!(holds(&world), (true, true));
     world.remove(&Key::global(meridian_core::Kind::named("MeshMultiZoneService").unwrap(), "default", "all"));
     assert_eq!(holds(&world), (false, false));
+}
+
+/// The MeshExternalService `billing` has routes of its own, with what policies say of their rules alone: what they say of
+/// the destination is the egress's.
+#[test]
+fn what_is_outside_has_routes_and_is_their_backend() {
+    let mut east = east();
+    let backends = json!({"backendRefs": [
+        {"kind": "MeshExternalService", "name": "billing", "port": 80, "weight": 3},
+        {"kind": "MeshExternalService", "name": "billing", "port": 81},
+        {"kind": "MeshService", "name": "v2"},
+    ]});
+    let rule = under("/a", backends);
+    let target = json!({"kind": "MeshExternalService", "name": "billing"});
+    put(&mut east, "MeshHTTPRoute", "r", json!({"to": [{"targetRef": target, "rules": [rule]}]}));
+    let timeout = json!({"to": [{"targetRef": target, "default": {"http": {"requestTimeout": "9s"}}}]});
+    put(&mut east, "MeshTimeout", "t", timeout);
+    let mut world = World::new(east);
+    let of_billing =
+        |world: &World| routes(world, "external/default/extsvc//billing").unwrap()["http"].clone();
+    let expected = json!([
+        {"weight": 3, "to": {"external": "default/extsvc//billing"}},
+        {"weight": 1, "to": {"missing": "MeshExternalService billing port 81 has no such port"}},
+        {"weight": 1, "to": {"destination": "default//v2/9000"}},
+    ]);
+    let found = of_billing(&world);
+    assert_eq!(found["rules"][0]["backends"], expected);
+    assert_eq!(found["rules"][0].get("policies"), None);
+    let of_route = json!({"to": [{
+        "targetRef": {"kind": "MeshHTTPRoute", "name": "r"}, "default": {"http": {"streamIdleTimeout": "2s"}},
+    }]});
+    world.put(global("MeshTimeout", "default", "u", of_route));
+    let expected = json!({"streamTimeouts": {"idleMillis": 2_000, "requestMillis": 15_000}});
+    assert_eq!(of_billing(&world)["rules"][0]["policies"], expected);
+    world.remove(&Key::global(kind("MeshHTTPRoute"), "default", "r"));
+    assert_eq!(routes(&world, "external/default/extsvc//billing"), None);
+}
+
+/// A sidecar that reaches a part of its mesh holds what is outside for its routes' sake.
+#[test]
+fn what_is_outside_is_held_where_routes_lead_there() {
+    let mut east = east();
+    let mut web = dataplane("east", "web-1", "web", "10.1.0.1", 8080, "http");
+    web.spec["networking"]["transparentProxying"]["reachableBackends"] =
+        json!({"refs": [{"kind": "MeshService", "labels": {"kuma.io/display-name": "backend"}}]});
+    add(&mut east, web);
+    let mut world = World::new(east);
+    let billing = |world: &World| {
+        let held = world.shown(&sidecar("east", "web-1"));
+        held.get("External").is_some_and(|all| all.contains_key("default/extsvc//billing"))
+    };
+    assert!(!billing(&world));
+    let backends = json!({"backendRefs": [{"kind": "MeshExternalService", "name": "billing"}]});
+    world.put(global("MeshHTTPRoute", "default", "r", to_backend(json!([under("/", backends)]))));
+    assert!(billing(&world));
+}
+
+#[test]
+fn a_subset_is_a_service_and_tags_that_its_instances_bear() {
+    for route in ["MeshHTTPRoute", "MeshTCPRoute"] {
+        let mut east = east();
+        let mut v2 = dataplane("east", "v2-1", "v2", "10.1.0.2", 9000, "http");
+        v2.spec["networking"]["inbound"][0]["tags"]["version"] = json!("two");
+        add(&mut east, v2);
+        let subset =
+            |name: &str| json!({"kind": "MeshServiceSubset", "name": name, "tags": {"version": "two"}});
+        let default = json!({"backendRefs": [subset("v2"), subset("v3")]});
+        let rule = if route == "MeshHTTPRoute" { under("/", default) } else { json!({"default": default}) };
+        let mut world = World::new(east);
+        let tags = |world: &World| {
+            let held = world.shown(&sidecar("east", "web-1"));
+            held["EndpointSet"]["default/east/v2/9000"]["endpoints"][0].get("tags").cloned()
+        };
+        assert_eq!(tags(&world), None);
+        world.put(global(route, "default", "r", to_backend(json!([rule]))));
+        let said = routes(&world, TO_LEGACY).unwrap();
+        let found = said.pointer("/http/rules/0/backends").or(said.get("tcp")).unwrap();
+        let subset = json!({"destination": "default//v2/9000", "tags": {"version": "two"}});
+        let expected = json!([
+            {"weight": 1, "to": {"subset": subset}},
+            {"weight": 1, "to": {"missing": "there is no MeshServiceSubset v3"}},
+        ]);
+        assert_eq!(*found, expected, "{route}");
+        assert_eq!(tags(&world), Some(json!({"version": "two"})));
+    }
+}
+
+#[test]
+fn a_rule_has_logs_and_hashes_of_its_own() {
+    let mut east = east();
+    put(&mut east, "MeshHTTPRoute", "r", to_backend(json!([under("/a", json!({}))])));
+    let logs = |path: &str| json!({"backends": [{"type": "File", "file": {"path": path}}]});
+    let hash = |name: &str| json!({"hashPolicies": [{"type": "Header", "header": {"name": name}}]});
+    let of = |target: Value, default: Value| json!({"to": [{"targetRef": target, "default": default}]});
+    let (all, route) = (json!({"kind": "Mesh"}), json!({"kind": "MeshHTTPRoute", "name": "r"}));
+    put(&mut east, "MeshAccessLog", "all", of(all.clone(), logs("/all")));
+    put(&mut east, "MeshLoadBalancingStrategy", "all", of(all, hash("x-user")));
+    let mut world = World::new(east);
+    let policies =
+        |world: &World| routes(world, TO_LEGACY).unwrap()["http"]["rules"][0].get("policies").cloned();
+    assert_eq!(policies(&world), None);
+    world.put(global("MeshAccessLog", "default", "own", of(route.clone(), logs("/own"))));
+    let own = json!([{"backend": {"file": {"path": "/own"}}}]);
+    assert_eq!(policies(&world), Some(json!({"accessLogs": own})));
+    world.put(global("MeshLoadBalancingStrategy", "default", "own", of(route, hash("x-cart"))));
+    let hash = json!([{"source": {"header": "x-cart"}}]);
+    assert_eq!(policies(&world), Some(json!({"accessLogs": own, "hash": hash})));
 }
