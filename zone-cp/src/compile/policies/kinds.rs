@@ -33,12 +33,15 @@ pub(super) struct Outgoing {
     apply: fn(&Merged, Protocol, &mut DestinationPolicies) -> Result<(), serde_json::Error>,
 }
 
+/// Turns `from` items by the callers' tags, from strong to weak, into what an inbound does.
+type ByTags = fn(&[TaggedRule], &mut InboundPolicies) -> Result<(), serde_json::Error>;
+
 /// A kind whose `from` and `rules` are executed.
 pub(super) struct Incoming {
     pub(super) kind: Kind,
     pub(super) apply: fn(&[InboundRule], &mut InboundPolicies) -> Result<(), serde_json::Error>,
     /// The same for `from` items that tell callers apart by their tags; such kinds have nothing else in their `from`.
-    pub(super) by_tags: Option<fn(&[TaggedRule], &mut InboundPolicies) -> Result<(), serde_json::Error>>,
+    pub(super) by_tags: Option<ByTags>,
     /// What holds if its policies can't be read: what guards must not be left out.
     pub(super) unreadable: fn(&mut InboundPolicies),
 }
