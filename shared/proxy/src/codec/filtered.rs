@@ -85,7 +85,7 @@ impl Filtered {
             }
             match ready!(Pin::new(&mut self.source).poll_frame(cx)) {
                 Some(Ok(frame)) => self.take(frame),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => self.ended(None),
             }
         }

@@ -39,12 +39,15 @@ pub(super) struct Outgoing {
     apply: fn(&Merged, Protocol, &Collectors, &mut DestinationPolicies) -> Result<(), serde_json::Error>,
 }
 
+/// Turns `from` items by the callers' tags, from strong to weak, into what an inbound does.
+type ByTags = fn(&[TaggedRule], &mut InboundPolicies) -> Result<(), serde_json::Error>;
+
 /// A kind whose `from` and `rules` are executed.
 pub(super) struct Incoming {
     pub(super) kind: Kind,
     apply: fn(&[InboundRule], &Collectors, &mut InboundPolicies) -> Result<(), serde_json::Error>,
     /// The same for `from` items that tell callers apart by their tags; such kinds have nothing else in their `from`.
-    pub(super) by_tags: Option<fn(&[TaggedRule], &mut InboundPolicies) -> Result<(), serde_json::Error>>,
+    pub(super) by_tags: Option<ByTags>,
     /// Whether one rule can be read by itself.
     reads: fn(&Value) -> Result<(), serde_json::Error>,
     /// What holds if one of its policies can't be read, of a kind that guards; of others what can be read holds.

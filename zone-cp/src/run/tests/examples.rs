@@ -126,6 +126,13 @@ fn services() -> Picture {
         service.labels.insert("team".into(), "shop".into());
         east.put(service).unwrap();
     }
+    // What policies refer to.
+    for example in examples().iter().filter(|it| it.text("type") == "MeshOpenTelemetryBackend") {
+        let resource = example.resource();
+        let mut backend = global(example.text("type"), "default", example.text("name"), resource.spec);
+        backend.labels = resource.labels;
+        east.put(backend).unwrap();
+    }
     east
 }
 

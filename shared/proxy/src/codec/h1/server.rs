@@ -36,6 +36,7 @@ pub(in crate::codec) struct Connection<H, F> {
     upgrading: Option<oneshot::Sender<Upgraded>>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a box would cost each answer an allocation")]
 enum State<F> {
     Head,
     Answering(Pin<Box<F>>, Asked),
