@@ -4,10 +4,10 @@
 //! docs/http.md has the outcomes as a table for readers.
 
 use crate::{
-    apps::{Payload, text},
+    apps::{Payload, http1, request, text},
     world::{Pair, address, soon},
 };
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -241,4 +241,81 @@ async fn lines_and_targets_have_one_form() {
         ),
     ])
     .await;
+}
+
+/// Gives each connection these bytes for its first request, whatever that is, and then ends it.
+async fn answering(bytes: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind(address()).await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut read = [0; 1024];
+                if stream.read(&mut read).await.is_ok_and(|count| count > 0) {
+                    drop(stream.write_all(bytes.as_bytes()).await.and(stream.shutdown().await));
+                    // Until the proxy leaves, too: a reset would take bytes away that are on their way.
+                    while stream.read(&mut read).await.is_ok_and(|count| count > 0) {}
+                }
+            });
+        }
+    });
+    at
+}
+
+#[tokio::test]
+async fn answers_have_one_meaning() {
+    let whole = |status: u16, body: &str| (status, body.to_owned(), true);
+    let lost = || whole(503, "the application closed the connection\n");
+    // Or 503, where the break overtakes what came before it.
+    let broken = || (200, "ok".to_owned(), false);
+    let mut wrong = Vec::new();
+    for (answer, expected) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", whole(200, "ok")),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok", whole(200, "ok")),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", lost()),
+        ("HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok", lost()),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\nmore", whole(200, "ok")),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", whole(200, "ok")),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 9\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            whole(200, "ok"),
+        ),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", lost()),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nok", lost()),
+        ("HTTP/1.1 200 OK\r\n\r\nall of it", whole(200, "all of it")),
+        (
+            "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+            whole(200, "ok"),
+        ),
+        ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", lost()),
+        ("HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n", whole(204, "")),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok", broken()),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", broken()),
+        ("HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n", lost()),
+        ("HTTP/1.1 200 OK\r\nX : 1\r\n\r\n", lost()),
+        ("ICY 200 OK\r\n\r\n", lost()),
+        ("", lost()),
+    ] {
+        let pair = Pair::start(Protocol::Http, answering(answer).await).await;
+        let mut client = http1(pair.outbound).await;
+        let mut response =
+            soon("an answer", client.send_request(request(Method::POST, "/", text("x")))).await.unwrap();
+        let (mut body, mut is_whole) = (String::new(), true);
+        while let Some(frame) = soon("a frame", response.body_mut().frame()).await {
+            match frame {
+                Ok(frame) => body.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap()),
+                Err(_) => {
+                    is_whole = false;
+                    break;
+                }
+            }
+        }
+        let said = (response.status().as_u16(), body, is_whole);
+        let overtaken = expected == broken() && said == whole(503, "the connection was lost\n");
+        if said != expected && !overtaken {
+            wrong.push(format!("{answer:?}:\n  {said:?}, expected {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
