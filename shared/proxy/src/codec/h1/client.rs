@@ -52,7 +52,7 @@ pub(crate) struct Watch {
 /// A request that was not answered.
 pub(crate) struct SendError {
     pub(crate) error: Error,
-    /// The request, if it has no body.
+    /// The request, if it has no body and nothing was heard of it.
     pub(crate) request: Option<Box<Request<Body>>>,
     /// Some of it may have reached the server.
     pub(crate) sent: bool,
@@ -87,6 +87,11 @@ impl Client {
         self.use_.rests.set(false);
         let mut link = self.link.borrow_mut();
         link.io.is_some() && link.poll_ended(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    #[cfg(test)]
+    pub(super) fn link(&self) -> Shared {
+        self.link.clone()
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -141,7 +146,11 @@ impl Client {
             }
             Err(error) => {
                 let sent = upload.out.len() < upload.begun || upload.out.is_empty();
-                let request = bodiless.then(|| Box::new(Request::from_parts(head, Body::empty())));
+                // Not a byte of an answer: else the server has acted on it.
+                let silent =
+                    matches!(error, Error::Io(_) | Error::Unanswered) && self.link.borrow().input.is_empty();
+                let request =
+                    (bodiless && silent).then(|| Box::new(Request::from_parts(head, Body::empty())));
                 Err(SendError { error, request, sent })
             }
         }
@@ -227,7 +236,7 @@ impl Upload {
             self.fill(cx)?;
             let full = self.out.len() >= MAX_WAITING;
             if !self.out.is_empty() {
-                ready!(self.out.poll_write(link.borrow_mut().io()?, cx))?;
+                ready!(link.borrow_mut().poll_write(&mut self.out, cx))?;
             }
             match self.body {
                 None => {

@@ -4,7 +4,11 @@ use super::{Error, MAX_FIELDS, parse::Framing};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE},
+    header::{
+        AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
+        CONTENT_TYPE, COOKIE, EXPECT, HOST, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRAILER,
+        TRANSFER_ENCODING, UPGRADE,
+    },
 };
 use httparse::Status;
 
@@ -34,7 +38,8 @@ pub(super) struct Chunked {
 enum At {
     /// In a chunk's size, of which there are so many digits.
     Size(u64, u8),
-    /// Behind it.
+    /// Behind it, where blanks may be.
+    Blank(u64),
     Extension(u64),
     SizeLf(u64),
     Data(u64),
@@ -152,13 +157,15 @@ impl Chunked {
                 let digit = char::from(byte).to_digit(16).map(u64::from).ok_or(Error::Body)?;
                 At::Size((size << 4) | digit, digits + 1)
             }
-            (At::Size(size, 1..), b'\r') | (At::Extension(size), b'\r') => At::SizeLf(size),
-            (At::Size(size, 1..), b';' | b' ' | b'\t') => At::Extension(size),
+            (At::Size(size, 1..) | At::Blank(size) | At::Extension(size), b'\r') => At::SizeLf(size),
+            (At::Size(size, 1..) | At::Blank(size), b';') => At::Extension(size),
+            (At::Size(size, 1..), b' ' | b'\t') => At::Blank(size),
+            (At::Blank(size), b' ' | b'\t') => {
+                self.overhead()?;
+                At::Blank(size)
+            }
             (At::Extension(size), byte) if byte != b'\n' => {
-                self.extensions += 1;
-                if self.extensions > MAX_EXTENSIONS {
-                    return Err(Error::Body);
-                }
+                self.overhead()?;
                 At::Extension(size)
             }
             (At::SizeLf(0), b'\n') => At::Trailers,
@@ -167,6 +174,14 @@ impl Chunked {
             (At::DataLf, b'\n') => At::Size(0, 0),
             _ => return Err(Error::Body),
         })
+    }
+}
+
+impl Chunked {
+    /// Counts a byte that nobody reads.
+    fn overhead(&mut self) -> Result<(), Error> {
+        self.extensions += 1;
+        if self.extensions > MAX_EXTENSIONS { Err(Error::Body) } else { Ok(()) }
     }
 }
 
@@ -188,7 +203,7 @@ fn trailers(buffer: &mut BytesMut) -> Result<(Piece, bool), Error> {
             for field in fields.iter() {
                 let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Error::Body)?;
                 let value = HeaderValue::from_bytes(field.value).map_err(|_| Error::Body)?;
-                if !frames(&name) {
+                if !is_of_head(&name) {
                     map.append(name, value);
                 }
             }
@@ -199,8 +214,27 @@ fn trailers(buffer: &mut BytesMut) -> Result<(Piece, bool), Error> {
 }
 
 /// What must not come behind a body, since who puts it into the head would be deceived (RFC 9110, 6.5.1).
-fn frames(name: &HeaderName) -> bool {
-    [CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE].contains(name)
+pub(super) fn is_of_head(name: &HeaderName) -> bool {
+    const OF_HEAD: [HeaderName; 17] = [
+        AUTHORIZATION,
+        CACHE_CONTROL,
+        CONNECTION,
+        CONTENT_ENCODING,
+        CONTENT_LENGTH,
+        CONTENT_RANGE,
+        CONTENT_TYPE,
+        COOKIE,
+        EXPECT,
+        HOST,
+        PROXY_AUTHORIZATION,
+        RANGE,
+        SET_COOKIE,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ];
+    OF_HEAD.contains(name)
 }
 
 #[cfg(test)]

@@ -1,9 +1,14 @@
 //! Heads and bodies as they are written.
 
-use super::{Error, out::Out};
+use super::{
+    Error,
+    decode::is_of_head,
+    out::Out,
+    parse::{closes, number},
+};
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, StatusCode, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
     header::{CONTENT_LENGTH, TRANSFER_ENCODING},
     request, response,
 };
@@ -57,7 +62,8 @@ impl Encoder {
             Self::Length(_) => return Err(Error::Length),
             Self::Chunked => out.with(|into| {
                 into.extend_from_slice(b"0\r\n");
-                trailers.into_iter().for_each(|trailers| fields(into, trailers));
+                let fields = trailers.into_iter().flatten().filter(|(name, _)| !is_of_head(name));
+                fields.for_each(|(name, value)| field(into, name, value));
                 into.extend_from_slice(b"\r\n");
             }),
         }
@@ -74,9 +80,12 @@ pub(super) fn request(out: &mut Out, head: &request::Parts, size: &SizeHint) -> 
         (None, None) => Encoder::Chunked,
     };
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+    // A query without a path (of `http://host?query`): there is none in this form.
+    let root = if path.starts_with('?') { "/" } else { "" };
     out.with(|into| {
         into.extend_from_slice(head.method.as_str().as_bytes());
         into.push(b' ');
+        into.extend_from_slice(root.as_bytes());
         into.extend_from_slice(path.as_bytes());
         into.extend_from_slice(b" HTTP/1.1\r\n");
         fields(into, &head.headers);
@@ -84,8 +93,8 @@ pub(super) fn request(out: &mut Out, head: &request::Parts, size: &SizeHint) -> 
             Encoder::Chunked => into.extend_from_slice(b"transfer-encoding: chunked\r\n"),
             // Methods whose requests have bodies say so where there is none (RFC 9110, 8.6).
             Encoder::Length(0) if said.is_none() && !expects_body(&head.method) => {}
-            Encoder::Length(length) if said.is_none() => drop(write!(into, "content-length: {length}\r\n")),
-            Encoder::Length(_) | Encoder::End => {}
+            Encoder::Length(length) => drop(write!(into, "content-length: {length}\r\n")),
+            Encoder::End => {}
         }
         into.extend_from_slice(b"\r\n");
     });
@@ -127,8 +136,8 @@ pub(super) fn response(
         (false, None, None) if old => Encoder::End,
         (false, None, None) => Encoder::Chunked,
     };
-    let keep = asked.keep && encoder.persists() && !super::parse::closes(&head.headers);
-    let silent = keep || super::parse::closes(&head.headers) || status == StatusCode::SWITCHING_PROTOCOLS;
+    let keep = asked.keep && encoder.persists() && !closes(&head.headers);
+    let silent = keep || closes(&head.headers) || status == StatusCode::SWITCHING_PROTOCOLS;
     out.with(|into| {
         into.extend_from_slice(if old { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
         into.extend_from_slice(status.as_str().as_bytes());
@@ -139,12 +148,12 @@ pub(super) fn response(
         }
         into.extend_from_slice(b"\r\n");
         fields(into, &head.headers);
-        match encoder {
-            Encoder::Length(length) if !none && said.is_none() => {
-                drop(write!(into, "content-length: {length}\r\n"));
-            }
-            Encoder::Chunked => into.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-            Encoder::Length(_) | Encoder::End => {}
+        match (&encoder, said) {
+            // To HEAD, or of 304: of a body that does not come.
+            (_, Some(length)) => drop(write!(into, "content-length: {length}\r\n")),
+            (Encoder::Length(length), None) if !none => drop(write!(into, "content-length: {length}\r\n")),
+            (Encoder::Chunked, None) => into.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+            (Encoder::Length(_) | Encoder::End, None) => {}
         }
         if !silent {
             into.extend_from_slice(b"connection: close\r\n");
@@ -157,15 +166,21 @@ pub(super) fn response(
 }
 
 fn said(headers: &HeaderMap) -> Option<u64> {
-    let value = headers.get(CONTENT_LENGTH).map(HeaderValue::as_bytes)?;
-    std::str::from_utf8(value).ok()?.parse().ok()
+    headers.get(CONTENT_LENGTH).and_then(|value| number(value.as_bytes()))
 }
 
+/// All but what frames the body, which is written once, and as it is meant.
 fn fields(into: &mut Vec<u8>, fields: &HeaderMap) {
     for (name, value) in fields {
-        into.extend_from_slice(name.as_str().as_bytes());
-        into.extend_from_slice(b": ");
-        into.extend_from_slice(value.as_bytes());
-        into.extend_from_slice(b"\r\n");
+        if *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING {
+            field(into, name, value);
+        }
     }
+}
+
+fn field(into: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+    into.extend_from_slice(name.as_str().as_bytes());
+    into.extend_from_slice(b": ");
+    into.extend_from_slice(value.as_bytes());
+    into.extend_from_slice(b"\r\n");
 }

@@ -3,6 +3,7 @@
 use super::{
     Error,
     decode::{Decoder, Piece},
+    out::Out,
     parse::Framing,
 };
 use crate::io::Stream;
@@ -38,8 +39,9 @@ pub(super) struct Link {
     flowing: bool,
     /// Of the task that keeps the connection.
     pub(super) owner: Option<Waker>,
-    /// Of who reads.
+    /// Of who reads, and of who writes: woken when the connection ends, which a dropped socket tells nobody.
     reader: Option<Waker>,
+    writer: Option<Waker>,
 }
 
 /// Whether who sends a body waits for a word (100-continue).
@@ -74,6 +76,7 @@ impl Link {
             flowing: false,
             owner: None,
             reader: None,
+            writer: None,
         }))
     }
 
@@ -87,7 +90,7 @@ impl Link {
     pub(super) fn close(&mut self) {
         self.io = None;
         self.input = BytesMut::new();
-        for waker in [self.owner.take(), self.reader.take()].into_iter().flatten() {
+        for waker in [self.owner.take(), self.reader.take(), self.writer.take()].into_iter().flatten() {
             waker.wake();
         }
     }
@@ -105,8 +108,11 @@ impl Link {
         self.decoder.is_done()
     }
 
-    /// Whether the body is over, with what has come already thrown away.
+    /// Whether the body is over, with what has come already thrown away. Who still reads of it is told that it broke off.
     pub(super) fn skip(&mut self) -> bool {
+        if !self.decoder.is_done() {
+            self.serial += 1;
+        }
         while !self.decoder.is_done() && self.waits != Waits::Yes {
             match self.decoder.next(&mut self.input) {
                 Ok(Piece::Data(_)) => {}
@@ -127,6 +133,15 @@ impl Link {
             self.waits = Waits::No;
         }
         wanted
+    }
+
+    /// Writes what waits.
+    pub(super) fn poll_write(&mut self, out: &mut Out, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let written = out.poll_write(self.io()?, cx);
+        if written.is_pending() {
+            keep(&mut self.writer, cx);
+        }
+        written
     }
 
     /// Reads more; 0: the other side has ended.
@@ -194,33 +209,44 @@ impl Link {
 pub struct Incoming {
     link: Shared,
     serial: u64,
+    /// All of it was read.
+    ended: bool,
     failed: bool,
 }
 
 impl Incoming {
     pub(super) fn of(link: &Shared, serial: u64) -> Self {
-        Self { link: link.clone(), serial, failed: false }
+        let ended = link.borrow().is_read();
+        Self { link: link.clone(), serial, ended, failed: false }
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut link = self.link.borrow_mut();
-        if link.serial != self.serial || self.failed {
+        if self.ended || self.failed {
             return Poll::Ready(None);
         }
-        let polled = link.poll_body(cx);
+        let polled = match link.serial == self.serial {
+            true => link.poll_body(cx),
+            // The connection has gone on without its reader.
+            false => Poll::Ready(Some(Err(Error::Cut))),
+        };
         self.failed = matches!(polled, Poll::Ready(Some(Err(_))));
+        self.ended = !self.failed && link.serial == self.serial && link.is_read();
         polled
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
         let link = self.link.borrow();
-        link.serial != self.serial || link.is_read()
+        self.ended || (link.serial == self.serial && link.is_read())
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
         let link = self.link.borrow();
-        if link.serial != self.serial {
+        if self.ended {
             return SizeHint::with_exact(0);
+        }
+        if link.serial != self.serial {
+            return SizeHint::default();
         }
         link.decoder.left().map_or_else(SizeHint::default, SizeHint::with_exact)
     }

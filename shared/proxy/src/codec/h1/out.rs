@@ -56,7 +56,8 @@ impl Out {
 
     /// Writes small parts behind all else.
     pub(super) fn with(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        if !matches!(self.pieces.back(), Some(Piece::Joined(..))) {
+        // Not to one that is partly written: it would grow for as long as the reader is slower than the writer.
+        if !matches!(self.pieces.back(), Some(Piece::Joined(_, 0))) {
             self.pieces.push_back(Piece::Joined(Vec::with_capacity(512), 0));
         }
         if let Some(Piece::Joined(joined, _)) = self.pieces.back_mut() {
@@ -64,6 +65,16 @@ impl Out {
             write(joined);
             self.length += joined.len() - before;
         }
+    }
+
+    /// Bytes that are held, written ones too.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        let held = |piece: &Piece| match piece {
+            Piece::Joined(bytes, _) => bytes.len(),
+            Piece::Shared(bytes) => bytes.len(),
+        };
+        self.pieces.iter().map(held).sum()
     }
 
     /// Writes all of it.

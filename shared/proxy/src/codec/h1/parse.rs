@@ -2,7 +2,7 @@
 
 use super::{Error, MAX_FIELDS};
 use crate::codec::MAX_HEAD;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING},
@@ -99,6 +99,11 @@ fn incomplete(buffer: &[u8]) -> Result<(), Error> {
 /// # Errors
 /// It is none, or none that has one meaning only.
 pub(super) fn request(buffer: &mut BytesMut, partial: &mut Partial) -> Result<Option<RequestHead>, Error> {
+    // Empty lines before it (RFC 9112, 2.2).
+    while let Some(blank) = [b"\r\n".as_slice(), b"\n"].into_iter().find(|blank| buffer.starts_with(blank)) {
+        buffer.advance(blank.len());
+        *partial = Partial::default();
+    }
     if !partial.may_be_whole(buffer) {
         return incomplete(buffer).map(|()| None);
     }
@@ -162,8 +167,10 @@ pub(super) fn response(
     }
     let head = buffer.split_to(length).freeze();
     let mut headers = fields.map(&head)?;
+    // HTTP/1.0 knows no codings: its framing is not to be trusted for another message (RFC 9112, 6.1).
+    let old = minor == 0 && headers.contains_key(TRANSFER_ENCODING);
     let (framing, ambiguous) = framing_of_response(&mut headers, status, method)?;
-    let keep = !ambiguous && framing != Framing::End && persists(&headers, minor);
+    let keep = !old && !ambiguous && framing != Framing::End && persists(&headers, minor);
     let mut response = Response::new(());
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -226,7 +233,7 @@ fn length(headers: &mut HeaderMap) -> Result<Option<u64>, Error> {
 }
 
 /// Digits only, up to 64 bits.
-fn number(text: &[u8]) -> Option<u64> {
+pub(super) fn number(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -261,8 +268,9 @@ pub(super) fn takes_trailers(headers: &HeaderMap) -> bool {
 }
 
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.any(|value| value.split(',').any(|found| found.trim().eq_ignore_ascii_case(token)))
+    let mut tokens =
+        headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    tokens.any(|found| found.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
 #[cfg(test)]

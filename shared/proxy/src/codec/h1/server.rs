@@ -23,6 +23,9 @@ use std::{
 };
 use tokio::sync::oneshot;
 
+/// How often more is read of a request's rest that nobody wants, before its connection is given up.
+const SKIPPED: usize = 4;
+
 /// A connection that is served. Resolves when it is over.
 pub(in crate::codec) struct Connection<H, F> {
     link: Shared,
@@ -135,9 +138,14 @@ where
         self.state = State::Answering(Box::pin(answer), asked);
     }
 
-    fn respond(&mut self, response: Response<Body>, asked: &Asked) {
-        let (mut head, body) = response.into_parts();
-        let asked = Asked { keep: asked.keep && !self.closing, ..*asked };
+    fn respond(&mut self, response: Response<Body>, asked: &Asked, cx: &mut Context<'_>) {
+        let (mut head, mut body) = response.into_parts();
+        if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+            // No answer: the client would wait for another.
+            head.status = StatusCode::INTERNAL_SERVER_ERROR;
+            body = Body::empty();
+        }
+        let asked = Asked { keep: asked.keep && !self.closing && !self.is_given_up(cx), ..*asked };
         let (encoder, keep) = encode::response(&mut self.out, &mut head, &body.size_hint(), &asked);
         self.state = if head.status == StatusCode::SWITCHING_PROTOCOLS {
             State::Upgrading
@@ -153,12 +161,26 @@ where
         };
     }
 
+    /// Whether there is a rest of the request that nobody reads, and that has not come: nothing can follow it.
+    fn is_given_up(&self, cx: &mut Context<'_>) -> bool {
+        let mut link = self.link.borrow_mut();
+        if link.is_read() || Rc::strong_count(&self.link) > 1 {
+            return false;
+        }
+        for _ in 0..SKIPPED {
+            if link.skip() || !matches!(link.poll_fill(cx), Poll::Ready(Ok(1..))) {
+                break;
+            }
+        }
+        !link.skip()
+    }
+
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         if self.out.is_empty() {
             return Poll::Ready(Ok(()));
         }
         let mut link = self.link.borrow_mut();
-        let written = ready!(self.out.poll_write(link.io()?, cx));
+        let written = ready!(link.poll_write(&mut self.out, cx));
         Poll::Ready(written.map_err(Error::from))
     }
 
@@ -217,7 +239,7 @@ where
                         this.out.push(Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n"));
                     }
                     if !this.out.is_empty()
-                        && let Poll::Ready(written) = this.out.poll_write(link.io()?, cx)
+                        && let Poll::Ready(written) = link.poll_write(&mut this.out, cx)
                     {
                         written?;
                     }
@@ -227,7 +249,7 @@ where
                     else {
                         return Poll::Ready(Ok(()));
                     };
-                    this.respond(response, &asked);
+                    this.respond(response, &asked, cx);
                 }
                 State::Sending(sending) => {
                     if let Err(error) = sending.fill(&mut this.out, cx) {

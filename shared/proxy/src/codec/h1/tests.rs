@@ -115,7 +115,7 @@ async fn a_body_that_was_not_read_ends_the_connection() {
         let deaf = |_| async { Ok(Response::new(Body::empty())) };
         let said =
             said(serving(deaf), "POST / HTTP/1.1\r\nContent-Length: 99\r\n\r\nGET /b HTTP/1.1\r\n\r\n").await;
-        assert_eq!(said, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        assert_eq!(said, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     })
     .await;
 }
@@ -149,7 +149,7 @@ async fn who_waits_for_a_word_gets_it_once_somebody_wants_the_body() {
             .unwrap();
         let mut all = String::new();
         stream.read_to_string(&mut all).await.unwrap();
-        assert_eq!(all, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        assert_eq!(all, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     })
     .await;
 }
@@ -332,6 +332,103 @@ async fn an_answer_that_is_cut_is_no_whole_one() {
         let response = sent(&client, get(), false).await.ok().unwrap();
         assert_eq!(text(response).await.unwrap(), "all of it");
         assert!(!client.rest());
+    })
+    .await;
+}
+
+/// A slow reader of many small parts does not make the rest of them pile up.
+#[tokio::test]
+async fn what_waits_to_be_written_is_bounded() {
+    let (mut writer, mut reader) = duplex(100);
+    let mut out = out::Out::default();
+    // Without the runtime's own turns: each write takes what there is room for.
+    let held = tokio::task::unconstrained(async {
+        let mut held = 0;
+        for _ in 0..2_000 {
+            while out.len() < 1_000 {
+                out.push(bytes::Bytes::from_static(&[b'x'; 60]));
+            }
+            let waits =
+                poll_fn(|cx| std::task::Poll::Ready(out.poll_write(&mut writer, cx).is_pending())).await;
+            assert!(waits);
+            reader.read_exact(&mut [0; 90]).await.unwrap();
+            held = held.max(out.held());
+        }
+        held
+    });
+    let held = held.await;
+    assert!(held < 10_000, "{held}");
+}
+
+/// Who reads slowly of a request that was answered meanwhile hears that it broke off, and not that it ended.
+#[tokio::test]
+async fn a_body_that_is_skipped_is_no_whole_one() {
+    local(async {
+        let (near, mut far) = duplex(ROOM);
+        let link = Link::over(near);
+        let serial = link.borrow_mut().begin(Framing::Length(10), false);
+        let mut body = Incoming::of(&link, serial);
+        far.write_all(b"0123456789").await.unwrap();
+        poll_fn(|cx| link.borrow_mut().poll_fill(cx)).await.unwrap();
+        assert!(link.borrow_mut().skip());
+        assert!(!body.is_end_stream() && body.size_hint().exact().is_none());
+        link.borrow_mut().begin(Framing::Length(0), false);
+        assert!(matches!(poll_fn(|cx| body.poll(cx)).await, Some(Err(Error::Cut))));
+    })
+    .await;
+}
+
+/// Who writes to a connection that is ended from elsewhere does not wait for ever.
+#[tokio::test]
+async fn who_writes_hears_of_the_end() {
+    local(async {
+        let (client, mut server) = connected();
+        let request = Request::post("/").body(Body::full("x".repeat(300 * ROOM))).unwrap();
+        let serve = async {
+            heard(&mut server, "POST /").await;
+            server.write_all(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\n").await.unwrap();
+        };
+        let (response, ()) = tokio::join!(sent(&client, request, false), serve);
+        let link = client.link();
+        let response = response.ok().unwrap();
+        tokio::task::yield_now().await;
+        // The answer, the client, and what still sends the request.
+        assert!(Rc::strong_count(&link) > 3);
+        drop((response, client));
+        while Rc::strong_count(&link) > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_answered_is_not_sent_again() {
+    local(async {
+        for answer in ["HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "HTTP/1.1 2"] {
+            let (client, mut server) = connected();
+            server.write_all(answer.as_bytes()).await.unwrap();
+            server.shutdown().await.unwrap();
+            assert!(sent(&client, get(), false).await.err().unwrap().request.is_none(), "{answer}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_head_is_written_once_and_as_it_is_meant() {
+    local(async {
+        let (client, mut server) = connected();
+        let mut request = Request::get("http://a?b").body(Body::empty()).unwrap();
+        for name in ["content-length", "transfer-encoding"] {
+            request.headers_mut().append(name, http::HeaderValue::from_static("+0"));
+        }
+        let serve = async {
+            heard(&mut server, "GET /?b HTTP/1.1\r\n\r\n").await;
+            server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        };
+        let (response, ()) = tokio::join!(sent(&client, request, false), serve);
+        assert_eq!(response.ok().unwrap().status(), StatusCode::NO_CONTENT);
     })
     .await;
 }

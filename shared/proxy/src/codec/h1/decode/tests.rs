@@ -42,10 +42,12 @@ fn chunks_are_what_they_say_and_nothing_else() {
         ("1\r\na\r\n2\r\nbc\r\n0\r\n\r\n", whole("abc", 0, "")),
         ("3;x=\"y\"\r\nabc\r\n0\r\n\r\n", whole("abc", 0, "")),
         ("3 \r\nabc\r\n0\r\n\r\n", whole("abc", 0, "")),
+        ("3 ; x\r\nabc\r\n0\r\n\r\n", whole("abc", 0, "")),
+        ("3 0\r\nabc\r\n0\r\n\r\n", None),
         ("0A\r\n0123456789\r\n0\r\n\r\n", whole("0123456789", 0, "")),
         ("0\r\nX: 1\r\nY: 2\r\n\r\nnext", whole("", 2, "next")),
         // What would change the head's meaning is left out.
-        ("0\r\nContent-Length: 1\r\nHost: b\r\nX: 1\r\n\r\n", whole("", 1, "")),
+        ("0\r\nContent-Length: 1\r\nHost: b\r\nCookie: c\r\nX: 1\r\n\r\n", whole("", 1, "")),
         ("3\nabc\r\n0\r\n\r\n", None),
         ("3\r\nabc\n0\r\n\r\n", None),
         ("3\r\nabcd\r\n0\r\n\r\n", None),
