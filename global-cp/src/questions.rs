@@ -58,6 +58,17 @@ enum Unanswered {
     Unreadable,
 }
 
+/// What a zone may say of a question.
+const OF_ZONES: [StatusCode; 7] = [
+    StatusCode::BAD_REQUEST,
+    StatusCode::FORBIDDEN,
+    StatusCode::NOT_FOUND,
+    StatusCode::CONFLICT,
+    StatusCode::PAYLOAD_TOO_LARGE,
+    StatusCode::INTERNAL_SERVER_ERROR,
+    StatusCode::SERVICE_UNAVAILABLE,
+];
+
 /// The service; one for all connections.
 pub(crate) struct QuestionService(Arc<Global>);
 
@@ -84,10 +95,8 @@ pub(crate) async fn proxy_config(
         Ok(Outcome::Problem(problem)) => {
             let status =
                 u16::try_from(problem.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
-            // Nothing that would speak of the asker's own request to global, or change the connection.
-            let is_error = |it: &StatusCode| it.is_client_error() || it.is_server_error();
-            let status = status.filter(|it| is_error(it) && *it != StatusCode::UNAUTHORIZED);
-            let status = status.unwrap_or(StatusCode::BAD_GATEWAY);
+            // Others would speak of the asker's own request to global, or of the connection.
+            let status = status.filter(|it| OF_ZONES.contains(it)).unwrap_or(StatusCode::BAD_GATEWAY);
             return Err(Problem::new(status, problem.title, format!("Zone {zone}: {}", problem.detail)));
         }
         Ok(Outcome::Hello(_)) => Unanswered::Unreadable,

@@ -50,7 +50,7 @@ impl ServerCertificate {
             Ok(true) => tracing::info!(file = %files.path().display(), "the server certificate was renewed"),
             // Half of a pair may be new: the next connection looks again, this one gets the old certificate.
             Err(error) => {
-                let error = format!("{:#}", anyhow::Error::new(error));
+                let error = meridian_telemetry::chain(&error);
                 tracing::warn!(error, "the new server certificate can't be used");
             }
         }

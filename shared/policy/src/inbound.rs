@@ -3,7 +3,7 @@
 use crate::merge::{Merged, Origin, Part};
 use crate::policy::Policy;
 use crate::subset::{SubsetRule, Tagged, combinations, of_tags, tags_of};
-use meridian_core::TargetKind;
+use meridian_core::TargetRef;
 use meridian_core::kinds::mesh_traffic_permission::{RuleMatch, SpiffeIdMatchType};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -114,7 +114,8 @@ fn rules_of(policy: &Policy) -> Vec<InboundRule> {
         of_from,
     };
     if policy.rules.is_empty() && policy.form.from_as_rules {
-        let from = policy.from.iter().enumerate().filter(|(_, item)| item.target.kind == TargetKind::Mesh);
+        let is_all = |target: &TargetRef| tags_of(target).is_some_and(|tags| tags.is_empty());
+        let from = policy.from.iter().enumerate().filter(|(_, item)| is_all(&item.target));
         return from.map(|(i, item)| rule(None, &item.conf, i, true)).collect();
     }
     let mut rules = Vec::new();

@@ -43,6 +43,17 @@ pub(crate) struct Part<'a> {
 }
 
 impl Merged {
+    /// The strongest policy that has a rule with these matches (of routes): what resolves its names, and what policies name
+    /// it by.
+    pub fn origin_of(&self, matches: &Value) -> Option<&Arc<Resource>> {
+        let has = |origin: &&Origin| {
+            let item = origin.policy.spec.get("to").and_then(|to| to.get(origin.item));
+            let rules = item.and_then(|item| item.get("rules")).and_then(Value::as_array);
+            rules.into_iter().flatten().any(|rule| rule.get("matches") == Some(matches))
+        };
+        self.origins.iter().find(has).or_else(|| self.origins.first()).map(|origin| &origin.policy)
+    }
+
     /// The configuration in its kind's type; of routes with hostnames that of the first.
     pub fn conf<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         T::deserialize(self.confs.first().unwrap_or(&Value::Null))

@@ -23,6 +23,7 @@ pub(crate) use forward::{is_clients, is_refusal};
 pub(crate) use grpc::Own;
 pub use grpc::{in_grpc, is_grpc, is_grpc_type};
 pub(crate) use h1::{Client, Error as Http1Error, Watch};
+pub(crate) use head::is_upgrade_of;
 pub use head::{
     Malformed, OVERLOADED, authority, because, denied, expects_continue, has_no_body, is_upgrade, malformed,
     overloaded, plain, prepare, receive, refused, strip_request, strip_response, upgrades_out_of_http,

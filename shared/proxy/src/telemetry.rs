@@ -13,7 +13,7 @@ mod queue;
 mod sinks;
 mod tcp;
 
-pub(crate) use deliver::Failure;
+pub(crate) use deliver::{Failure, Seldom};
 pub use otlp::Of;
 pub(crate) use post::{Post, http_uri};
 pub use queue::{Counts, Sender};

@@ -150,10 +150,10 @@ impl Tls {
         self.renewed.load(Ordering::Acquire)
     }
 
-    /// Makes `bundles` all there are; what can't be read is returned with the reason, and its old value stays.
+    /// Takes a mesh's bundle; whether it is another than before.
     ///
     /// # Errors
-    /// The first unreadable bundle.
+    /// It can't be read; the old one stays.
     pub fn set_bundle(&self, bundle: &Bundle) -> Result<bool, PkiError> {
         self.bundles.set(bundle)
     }

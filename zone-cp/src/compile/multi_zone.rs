@@ -77,13 +77,8 @@ struct Served<'a> {
 /// The inbound that answers decides what is spoken on a session, so those that speak HTTP and those that don't can't
 /// serve one port. What is declared decides between them; `tcp`, which is also what it means to declare nothing, leaves it
 /// to them ([`agreed`]).
-fn served<'a>(
-    picture: &Picture,
-    mesh: &'a MeshPicture,
-    service: &'a Parsed<MeshMultiZoneService>,
-    declared: &Port,
-) -> Served<'a> {
-    let taken = Taken::of(picture, selected(mesh, service)).services.into_iter();
+fn served<'a>(picture: &Picture, taken: &Taken<'a>, declared: &Port) -> Served<'a> {
+    let taken = taken.services.iter().copied();
     let with_port =
         taken.filter_map(|it| Some((it, it.spec.ports.iter().find(|port| port.port == declared.port)?)));
     let by: Vec<Offer<'_>> = with_port.collect();
@@ -100,14 +95,18 @@ fn served<'a>(
     Served { protocol: spoken, by, left_out: others.into_iter().map(|(it, _)| it).collect(), unclear }
 }
 
-/// What is spoken on one port.
-pub(crate) fn port_protocol(
+/// The services behind it that take part.
+pub(crate) fn taken<'a>(
     picture: &Picture,
-    mesh: &MeshPicture,
-    service: &Parsed<MeshMultiZoneService>,
-    declared: &Port,
-) -> Protocol {
-    served(picture, mesh, service, declared).protocol
+    mesh: &'a MeshPicture,
+    service: &'a Parsed<MeshMultiZoneService>,
+) -> Taken<'a> {
+    Taken::of(picture, selected(mesh, service))
+}
+
+/// What is spoken on one port.
+pub(crate) fn port_protocol(picture: &Picture, taken: &Taken<'_>, declared: &Port) -> Protocol {
+    served(picture, taken, declared).protocol
 }
 
 /// Names and destinations.
@@ -118,10 +117,10 @@ pub(crate) fn multi_zone(inputs: Inputs<'_>, key: &Key, out: &mut Compiled) {
     let vip = inputs.vips.address(&owner_of(key));
     let hostnames = mesh.names.of(key);
     let name = display_name(&service.resource);
-    let taken = Taken::of(picture, selected(mesh, service));
+    let taken = taken(picture, mesh, service);
     taken.complain(&format!("MeshMultiZoneService {name}"), Some(key), out);
     for declared in &service.spec.ports {
-        let served = served(picture, mesh, service, declared);
+        let served = served(picture, &taken, declared);
         if served.unclear {
             let (port, spoken) = (declared.port, served.protocol);
             let reason = format!(

@@ -1,7 +1,7 @@
 //! How ingresses and egresses pass sessions on, and whom everyone believes.
 
 use super::external;
-use super::services::{egress_addresses, endpoint_set_names, ingress_addresses, sni_of};
+use super::services::{MAX_FAR_INGRESSES, egress_addresses, endpoint_set_names, ingress_addresses, sni_of};
 use super::{Compiled, Inputs, host, port};
 use crate::intermediates::root_hash;
 use meridian_core::Key;
@@ -63,6 +63,13 @@ pub(crate) fn zone_route(inputs: Inputs<'_>, zone: &str, out: &mut Compiled) {
         return;
     }
     let blame = Key::new(ZoneIngress::KIND, "", zone, "");
+    let count = inputs.picture.remote_ingresses(zone).count();
+    if count > MAX_FAR_INGRESSES {
+        let reason = format!(
+            "zone {zone} has {count} ZoneIngresses: {MAX_FAR_INGRESSES} of one zone are dialled, the first by name"
+        );
+        out.problem(&blame, reason);
+    }
     let set = format!("ingress/{zone}");
     out.push(&blame, types::ENDPOINTS, &set, &endpoint_set(ways, zone));
     let route = SniRoute { matches: SniMatch::Zone(sni::label(zone)), endpoints: vec![set] };

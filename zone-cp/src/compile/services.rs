@@ -455,12 +455,16 @@ pub(crate) fn egress_addresses(picture: &Picture) -> Vec<(String, u32, String)> 
     networked.map(|(it, net)| (net.address.clone(), net.port, it.resource.key.name.clone())).collect()
 }
 
+/// ZoneIngresses of another zone that are dialled, the first by name: each is an endpoint of each of its services.
+pub(crate) const MAX_FAR_INGRESSES: usize = 32;
+
 /// Advertised address, port and name of another zone's ingresses.
 pub(crate) fn ingress_addresses(picture: &Picture, zone: &str) -> Vec<(String, u32, String)> {
     let networked = picture.remote_ingresses(zone).filter_map(|it| Some((it, it.spec.networking.as_ref()?)));
     let reachable =
         networked.filter(|(_, net)| !net.advertised_address.is_empty() && net.advertised_port != 0);
     reachable
+        .take(MAX_FAR_INGRESSES)
         .map(|(it, net)| {
             (net.advertised_address.clone(), net.advertised_port, display_name(&it.resource).to_owned())
         })

@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// MeshServices of one other zone in a destination. A zone makes one for a `kuma.io/service`, and users a few more, for
 /// versions say; each adds its endpoint sets and identities to the destination in every sidecar.
 pub(crate) const MAX_FAR_SERVICES: usize = 16;
+/// Bytes of the identities of one other zone in a destination, which has them with each of its ports: that they fill no message, nor
+/// sidecars.
+const MAX_FAR_IDENTITIES: usize = 16 << 10;
 /// Ports of one other zone's services behind a `kuma.io/service`, each of which is a destination: as many as one
 /// MeshService may have.
 pub(crate) const MAX_FAR_PORTS: usize = 256;
@@ -33,13 +36,17 @@ pub(crate) struct Taken<'a> {
 impl<'a> Taken<'a> {
     /// `all`: in the order of their keys.
     pub(crate) fn of(picture: &Picture, all: impl Iterator<Item = &'a Parsed<MeshService>>) -> Self {
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        // How many there are of a zone, and the bytes of identities of those that take part.
+        let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
         let mut taken = Self { services: Vec::new(), left_out: BTreeMap::new() };
         for service in all {
             let key = &service.resource.key;
-            let count = counts.entry(key.zone.as_str()).or_default();
+            let (count, bytes) = counts.entry(key.zone.as_str()).or_default();
             *count += 1;
-            if picture.is_local(key) || *count <= MAX_FAR_SERVICES {
+            let own: usize = service.spec.identities.iter().map(|identity| identity.value.len()).sum();
+            let fits = *count <= MAX_FAR_SERVICES && *bytes + own <= MAX_FAR_IDENTITIES;
+            if picture.is_local(key) || fits {
+                *bytes += own;
                 taken.services.push(service);
             } else {
                 taken.left_out.entry(key.zone.as_str()).or_insert((key, 0)).1 = *count;
@@ -54,8 +61,8 @@ impl<'a> Taken<'a> {
     pub(crate) fn complain(&self, of: &str, blamed: Option<&Key>, out: &mut Compiled) {
         for (zone, (first, count)) in &self.left_out {
             let reason = format!(
-                "zone {zone} has {count} MeshServices for {of}: {MAX_FAR_SERVICES} of one zone take part, the first by \
-                 name; remove some"
+                "zone {zone} has {count} MeshServices for {of}: {MAX_FAR_SERVICES} of one zone take part, with \
+                 {MAX_FAR_IDENTITIES} bytes of identities, the first by name; remove some"
             );
             out.problem(blamed.unwrap_or(first), reason);
         }

@@ -353,8 +353,9 @@ fn secret(picture: &Picture, key: &Key, out: &mut Touched) {
 /// Any policy of the mesh may refer to it.
 fn collector(picture: &Picture, key: &Key, out: &mut Touched) {
     let Some(mesh) = picture.mesh(&key.mesh) else { return };
-    out.policies.insert(key.mesh.clone());
-    out.units.extend(mesh.dataplanes.keys().cloned().map(Unit::Dataplane));
+    for policy in mesh.policies.values().filter(|it| policies::refers_to_collectors(it)) {
+        of_policies::policy(picture, policy.key(), out);
+    }
 }
 
 fn ingress(picture: &Picture, key: &Key, out: &mut Touched) {

@@ -11,7 +11,7 @@ use meridian_core::kinds::mesh_retry::MeshRetry;
 use meridian_core::kinds::mesh_service::Port;
 use meridian_core::kinds::mesh_tcp_route::MeshTcpRoute;
 use meridian_core::kinds::mesh_timeout::MeshTimeout;
-use meridian_core::{Key, Kind, Resource, TargetKind};
+use meridian_core::{Key, Kind, TargetKind};
 use meridian_policy::{Merged, Policy, ResourceRules, Routes, Section, matches_hash, service_tag, to_conf};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -28,7 +28,8 @@ const OF_ROUTES: [Kind; 4] =
 enum Way {
     /// To the service that was dialled.
     Itself,
-    /// A rule sends the request to these backends. Timeouts of requests and retries stay those of the service dialled.
+    /// A rule sends the request to these backends. What policies say of requests ([`OF_ROUTES`]) stays the service dialled's, but
+    /// for how instances are chosen.
     Requests(String),
     /// The connection goes to these backends, and all that holds is what holds for them.
     Connections(String),
@@ -77,7 +78,9 @@ pub(super) fn steps(
             MeshTcpRoute::KIND => tcp.as_ref().map(|merged| connection_step(merged, http.is_some())),
             kind if way.keeps(kind) => {
                 let said = said(kind);
-                let of_port = said.of_port(&called);
+                // How instances are chosen is said of the backends, but for the rule's own hash.
+                let is_backends = kind == MeshLoadBalancingStrategy::KIND && way != Way::Itself;
+                let of_port = said.of_port(&called).filter(|_| !is_backends);
                 let own = http.as_ref().zip(rule).and_then(|(merged, rule)| {
                     OF_ROUTES.contains(&kind).then(|| said.of_rule(facts, &called, merged, rule)).flatten()
                 });
@@ -114,7 +117,7 @@ impl Way {
     fn keeps(&self, kind: Kind) -> bool {
         match self {
             Self::Itself => true,
-            Self::Requests(_) => [MeshTimeout::KIND, MeshRetry::KIND, MeshAccessLog::KIND].contains(&kind),
+            Self::Requests(_) => OF_ROUTES.contains(&kind),
             Self::Connections(_) | Self::Redirect(_) => false,
         }
     }
@@ -275,7 +278,7 @@ impl Said {
     /// of `SaidByKind::of_rule` in `zone-cp/src/compile/policies/outgoing/routed.rs`.
     fn of_rule(&self, facts: &Facts, called: &Called<'_>, routes: &Merged, rule: &Value) -> Option<Merged> {
         let matches = rule.get("matches").cloned().unwrap_or_default();
-        let route = &origin(routes, &matches)?.key;
+        let route = &routes.origin_of(&matches)?.key;
         if self.by_resource.names(route) {
             let rule = self.by_resource.conf(called.key, &called.section, Some(route));
             return rule.map(|rule| rule.merged.clone());
@@ -289,14 +292,4 @@ impl Said {
         }
         to_conf(&self.policies, &facts.world.routes, called.tag?, Some(&matches_hash(&matches)))
     }
-}
-
-/// The strongest policy that has a rule with these matches. Twin of `origin` in `zone-cp/src/compile/policies/outgoing/routed.rs`.
-fn origin<'a>(merged: &'a Merged, matches: &Value) -> Option<&'a Arc<Resource>> {
-    let has = |origin: &&meridian_policy::Origin| {
-        let item = origin.policy.spec.get("to").and_then(|to| to.get(origin.item));
-        let rules = item.and_then(|item| item.get("rules")).and_then(Value::as_array);
-        rules.into_iter().flatten().any(|rule| rule.get("matches") == Some(matches))
-    };
-    merged.origins.iter().find(has).or_else(|| merged.origins.first()).map(|origin| &origin.policy)
 }

@@ -113,6 +113,14 @@ impl Spec for MeshFaultInjection {
 
     fn warnings(&self, _context: &Context<'_>, out: &mut Vec<String>) {
         policy::warn_of_top(self.target_ref.as_ref(), out);
+        for (i, item) in self.from.iter().flatten().enumerate() {
+            let target = &item.target_ref;
+            if target.kind == TargetKind::MeshService && target.name().is_none() {
+                out.push(format!(
+                    "spec.from[{i}] has no effect: callers are known by their kuma.io/service, and by their tags; name the service"
+                ));
+            }
+        }
     }
 }
 

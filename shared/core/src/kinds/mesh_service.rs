@@ -14,6 +14,8 @@ const MAX_PORTS: usize = 256;
 const MAX_IDENTITIES: usize = 64;
 /// Bytes: what SPIFFE allows an ID to have.
 const MAX_IDENTITY: usize = 2_048;
+/// Bytes of all together: a hundred of usual length.
+pub const MAX_IDENTITIES_BYTES: usize = 8 << 10;
 
 /// A service: the Dataplanes that offer it, and its ports.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -220,6 +222,9 @@ impl Spec for MeshService {
         }
         if !self.state.is_known() {
             out.push("spec.state", validate::one_of("state", State::VALUES));
+        }
+        if self.identities.iter().map(|identity| identity.value.len()).sum::<usize>() > MAX_IDENTITIES_BYTES {
+            out.push("spec.identities", format!("must have at most {MAX_IDENTITIES_BYTES} bytes together"));
         }
         for (i, identity) in self.identities.iter().enumerate() {
             if identity.value.len() > MAX_IDENTITY {

@@ -287,6 +287,8 @@ fn mesh_service() {
         &of(&format!("identities: [{}]", identity(&"w".repeat(2_049)))),
         &["spec.identities[0].value: must have at most 2048 bytes"],
     );
+    let long = vec![identity(&"w".repeat(2_000)); 5].join(", ");
+    wrong(&of(&format!("identities: [{long}]")), &["spec.identities: must have at most 8192 bytes together"]);
 }
 
 #[test]

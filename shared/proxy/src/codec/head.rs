@@ -93,9 +93,12 @@ pub fn version(version: Version) -> &'static str {
 
 /// Whether an HTTP/1.1 request asks for another protocol (WebSocket, say).
 pub fn is_upgrade<B>(request: &Request<B>) -> bool {
-    request.version() == Version::HTTP_11
-        && upgrades_out_of_http(request.headers())
-        && has_token(request.headers(), "upgrade")
+    is_upgrade_of(request.version(), request.headers())
+}
+
+/// The same of its head.
+pub(crate) fn is_upgrade_of(version: Version, headers: &HeaderMap) -> bool {
+    version == Version::HTTP_11 && upgrades_out_of_http(headers) && has_token(headers, "upgrade")
 }
 
 /// Whether `Upgrade` names a protocol, and none that carries HTTP again (`h2c`, `TLS/1.0`, `HTTP/2.0`): requests over
@@ -203,7 +206,10 @@ pub fn prepare<B>(request: &mut Request<B>, authority: &Authority, http2: bool, 
         request.headers_mut().remove(HOST);
         *request.version_mut() = Version::HTTP_2;
     } else {
-        if !request.headers().contains_key(HOST)
+        // Whom it is for now, which may be another than it came for.
+        let is_said =
+            request.headers().get(HOST).is_some_and(|host| host.as_bytes() == authority.as_str().as_bytes());
+        if !is_said
             && let Ok(host) =
                 HeaderValue::from_maybe_shared(Bytes::copy_from_slice(authority.as_str().as_bytes()))
         {

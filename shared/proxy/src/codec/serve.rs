@@ -286,7 +286,7 @@ fn http2() -> server::conn::http2::Builder<LocalExecutor> {
     builder
 }
 
-/// Opens HTTP/1.1 over a connection that is to leave it again.
+/// Opens HTTP/1.1 over a connection that asks for health: a few requests, and nothing hangs on them.
 ///
 /// # Errors
 /// hyper could not begin.

@@ -1,18 +1,17 @@
 //! A connection that changes its protocol (WebSocket): the request goes over a connection of its own, and after a 101
 //! bytes go both ways until both ends have closed or a change of rules ends it.
 
-use super::{Body, client_h1, h1::Upgrading, strip_response};
+use super::{Body, Client, Error, Incoming, h1::Upgrading, strip_response};
 use crate::{
     copy::{self, Copied},
     exchange::{Exchange, Flags},
     metrics::{Open, Traffic},
     policy::timeouts::StreamLimits,
     timer::Timer,
-    upstream::Opened,
+    upstream::{Opened, Sending},
     worker::{Tracked, Worker},
 };
 use http::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 /// Sends an upgrade request (already prepared for HTTP/1.1) and joins both sides if it is granted. `tracked` is the
@@ -29,24 +28,20 @@ pub async fn upgrade(
     traffic: Arc<Traffic>,
     limits: StreamLimits,
     exchange: Option<Rc<Exchange>>,
-) -> hyper::Result<Response<Body>> {
+) -> Result<Response<Body>, Error> {
     let downstream = request.extensions_mut().remove::<Upgrading>().and_then(|it| it.take());
     let Opened { transport, active, .. } = opened;
     let reset = transport.reset();
-    let (mut sender, connection) = client_h1(transport).await?;
-    worker.spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "connection for an upgrade");
-        }
-    });
-    let mut response = sender.send_request(request).await?;
+    let client = Client::alone(transport);
+    let answer = client.send(&worker.timer, Box::new(request), false).await;
+    let response = answer.map_err(|error| error.error)?.map(Incoming::Http1);
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        let mut response = response.map(Body::incoming);
+        let mut response = response.map(|body| Body::incoming(body).with(Sending::alone(client)));
         response.body_mut().active(active);
         strip_response(&mut response);
         return Ok(response);
     }
-    let upstream = hyper::upgrade::on(&mut response);
+    let upstream = client.into_stream();
     let (idle, max) = limits.tunnel();
     let index = worker.index;
     let timer = worker.timer.clone();
@@ -54,9 +49,8 @@ pub async fn upgrade(
         let _active = active;
         let cell = traffic.cell(index);
         let _open = Open::new(cell);
-        let Some(downstream) = downstream else { return };
-        let (Ok(mut a), Ok(upstream)) = tokio::join!(downstream, upstream) else { return };
-        let mut b = TokioIo::new(upstream);
+        let (Some(downstream), Some(mut b)) = (downstream, upstream) else { return };
+        let Ok(mut a) = downstream.await else { return };
         let moved = Cell::new(Copied::default());
         tokio::select! {
             _ = copy::bidirectional_counted(&mut a, &mut b, cell, &timer, idle, &moved) => {}

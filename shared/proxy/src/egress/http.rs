@@ -157,8 +157,11 @@ struct Said {
 
 fn entry_now(errand: &Errand, snapshot: &Snapshot) -> Option<Arc<Entry>> {
     let entry = errand.entry.as_ref()?;
-    // A sidecar that leaves by itself has its entries elsewhere.
-    Some(snapshot.entries.get(&entry.config.key).unwrap_or(entry).clone())
+    let key = &entry.config.key;
+    // A sidecar that leaves by itself has its entries with what it may reach.
+    let own =
+        || snapshot.externals.values().filter_map(|it| it.entry.as_ref()).find(|it| it.config.key == *key);
+    Some(snapshot.entries.get(key).or_else(own).unwrap_or(entry).clone())
 }
 
 fn terms(entry: Option<&Entry>, peer: Option<&Peer>) -> Rc<Terms> {

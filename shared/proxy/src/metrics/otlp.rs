@@ -49,11 +49,13 @@ pub async fn send(
 ) {
     let name = client::name(&backend.collector);
     let scrapes = &gatherer.shared.scrapes;
-    let _gone = Gone { shared: gatherer.shared.clone(), name: name.clone() };
+    // What is said of one backend of a policy, and not of another with the same collector.
+    let key = (name.clone(), backend.interval_millis.get());
+    let _gone = Gone { shared: gatherer.shared.clone(), key: key.clone() };
     let mut client = match Client::new(&backend.collector, gatherer.shared.clone()) {
         Ok(client) => client,
         Err(error) => {
-            scrapes.set_collector(&name, Some(error));
+            scrapes.set_collector(&key, Some(error));
             // Said as long as the policy names it.
             return std::future::pending().await;
         }
@@ -70,7 +72,7 @@ pub async fn send(
         if let Some(reason) = &reason {
             tracing::debug!(collector = name, reason, "metrics were not taken");
         }
-        scrapes.set_collector(&name, reason);
+        scrapes.set_collector(&key, reason);
     }
 }
 
@@ -145,12 +147,12 @@ fn is_gone(code: Code) -> bool {
 /// What is said of a collector ends with it.
 struct Gone {
     shared: Arc<Shared>,
-    name: String,
+    key: (String, u64),
 }
 
 impl Drop for Gone {
     fn drop(&mut self) {
-        self.shared.scrapes.set_collector(&self.name, None);
+        self.shared.scrapes.set_collector(&self.key, None);
     }
 }
 

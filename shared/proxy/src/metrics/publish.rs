@@ -47,9 +47,9 @@ pub struct Scrapes {
     handing: mpsc::Sender<Handed>,
     /// Until they are followed.
     handed: Mutex<Option<mpsc::Receiver<Handed>>>,
-    /// What can't be done, by the port or collector.
+    /// What can't be done, by the port, or the collector and the interval of the one that sends to it.
     ports: Mutex<BTreeMap<SocketAddr, String>>,
-    collectors: Mutex<BTreeMap<String, String>>,
+    collectors: Mutex<BTreeMap<(String, u64), String>>,
     changed: watch::Sender<u64>,
 }
 
@@ -88,7 +88,8 @@ impl Scrapes {
         let ports = lock(&self.ports);
         let ports = ports.iter().map(|(address, reason)| format!("no metrics at {address}: {reason}"));
         let collectors = lock(&self.collectors);
-        let collectors = collectors.iter().map(|(name, reason)| format!("no metrics to {name}: {reason}"));
+        let collectors =
+            collectors.iter().map(|((name, _), reason)| format!("no metrics to {name}: {reason}"));
         ports.chain(collectors).collect()
     }
 
@@ -105,12 +106,12 @@ impl Scrapes {
         }
     }
 
-    pub(super) fn set_collector(&self, name: &str, failed: Option<String>) {
+    pub(super) fn set_collector(&self, key: &(String, u64), failed: Option<String>) {
         let mut known = lock(&self.collectors);
-        if known.get(name) != failed.as_ref() {
+        if known.get(key) != failed.as_ref() {
             match failed {
-                Some(failed) => drop(known.insert(name.to_owned(), failed)),
-                None => drop(known.remove(name)),
+                Some(failed) => drop(known.insert(key.clone(), failed)),
+                None => drop(known.remove(key)),
             }
             self.changed.send_modify(|count| *count += 1);
         }

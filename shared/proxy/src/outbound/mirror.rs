@@ -85,8 +85,10 @@ fn begin_one(
         let (to, from) = mirrored();
         (Some(to), Some(from))
     };
-    let authority = cluster.leaving.as_ref().map_or(authority, |leaving| &leaving.authority);
-    let errand = Copy { worker: worker.clone(), cluster: cluster.clone(), authority: authority.clone() };
+    // Whom the request is for, whatever its backend is called outside.
+    let asked = || plumbing::authority(request).ok().flatten().unwrap_or_else(|| authority.clone());
+    let authority = cluster.leaving.as_ref().map_or_else(asked, |leaving| leaving.authority.clone());
+    let errand = Copy { worker: worker.clone(), cluster: cluster.clone(), authority };
     worker.spawn(async move {
         let _place = place;
         let fate = from.as_ref().map(CopyFrom::fate);

@@ -2,9 +2,8 @@
 //!
 //! A resource that guards something and can't be understood must not leave its older, perhaps wider form in force:
 //! an inbound then refuses everybody, an entry or destination is gone, calls whose routes are unknown are refused, and so
-//! is unlisted traffic. Only a bundle
-//! keeps its last readable form, since without one nobody could be believed at all; and so do the policies of calls that go
-//! out, which guard nothing, unless there are scripts among them.
+//! is unlisted traffic. Only a bundle keeps its last readable form, since without one nobody could be believed at all; and so
+//! do the policies of calls that go out, which guard nothing, unless there are scripts among them.
 
 use crate::{
     access_log::{self, AccessLogs},

@@ -35,11 +35,11 @@ impl Failure {
 
 /// What is said at most once in [`TOLD_AGAIN`].
 #[derive(Default)]
-pub(super) struct Seldom(Option<Instant>);
+pub(crate) struct Seldom(Option<Instant>);
 
 impl Seldom {
     /// Whether it may be said now; if so, it is.
-    pub(super) fn may(&mut self, now: Instant) -> bool {
+    pub(crate) fn may(&mut self, now: Instant) -> bool {
         let may = self.0.is_none_or(|last| now.saturating_duration_since(last) >= TOLD_AGAIN);
         if may {
             self.0 = Some(now);

@@ -99,6 +99,8 @@ pub struct Sending(Option<Kind>);
 enum Kind {
     Stream(Rc<Multiplexed>),
     Exclusive(Box<Exclusive>),
+    /// Of no pool.
+    Alone(Client),
 }
 
 /// A request that was not answered.
@@ -111,10 +113,17 @@ pub struct SendError {
 }
 
 impl Sending {
+    /// The answer takes its connection with it.
+    pub(crate) fn alone(client: Client) -> Self {
+        Self(Some(Kind::Alone(client)))
+    }
+
     /// The answer is complete: the connection can be used again.
     pub fn complete(mut self) {
-        if let Some(Kind::Exclusive(exclusive)) = self.0.take_if(|kind| matches!(kind, Kind::Exclusive(_))) {
-            exclusive.give_back();
+        match self.0.take_if(|kind| !matches!(kind, Kind::Stream(_))) {
+            Some(Kind::Exclusive(exclusive)) => exclusive.give_back(),
+            Some(Kind::Alone(client)) => client.leave(),
+            Some(Kind::Stream(_)) | None => {}
         }
     }
 }
@@ -284,7 +293,7 @@ impl Pool {
         let until = timer.after(keep).min(expires.unwrap_or(u64::MAX));
         let mut idle = self.idle.borrow_mut();
         if idle.len() >= MAX_IDLE || until <= timer.now() || !client.rest() {
-            return;
+            return client.leave();
         }
         idle.push(Idle { client, expires, until });
         if !self.closing.replace(true) {

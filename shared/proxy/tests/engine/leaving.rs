@@ -185,6 +185,31 @@ async fn requests_to_a_service_are_shared_with_what_is_outside_under_its_own_nam
     }
 }
 
+/// What goes by HTTP/1.1 (an upgrade, a body that waits for a word) goes under the entry's name, too.
+#[tokio::test]
+async fn upgrades_and_bodies_that_wait_are_sent_outside_under_its_own_name() {
+    let world = World::start(Protocol::Http).await;
+    world.of_backend(&split(vec![outside(1)])).await;
+    let mut stream = TcpStream::connect(world.pair.outbound).await.unwrap();
+    let upgrade =
+        b"GET /upgrade HTTP/1.1\r\nHost: backend.mesh\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n";
+    stream.write_all(upgrade).await.unwrap();
+    let mut head = [0; 12];
+    soon("the head", stream.read_exact(&mut head)).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 101", "{}", String::from_utf8_lossy(&head));
+    let mut stream = TcpStream::connect(world.pair.outbound).await.unwrap();
+    let waits = b"POST /echo HTTP/1.1\r\nHost: backend.mesh\r\nExpect: 100-continue\r\nContent-Length: 2\r\nConnection: close\r\n\r\n";
+    stream.write_all(waits).await.unwrap();
+    let mut word = [0; 25];
+    soon("the word", stream.read_exact(&mut word)).await.unwrap();
+    assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"ok").await.unwrap();
+    let mut rest = String::new();
+    soon("the answer", stream.read_to_string(&mut rest)).await.unwrap();
+    assert!(rest.starts_with("HTTP/1.1 200 ") && rest.contains("\r\n2\r\nok\r\n0\r\n"), "{rest}");
+    assert_eq!((world.backend.requests(), world.outside.requests()), (0, 2));
+}
+
 #[tokio::test]
 async fn rules_change_calls_to_what_is_outside_and_redirect_them() {
     let world = World::start(Protocol::Http).await;

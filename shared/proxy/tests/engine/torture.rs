@@ -319,3 +319,28 @@ async fn answers_have_one_meaning() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// To a request that asks for another protocol, too.
+#[tokio::test]
+async fn answers_to_upgrades_have_one_meaning() {
+    for (answer, expected) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "HTTP/1.1 200 "),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 503 "),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", "HTTP/1.1 503 "),
+        (
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: chat\r\nConnection: upgrade\r\n\r\nhi",
+            "HTTP/1.1 101 ",
+        ),
+    ] {
+        let pair = Pair::start(Protocol::Http, answering(answer).await).await;
+        let mut stream = TcpStream::connect(pair.outbound).await.unwrap();
+        let upgrade = b"GET /a HTTP/1.1\r\nHost: b\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n";
+        stream.write_all(upgrade).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut said = String::new();
+        soon("the answer", stream.read_to_string(&mut said)).await.unwrap();
+        assert!(said.starts_with(expected), "{answer:?}: {said:?}");
+        // What came behind the head, in one piece with it, is not lost.
+        assert!(!answer.ends_with("hi") || said.ends_with("hi"), "{said:?}");
+    }
+}

@@ -1,9 +1,9 @@
 //! MeshAccessLog.
 
 use super::Collectors;
-use super::callers::caller;
 use meridian_core::kinds::mesh_access_log::{Backend, BackendType, Conf, Format, FormatType, KeyValue};
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
+use meridian_policy::caller_match;
 use meridian_proxy_config::{
     AccessLog, CallerMatch, DestinationPolicies, InboundPolicies, LogBackend, LogForm, LogLine,
 };
@@ -34,7 +34,7 @@ pub(super) fn inbound(
 ) -> Result<(), serde_json::Error> {
     let mut missing = None;
     let mut of = |(matched, conf): &(Option<RuleMatch>, Conf)| {
-        logs(&caller(matched.as_ref()), conf, collectors, &mut missing)
+        logs(&matched.as_ref().map(caller_match).unwrap_or_default(), conf, collectors, &mut missing)
     };
     into.access_logs = confs.iter().flat_map(&mut of).collect();
     missing.map_or(Ok(()), |reason| Err(serde_json::Error::custom(reason)))

@@ -1,7 +1,7 @@
-use super::callers::caller;
 use meridian_core::IntOrString;
 use meridian_core::kinds::mesh_fault_injection::{Conf, Fault as ConfFault};
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
+use meridian_policy::caller_match;
 use meridian_proxy_config::{CallerMatch, Effect, Fault, FaultRule, InboundPolicies};
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -14,21 +14,18 @@ const NO_ANSWER: u16 = 500;
 pub(crate) fn inbound(confs: &[(Option<RuleMatch>, Conf)], into: &mut InboundPolicies) {
     let rule = |(matched, conf): &(Option<RuleMatch>, Conf)| {
         let faults: Vec<Fault> = conf.http.iter().flatten().flat_map(effects).collect();
-        let caller = caller(matched.as_ref());
+        let caller = matched.as_ref().map(caller_match).unwrap_or_default();
         (!faults.is_empty()).then_some(FaultRule { caller, faults, first_only: false })
     };
     into.faults = confs.iter().filter_map(rule).collect();
 }
 
-/// `from` items by the caller's tags, from strong to weak: as in Kuma, a stronger list of faults replaces a weaker one,
-/// with none of its own too.
-pub(crate) fn by_tags(confs: &[(BTreeMap<String, String>, Conf)], into: &mut InboundPolicies) {
-    let rule = |(tags, conf): &(BTreeMap<String, String>, Conf)| {
-        let faults = conf.http.as_ref()?.iter().flat_map(effects).collect();
-        let caller = CallerMatch { tags: tags.clone(), ..CallerMatch::default() };
-        Some(FaultRule { caller, faults, first_only: true })
-    };
-    into.faults.extend(confs.iter().filter_map(rule));
+/// A `from` item by the caller's tags: as in Kuma, a stronger list of faults replaces a weaker one, with none of its own
+/// too.
+pub(crate) fn by_tags(tags: &BTreeMap<String, String>, conf: &Conf) -> Option<FaultRule> {
+    let faults = conf.http.as_ref()?.iter().flat_map(effects).collect();
+    let caller = CallerMatch { tags: tags.clone(), ..CallerMatch::default() };
+    Some(FaultRule { caller, faults, first_only: true })
 }
 
 /// What one fault does, in the order in which it is done; what never happens is left out.

@@ -43,10 +43,12 @@ pub(crate) fn inbound(
         let tagged = tagged.filter(|(_, tagged)| !tagged.is_empty());
         rules.retain(|rule| tagged.is_none() || !rule.of_from);
         of.apply_rules(&rules, &mesh.collectors, &mut policies, out);
-        if let Some((by_tags, tagged)) = tagged
-            && let Err(error) = by_tags(&tagged, &mut policies)
+        for (by_tags, rule) in
+            tagged.iter().flat_map(|(by_tags, rules)| rules.iter().map(move |it| (by_tags, it)))
         {
-            blame(tagged.iter().map(|rule| &rule.origin.policy.key), &error, out);
+            if let Err(error) = by_tags(rule, &mut policies) {
+                blame(std::iter::once(&rule.origin.policy.key), &error, out);
+            }
         }
     }
     patch_inbound(mesh, dataplane, inbound, &mut policies, out);

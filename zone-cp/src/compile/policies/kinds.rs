@@ -39,8 +39,8 @@ pub(super) struct Outgoing {
     apply: fn(&Merged, Protocol, &Collectors, &mut DestinationPolicies) -> Result<(), serde_json::Error>,
 }
 
-/// Turns `from` items by the callers' tags, from strong to weak, into what an inbound does.
-type ByTags = fn(&[TaggedRule], &mut InboundPolicies) -> Result<(), serde_json::Error>;
+/// Adds what a `from` item says of callers with its tags to what an inbound does; the strongest comes first.
+type ByTags = fn(&TaggedRule, &mut InboundPolicies) -> Result<(), serde_json::Error>;
 
 /// A kind whose `from` and `rules` are executed.
 pub(super) struct Incoming {
@@ -165,11 +165,9 @@ pub(super) const INCOMING: &[Incoming] = &[
     Incoming {
         kind: MeshFaultInjection::KIND,
         apply: |rules, _, into| each(rules).map(|confs| fault_injection::inbound(&confs, into)),
-        by_tags: Some(|rules, into| {
-            let read =
-                |rule: &TaggedRule| Ok((rule.tags.clone(), serde::Deserialize::deserialize(&rule.conf)?));
-            let confs = rules.iter().map(read).collect::<Result<Vec<_>, serde_json::Error>>()?;
-            fault_injection::by_tags(&confs, into);
+        by_tags: Some(|rule, into| {
+            let conf = serde::Deserialize::deserialize(&rule.conf)?;
+            into.faults.extend(fault_injection::by_tags(&rule.tags, &conf));
             Ok(())
         }),
         reads: reads::<mesh_fault_injection::Conf>,

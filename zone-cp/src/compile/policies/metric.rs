@@ -25,20 +25,36 @@ const SHORTEST_REFRESH_MILLIS: u64 = 1_000;
 /// Kuma's.
 const PATH: &str = "/metrics";
 
-/// What a policy means to one sidecar, and what of it can't be done; `None`: nobody takes its metrics.
+/// What of a policy can't be done.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Problems {
+    /// For nobody.
+    pub(super) of_policy: Vec<String>,
+    /// For this Dataplane.
+    pub(super) of_dataplane: Vec<String>,
+}
+
+/// What a policy means to one sidecar; `None`: nobody takes its metrics.
 pub(super) fn metrics(
     conf: &Conf,
     networking: &Networking,
     collectors: &Collectors,
-) -> (Option<Metrics>, Vec<String>) {
-    let mut problems = Vec::new();
+) -> (Option<Metrics>, Problems) {
+    let mut problems = Problems::default();
     let backends = conf.backends.iter().flatten();
+    for mode in
+        backends.clone().filter_map(|backend| backend.prometheus.as_ref()?.tls.as_ref()).map(|tls| &tls.mode)
+    {
+        if let TlsMode::Other(mode) = mode {
+            problems.of_policy.push(format!("tls.mode {mode} is not known here: the port stays closed"));
+        }
+    }
     let prometheus: Vec<Prometheus> = backends.clone().filter_map(prometheus).collect();
     let mut open_telemetry = BTreeSet::new();
     for backend in backends.filter_map(|backend| backend.open_telemetry.as_ref()) {
         match collector(backend, collectors) {
             Ok(found) => open_telemetry.extend(found),
-            Err(reason) => problems.push(reason),
+            Err(reason) => problems.of_policy.push(reason),
         }
     }
     if prometheus.is_empty() && open_telemetry.is_empty() {
@@ -48,7 +64,7 @@ pub(super) fn metrics(
     for application in conf.applications.iter().flatten() {
         match scraped(application, networking) {
             Ok(application) => applications.push(application),
-            Err(reason) => problems.push(reason),
+            Err(reason) => problems.of_dataplane.push(reason),
         }
     }
     let metrics = Metrics {
@@ -161,7 +177,7 @@ mod tests {
     use crate::compile::policies::collectors::tests::collectors;
     use serde_json::{Value, json};
 
-    fn told(conf: Value) -> (Value, Vec<String>) {
+    fn told(conf: Value) -> (Value, Problems) {
         let networking =
             json!({"address": "192.0.2.7", "inbound": [{"port": 80, "serviceAddress": "10.9.9.9"}]});
         let networking: Networking = serde_json::from_value(networking).unwrap();
@@ -173,11 +189,15 @@ mod tests {
 
     #[test]
     fn without_a_backend_nothing_is_said() {
-        assert_eq!(told(json!({"sidecar": {"includeUnused": true}, "backends": []})), (Value::Null, vec![]));
+        let (metrics, problems) = told(json!({"sidecar": {"includeUnused": true}, "backends": []}));
+        assert_eq!((metrics, problems.of_policy, problems.of_dataplane), (Value::Null, vec![], vec![]));
         let elsewhere = json!({"type": "OpenTelemetry", "openTelemetry": {
             "backendRef": {"kind": "MeshOpenTelemetryBackend", "labels": {"a": "c"}}}});
         let missing = "no MeshOpenTelemetryBackend has the labels {a: c}".to_owned();
-        assert_eq!(told(json!({"backends": [elsewhere]})), (Value::Null, vec![missing]));
+        assert_eq!(
+            told(json!({"backends": [elsewhere]})),
+            (Value::Null, Problems { of_policy: vec![missing], ..Problems::default() })
+        );
     }
 
     #[test]
@@ -234,6 +254,7 @@ mod tests {
             metrics["applications"].as_array().unwrap().iter().map(|it| &it["address"]).collect();
         assert_eq!(addresses, ["192.0.2.7:1", "127.0.0.1:2", "10.9.9.9:3", "127.0.0.1:4"]);
         assert_eq!(metrics["applications"][1], json!({"name": "a", "address": "127.0.0.1:2", "path": "/m"}));
+        let problems = problems.of_dataplane;
         assert_eq!(problems.len(), 2);
         assert!(problems[0].starts_with("application cloud is not asked"), "{problems:?}");
     }

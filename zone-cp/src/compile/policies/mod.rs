@@ -14,7 +14,6 @@ use std::collections::BTreeSet;
 
 mod access_log;
 mod asked_tags;
-mod callers;
 mod circuit_breaker;
 mod collectors;
 mod fault_injection;
@@ -39,7 +38,7 @@ mod whole;
 mod tests;
 
 pub(crate) use asked_tags::AskedTags;
-pub(crate) use collectors::Collectors;
+pub(crate) use collectors::{Collectors, refers_to_collectors};
 pub(crate) use incoming::{entry, inbound, selects_incoming};
 pub(crate) use kinds::{is_executed, is_of_entries, is_outgoing, says_where};
 pub(crate) use outgoing::backends::Held;

@@ -274,9 +274,10 @@ fn many_zones<'a>(
     mesh: &'a MeshPicture,
     service: &'a Parsed<MeshMultiZoneService>,
 ) -> impl Iterator<Item = Named<'a>> {
+    let taken = multi_zone::taken(picture, mesh, service);
     service.spec.ports.iter().map(move |port| Named {
         destination: multi_zone::destination_name(service, port.port),
-        protocol: multi_zone::port_protocol(picture, mesh, service, port),
+        protocol: multi_zone::port_protocol(picture, &taken, port),
         key: &service.resource.key,
         port: Some(port.port),
         section: port.section_name(),

@@ -1,7 +1,7 @@
-use super::callers::caller;
 use meridian_core::kinds::http_headers::HeaderKeyValue;
 use meridian_core::kinds::mesh_rate_limit::{Conf, LocalHttp, Rate as ConfRate};
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
+use meridian_policy::caller_match;
 use meridian_proxy_config::{InboundPolicies, Rate, RateLimits, RequestLimit};
 use std::num::{NonZeroU32, NonZeroU64};
 
@@ -32,7 +32,7 @@ fn request_limit(matched: Option<&RuleMatch>, http: &LocalHttp) -> RequestLimit 
     let headers = answer.headers.unwrap_or_default();
     let given = http.request_rate.as_ref().filter(|_| http.disabled != Some(true));
     RequestLimit {
-        caller: caller(matched),
+        caller: matched.map(caller_match).unwrap_or_default(),
         rate: given.and_then(rate),
         status: status.filter(|status| (400..=599).contains(status)).unwrap_or(STATUS),
         set_headers: pairs(headers.set),

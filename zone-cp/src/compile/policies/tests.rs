@@ -435,4 +435,22 @@ fn faults_are_for_callers_with_tags() {
         {"caller": {}, "faults": made(500), "firstOnly": true},
     ]);
     assert_eq!(faults(&west), expected);
+    // One that can't be read takes no other with it.
+    put(&mut west, "c-broken", json!([{"targetRef": web, "default": {"of a later version": 1}}]));
+    assert_eq!(faults(&west), expected);
+}
+
+/// A subset of which nothing is asked is everybody.
+#[test]
+fn faults_for_a_subset_without_tags_are_for_all() {
+    let (_, mut west) = world();
+    let fault = json!({"http": [{"abort": {"httpStatus": 500, "percentage": 100}}]});
+    let spec = json!({"targetRef": {"kind": "Dataplane"}, "from": [{"targetRef": {"kind": "MeshSubset"}, "default": fault}]});
+    west.put(global("MeshFaultInjection", "default", "a", spec)).unwrap();
+    let told = World::new(west).shown(&sidecar("west", "backend-1"));
+    let faults = &told["Inbound"].values().next().unwrap()["policies"]["faults"];
+    assert_eq!(
+        *faults,
+        json!([{"caller": {}, "faults": [{"perMillion": 1_000_000, "effect": {"abort": 500}}]}])
+    );
 }

@@ -1,8 +1,8 @@
-use super::callers::caller;
 use super::millis;
 use meridian_core::duration::PolicyDuration;
 use meridian_core::kinds::mesh_timeout::Conf;
 use meridian_core::kinds::mesh_traffic_permission::RuleMatch;
+use meridian_policy::caller_match;
 use meridian_proxy_config::{
     CallerTimeouts, ConnectionTimeouts, DestinationPolicies, InboundPolicies, StreamTimeouts,
 };
@@ -29,9 +29,10 @@ pub(crate) fn destination(conf: &Conf, into: &mut DestinationPolicies) {
 pub(crate) fn inbound(confs: &[(Option<RuleMatch>, Conf)], into: &mut InboundPolicies) {
     for (matched, conf) in confs {
         match matched {
-            Some(_) => into
-                .caller_timeouts
-                .push(CallerTimeouts { caller: caller(matched.as_ref()), stream_timeouts: of_streams(conf) }),
+            Some(_) => into.caller_timeouts.push(CallerTimeouts {
+                caller: matched.as_ref().map(caller_match).unwrap_or_default(),
+                stream_timeouts: of_streams(conf),
+            }),
             None => {
                 into.connection_timeouts = of_connections(conf);
                 into.stream_timeouts = of_streams(conf);

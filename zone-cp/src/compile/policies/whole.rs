@@ -48,8 +48,13 @@ pub(crate) fn metrics(
         Ok(conf) => {
             let networking = dataplane.spec.networking.as_ref()?;
             let (metrics, problems) = super::metric::metrics(&conf, networking, &mesh.collectors);
-            let key = &dataplane.resource.key;
-            problems.into_iter().for_each(|problem| out.problem(key, format!("MeshMetric: {problem}")));
+            for problem in problems.of_policy {
+                let error = serde_json::Error::custom(problem);
+                blame(merged.origins.iter().map(|origin| &origin.policy.key), &error, out);
+            }
+            for problem in problems.of_dataplane {
+                out.problem(&dataplane.resource.key, format!("MeshMetric: {problem}"));
+            }
             metrics
         }
         Err(error) => {

@@ -1,7 +1,8 @@
 //! What one zone says of its services, and what it can't make of others'.
 
-use super::{MAX_FAR_PORTS, MAX_FAR_SERVICES};
+use super::{MAX_FAR_IDENTITIES, MAX_FAR_PORTS, MAX_FAR_SERVICES};
 use crate::compile::fixture::*;
+use crate::compile::services::MAX_FAR_INGRESSES;
 use crate::picture::{Picture, display_name};
 use meridian_core::{Key, Resource};
 use serde_json::{Value, json};
@@ -131,13 +132,60 @@ fn a_zone_has_a_bounded_part_in_a_destination() {
     }
     assert_eq!(told[0], told[1]);
     let legacy = format!(
-        "zone a has {} MeshServices for kuma.io/service backend: {MAX_FAR_SERVICES} of one zone take part, the first by \
-         name; remove some",
+        "zone a has {} MeshServices for kuma.io/service backend: {MAX_FAR_SERVICES} of one zone take part, with \
+         {MAX_FAR_IDENTITIES} bytes of identities, the first by name; remove some",
         MAX_FAR_SERVICES + 4
     );
     let all = legacy.replace("kuma.io/service backend", "MeshMultiZoneService all");
     let expected = [("/all".to_owned(), all), (format!("a/{}", name(MAX_FAR_SERVICES)), legacy)];
     assert_eq!(told[0], expected);
+}
+
+/// Else a zone could fill the message that a destination is told in, and so take the destination from all.
+#[test]
+fn a_zones_identities_fill_nobodys_destination() {
+    let long = |n: usize| {
+        let mut service = member("a", &format!("v{n}"), &[(9000, "http")]);
+        let id = |of: usize| json!({"type": "SpiffeID", "value": format!("spiffe://default/{n}/{of}/{}", "x".repeat(1_900))});
+        service.spec["identities"] = (0..4).map(id).collect();
+        service
+    };
+    let world = with(east(), (0..16).map(long).chain([member("b", "backend", &[(9000, "http")])]));
+    for name in [LEGACY, ALL] {
+        let told = destination(&world, name);
+        assert_eq!(
+            told["tiers"],
+            json!([["default/a/v0/9000", "default/a/v1/9000", "default/b/backend/9000"]])
+        );
+        let of_a: usize = told["tls"]["identities"]["a"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_str().unwrap().len())
+            .sum();
+        assert!(of_a <= MAX_FAR_IDENTITIES);
+        assert_eq!(told["tls"]["identities"]["b"], json!(["spiffe://default/backend"]));
+    }
+    let whose: Vec<String> = problems(&world).into_iter().map(|(whose, _)| whose).collect();
+    assert_eq!(whose, ["/all", "a/v10"]);
+}
+
+#[test]
+fn a_zone_adds_a_bounded_number_of_ways() {
+    let mut picture = east();
+    picture.put(member("a", "backend", &[(9000, "http")])).unwrap();
+    for n in 0..40 {
+        let address = json!({
+            "address": "10.9.0.1", "port": 10001, "advertisedAddress": format!("192.0.2.{n}"), "advertisedPort": 10001,
+        });
+        let ingress = local("a", "ZoneIngress", "", &format!("way-{n:02}"), json!({"networking": address}));
+        picture.put(abroad("a", ingress)).unwrap();
+    }
+    let world = World::new(picture);
+    let set = world.one(&egress("east"), "EndpointSet", "ingress/a");
+    assert_eq!(set["endpoints"].as_array().unwrap().len(), MAX_FAR_INGRESSES);
+    let said = problems(&world);
+    assert!(said.iter().any(|(_, reason)| reason.starts_with("zone a has 40 ZoneIngresses: 32")), "{said:?}");
 }
 
 #[test]

@@ -8,8 +8,8 @@ use super::{
     parse::{self, Partial, ResponseHead},
 };
 use crate::{
-    codec::Body,
-    io::Stream,
+    codec::{Body, is_upgrade_of},
+    io::{Rewind, Stream},
     timer::{Sleep, Timer},
 };
 use http::{Method, Request, Response, StatusCode};
@@ -26,6 +26,9 @@ use std::{
 /// A server that never says 100 gets the body after so long (RFC 9110 10.1.1: a client does not wait for ever).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
+/// An answer is there whole: the server has so long to take what is left of its request.
+const REST_WAIT: Duration = Duration::from_secs(30);
+
 /// A connection to a server, for one request at a time. Dropped, it ends.
 pub(crate) struct Client {
     link: Shared,
@@ -39,6 +42,8 @@ struct Use {
     rests: Cell<bool>,
     /// A body is still being sent, though its request is answered already.
     uploads: Cell<bool>,
+    /// Nobody waits for that body: the connection ends with it.
+    left: Cell<bool>,
     /// The server would take another request behind the answer.
     keeps: Cell<bool>,
 }
@@ -62,6 +67,26 @@ impl Client {
     pub(crate) fn over(io: impl Stream + Send) -> (Self, Watch) {
         let (link, use_) = (Link::over(io), Rc::<Use>::default());
         (Self { link: link.clone(), use_: use_.clone() }, Watch { link, use_ })
+    }
+
+    /// A connection that nobody keeps.
+    pub(crate) fn alone(io: impl Stream + Send) -> Self {
+        Self { link: Link::over(io), use_: Rc::default() }
+    }
+
+    /// The answer was taken whole. What is left of its request still goes, and the connection ends then.
+    pub(crate) fn leave(self) {
+        if self.use_.uploads.get() {
+            self.use_.left.set(true);
+            self.link.borrow().wake_writer();
+        }
+    }
+
+    /// The stream behind an upgrade.
+    pub(crate) fn into_stream(self) -> Option<Rewind<Box<dyn Stream + Send>>> {
+        let mut link = self.link.borrow_mut();
+        let ahead = std::mem::take(&mut link.input).freeze();
+        link.io.take().map(|io| Rewind::new(ahead, io))
     }
 
     /// Rests from now on, if another request can follow; whether it can.
@@ -98,7 +123,8 @@ impl Client {
         self.link.borrow().io.is_some()
     }
 
-    /// Sends a request. `waits`: its body only when the server asks for it.
+    /// Sends a request. `waits`: its body only when the server asks for it. Another protocol is granted to those alone whose
+    /// request asks for it.
     ///
     /// # Errors
     /// Why there is no answer.
@@ -114,12 +140,12 @@ impl Client {
         let bodiless = body.is_end_stream();
         let mut exchange = Exchange {
             client: self,
+            upgrades: is_upgrade_of(head.version, &head.headers),
             method: head.method.clone(),
             partial: Partial::default(),
             patience: (waits && !bodiless).then(|| timer.sleep(CONTINUE_WAIT)),
             failed: None,
             upload: Upload {
-                begun: out.len(),
                 out,
                 encoder,
                 waits: waits && !bodiless,
@@ -131,7 +157,6 @@ impl Client {
         if bodiless && exchange.upload.encoder.end(&mut exchange.upload.out, None).is_err() {
             return Err(SendError { error: Error::Length, request: None, sent: false });
         }
-        exchange.upload.begun = exchange.upload.out.len();
         let answered = poll_fn(|cx| exchange.poll(cx)).await;
         let Exchange { upload, failed, .. } = exchange;
         match answered {
@@ -139,13 +164,14 @@ impl Client {
                 self.use_.keeps.set(answer.keep && failed.is_none() && !upload.waits);
                 if !upload.done && failed.is_none() && !upload.waits {
                     self.use_.uploads.set(true);
-                    drop(tokio::task::spawn_local(upload.rest(self.link.clone(), self.use_.clone())));
+                    let rest = upload.rest(self.link.clone(), self.use_.clone(), timer.clone());
+                    drop(tokio::task::spawn_local(rest));
                 }
                 let serial = self.link.borrow_mut().begin(answer.framing, false);
                 Ok(answer.response.map(|()| Incoming::of(&self.link, serial)))
             }
             Err(error) => {
-                let sent = upload.out.len() < upload.begun || upload.out.is_empty();
+                let sent = upload.out.has_begun();
                 // Not a byte of an answer: else the server has acted on it.
                 let silent =
                     matches!(error, Error::Io(_) | Error::Unanswered) && self.link.borrow().input.is_empty();
@@ -159,13 +185,17 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.link.borrow_mut().close();
+        if !self.use_.left.get() {
+            self.link.borrow_mut().close();
+        }
     }
 }
 
 /// A request under way.
 struct Exchange<'a> {
     client: &'a Client,
+    /// The request asks for another protocol.
+    upgrades: bool,
     method: Method,
     partial: Partial,
     patience: Option<Sleep>,
@@ -195,6 +225,7 @@ impl Exchange<'_> {
             };
             match answer.response.status() {
                 StatusCode::CONTINUE => self.upload.waits = false,
+                StatusCode::SWITCHING_PROTOCOLS if self.upgrades => return Poll::Ready(Ok(answer)),
                 // Nobody asked for it.
                 StatusCode::SWITCHING_PROTOCOLS => return Poll::Ready(Err(Error::Head)),
                 status if status.is_informational() => {}
@@ -221,8 +252,6 @@ impl Exchange<'_> {
 /// A request on its way out.
 struct Upload {
     out: Out,
-    /// Bytes of the head.
-    begun: usize,
     encoder: Encoder,
     /// `None`: all of it waits to be written.
     body: Option<Body>,
@@ -274,13 +303,24 @@ impl Upload {
     }
 
     /// Sends what is left behind an answer that came first. A body that breaks off breaks the connection off.
-    async fn rest(mut self, link: Shared, use_: Rc<Use>) {
-        match poll_fn(|cx| self.poll(&link, cx)).await {
-            Ok(()) => use_.uploads.set(false),
-            Err(error) => {
-                tracing::debug!(%error, "the rest of a request");
-                link.borrow_mut().close();
+    async fn rest(mut self, link: Shared, use_: Rc<Use>, timer: Timer) {
+        let mut patience: Option<Sleep> = None;
+        let sent = poll_fn(|cx| {
+            if use_.left.get() {
+                let patience = patience.get_or_insert_with(|| timer.sleep(REST_WAIT));
+                if Pin::new(patience).poll(cx).is_ready() {
+                    return Poll::Ready(Err(Error::Io(std::io::ErrorKind::TimedOut.into())));
+                }
             }
+            self.poll(&link, cx)
+        });
+        let sent = sent.await;
+        use_.uploads.set(false);
+        if let Err(error) = &sent {
+            tracing::debug!(%error, "the rest of a request");
+        }
+        if sent.is_err() || use_.left.get() {
+            link.borrow_mut().close();
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Where a body ends: bytes in, frames out.
 
-use super::{Error, MAX_FIELDS, parse::Framing};
+use super::{
+    Error, MAX_FIELDS,
+    parse::{Framing, Partial},
+};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -32,6 +35,8 @@ pub(super) enum Decoder {
 pub(super) struct Chunked {
     at: At,
     extensions: usize,
+    /// Of the fields behind the last chunk.
+    partial: Partial,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +68,9 @@ impl From<Framing> for Decoder {
         match framing {
             Framing::Length(0) => Self::Done,
             Framing::Length(length) => Self::Length(length),
-            Framing::Chunked => Self::Chunked(Chunked { at: At::Size(0, 0), extensions: 0 }),
+            Framing::Chunked => {
+                Self::Chunked(Chunked { at: At::Size(0, 0), extensions: 0, partial: Partial::default() })
+            }
             Framing::End => Self::End,
         }
     }
@@ -139,7 +146,7 @@ impl Chunked {
                     self.at = if left == 0 { At::DataCr } else { At::Data(left) };
                     return Ok((Piece::Data(data), false));
                 }
-                At::Trailers => return trailers(buffer),
+                At::Trailers => return trailers(buffer, &mut self.partial),
                 at => {
                     let Some(byte) = buffer.first().copied() else { return Ok((Piece::More, false)) };
                     buffer.advance(1);
@@ -186,10 +193,13 @@ impl Chunked {
 }
 
 /// The fields behind the last chunk, if there are any.
-fn trailers(buffer: &mut BytesMut) -> Result<(Piece, bool), Error> {
+fn trailers(buffer: &mut BytesMut, partial: &mut Partial) -> Result<(Piece, bool), Error> {
     if buffer.starts_with(b"\r\n") {
         buffer.advance(2);
         return Ok((Piece::End, true));
+    }
+    if !partial.may_be_whole(buffer) && buffer.len() < MAX_TRAILERS {
+        return Ok((Piece::More, false));
     }
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     match httparse::parse_headers(buffer, &mut fields).map_err(|_| Error::Body)? {

@@ -18,6 +18,8 @@ const SLICES: usize = 16;
 pub(super) struct Out {
     pieces: VecDeque<Piece>,
     length: usize,
+    /// Some of it was written, ever.
+    begun: bool,
     /// The stream may still hold some of what was written.
     unflushed: bool,
 }
@@ -40,6 +42,10 @@ impl Piece {
 impl Out {
     pub(super) fn len(&self) -> usize {
         self.length
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -103,6 +109,7 @@ impl Out {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.unflushed = true;
+            self.begun = true;
             self.advance(written);
         }
         if self.unflushed {

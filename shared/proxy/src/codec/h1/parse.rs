@@ -36,12 +36,12 @@ pub(super) struct ResponseHead {
 
 /// A head that is not whole yet: how much of it was looked at. Bytes that come one by one must not have all of it read
 /// again each time.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Partial(usize);
 
 impl Partial {
     /// Whether there may be a whole head now.
-    fn may_be_whole(&mut self, buffer: &[u8]) -> bool {
+    pub(super) fn may_be_whole(&mut self, buffer: &[u8]) -> bool {
         let from = self.0.saturating_sub(3);
         let new = buffer.get(from..).unwrap_or_default();
         let first = std::mem::replace(&mut self.0, buffer.len()) == 0;

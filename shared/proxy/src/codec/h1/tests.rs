@@ -281,6 +281,29 @@ async fn the_rest_of_a_request_follows_an_early_answer() {
     .await;
 }
 
+/// Also when nobody keeps the connection any more; it ends with the request, then.
+#[tokio::test]
+async fn the_rest_of_a_request_outlives_its_answer() {
+    local(async {
+        let (client, mut server) = connected();
+        let long = "x".repeat(300 * ROOM);
+        let request = Request::post("/").body(Body::full(long.clone())).unwrap();
+        let head = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n", long.len());
+        let serve = async {
+            heard(&mut server, &head).await;
+            server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            server
+        };
+        let (response, mut server) = tokio::join!(sent(&client, request, false), serve);
+        assert_eq!(text(response.ok().unwrap()).await.unwrap(), "ok");
+        assert!(!client.rest());
+        client.leave();
+        heard(&mut server, &long).await;
+        assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_body_waits_for_the_servers_word() {
     local(async {

@@ -24,15 +24,25 @@ use meridian_proxy_config::Host;
 use meridian_telemetry::chain;
 use std::{rc::Rc, time::Duration};
 
-/// Idle HTTP/1.1 connections kept for one caller's connection.
-const MAX_IDLE: usize = 4;
+/// Idle HTTP/1.1 connections kept for one caller's connection: as many as requests that a sidecar has on one at once.
+const MAX_IDLE: usize = 100;
+/// And each for so long: most servers close theirs after a minute.
+const KEEP: Duration = Duration::from_secs(60);
 /// With streams open, a silent server is asked so often.
 const PING: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 pub(super) struct Upstreams {
-    idle: Vec<(http1::SendRequest<Body>, Place)>,
+    idle: Vec<Idle>,
     multiplexed: Option<(http2::SendRequest<Body>, Place)>,
+}
+
+/// An HTTP/1.1 connection without a request.
+struct Idle {
+    sender: http1::SendRequest<Body>,
+    place: Place,
+    /// The tick until which it may be used.
+    until: u64,
 }
 
 /// Where an upstream connection leads.
@@ -85,8 +95,8 @@ impl Site {
         {
             return Some(Sender::Http2(sender.clone(), place.clone()));
         }
-        while let Some((sender, place)) = upstreams.idle.pop() {
-            if sender.is_ready() && takes(&place) {
+        while let Some(Idle { sender, place, until }) = upstreams.idle.pop() {
+            if sender.is_ready() && until > self.worker.timer.now() && takes(&place) {
                 return Some(Sender::Http1(sender, place));
             }
         }
@@ -150,9 +160,11 @@ impl Site {
                         () = ended.cancelled() => false,
                     };
                     if let (true, Some(site)) = (ready, site.upgrade()) {
-                        let mut upstreams = site.upstreams.borrow_mut();
-                        if upstreams.idle.len() < MAX_IDLE {
-                            upstreams.idle.push((sender, place));
+                        let timer = &site.worker.timer;
+                        let idle = &mut site.upstreams.borrow_mut().idle;
+                        idle.retain(|idle| !idle.sender.is_closed() && idle.until > timer.now());
+                        if idle.len() < MAX_IDLE {
+                            idle.push(Idle { sender, place, until: timer.after(KEEP) });
                         }
                     }
                 });

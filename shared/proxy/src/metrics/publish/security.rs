@@ -6,6 +6,7 @@
 use crate::{
     io::Socket,
     shared::Shared,
+    telemetry::Seldom,
     tls::{HANDSHAKE_TIMEOUT, Peer, TlsError, Trust},
 };
 use meridian_pki::{
@@ -13,17 +14,30 @@ use meridian_pki::{
     link::{self, HTTP1},
 };
 use meridian_proxy_config::metrics::ScrapeTls;
+use meridian_telemetry::chain;
 use rustls::ServerConfig;
-use std::{error::Error, future::pending, sync::Arc};
+use std::{
+    future::pending,
+    sync::{Arc, Mutex, PoisonError},
+};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 /// What the connections to one port are secured by.
 #[derive(Clone)]
 pub(super) enum Security {
     Plaintext,
-    Provided { files: Arc<CertificateFiles>, config: Arc<ServerConfig> },
+    Provided(Arc<Provided>),
     Mesh(String),
+}
+
+/// A certificate that the operator gave.
+pub(super) struct Provided {
+    files: Arc<CertificateFiles>,
+    config: Arc<ServerConfig>,
+    /// That the files can't be used: anybody may connect, and so have it found out again.
+    failures: Mutex<Seldom>,
 }
 
 impl Security {
@@ -54,27 +68,32 @@ fn provided(files: Option<&Arc<CertificateFiles>>) -> Result<Security, String> {
     let read = files.refresh();
     if files.handle().current(OffsetDateTime::now_utc()).is_none() {
         return Err(match read {
-            Err(error) => said(&error),
+            Err(error) => chain(&error),
             Ok(_) => format!("the certificate in {} has expired", files.path().display()),
         });
     }
-    let config = link::server_config(files.handle(), None, &[HTTP1]).map_err(|error| said(&error))?;
-    Ok(Security::Provided { files: files.clone(), config: Arc::new(config) })
+    let config = link::server_config(files.handle(), None, &[HTTP1]).map_err(|error| chain(&error))?;
+    let failures = Mutex::default();
+    Ok(Security::Provided(Arc::new(Provided { files: files.clone(), config: Arc::new(config), failures })))
 }
 
 /// A session with the certificate in the operator's files: whoever knows it may scrape.
 pub(super) async fn accept_provided(
-    files: &CertificateFiles,
-    config: Arc<ServerConfig>,
+    provided: &Provided,
     socket: Socket,
 ) -> Result<TlsStream<Socket>, TlsError> {
+    let Provided { files, config, failures } = provided;
     match files.refresh() {
         Ok(false) => {}
         Ok(true) => tracing::info!(file = %files.path().display(), "the certificate of metrics was renewed"),
         // Half of a pair may be new: the next connection looks again, this one gets the old certificate.
-        Err(error) => tracing::warn!(error = said(&error), "the new certificate of metrics is not used"),
+        Err(error) => {
+            if failures.lock().unwrap_or_else(PoisonError::into_inner).may(Instant::now()) {
+                tracing::warn!(error = chain(&error), "the new certificate of metrics is not used");
+            }
+        }
     }
-    let handshake = TlsAcceptor::from(config).accept(socket);
+    let handshake = TlsAcceptor::from(config.clone()).accept(socket);
     let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
     accepted.map_err(|_| TlsError::Timeout)?.map_err(TlsError::Handshake)
 }
@@ -95,15 +114,4 @@ pub(super) async fn once(shared: &Shared, peer: &Peer, is: fn(Trust) -> bool) {
             pending::<()>().await;
         }
     }
-}
-
-/// An error with its causes, for an operator.
-fn said(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

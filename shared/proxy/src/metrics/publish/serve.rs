@@ -77,8 +77,8 @@ impl Scrapers {
         let reset = socket.reset();
         match &self.security {
             Security::Plaintext => self.serve(socket, pending()).await,
-            Security::Provided { files, config } => {
-                let stream = security::accept_provided(files, config.clone(), socket).await?;
+            Security::Provided(provided) => {
+                let stream = security::accept_provided(provided, socket).await?;
                 self.serve(stream, pending()).await;
             }
             Security::Mesh(mesh) => {

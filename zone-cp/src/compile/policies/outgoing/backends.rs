@@ -108,8 +108,8 @@ impl Resolver<'_> {
             }
             Backend::MultiZone(service) => {
                 let port = service.spec.ports.iter().find(|port| port.port == number);
-                let spoken =
-                    port.map(|port| multi_zone::port_protocol(self.picture, self.mesh, service, port));
+                let taken = multi_zone::taken(self.picture, self.mesh, service);
+                let spoken = port.map(|port| multi_zone::port_protocol(self.picture, &taken, port));
                 (multi_zone::destination_name(service, number), spoken)
             }
         };
@@ -170,11 +170,10 @@ fn find<'a>(
                 .ok_or_else(missing);
         }
         TargetKind::MeshMultiZoneService => {
-            let (name, wanted) = (reference.name.as_deref(), reference.labels.clone());
+            let (name, wanted) = (reference.name.as_deref(), reference.labels.clone().unwrap_or_default());
             let mut all = mesh.multi_zone_services.values().map(AsRef::as_ref);
-            let is_it = |it: &&Parsed<MeshMultiZoneService>| {
-                refers(&it.resource, name.unwrap_or_default(), &wanted.clone().unwrap_or_default())
-            };
+            let is_it =
+                |it: &&Parsed<MeshMultiZoneService>| refers(&it.resource, name.unwrap_or_default(), &wanted);
             return all.find(is_it).map(Backend::MultiZone).ok_or_else(missing);
         }
         TargetKind::MeshExternalService => {

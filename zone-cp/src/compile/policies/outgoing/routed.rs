@@ -106,7 +106,7 @@ impl Said<'_> {
         // What can't be read of it is told where it is said of the destination.
         let unruled = self.unruled(named);
         for (matches, rule) in &rules {
-            let origin = origin(merged, matches)?;
+            let origin = merged.origin_of(matches)?;
             let resolver = self.resolver(inputs, mesh, named, origin);
             let hash = matches_hash(matches);
             let mut compiled =
@@ -191,16 +191,6 @@ fn of_routes(policies: DestinationPolicies) -> RoutePolicies {
         access_logs: Some(policies.access_logs),
         hash: Some(policies.balancing.hash),
     }
-}
-
-/// The strongest policy that has a rule with these matches: what resolves its names, and what policies name it by.
-fn origin<'a>(merged: &'a Merged, matches: &Value) -> Option<&'a Arc<Resource>> {
-    let has = |origin: &&meridian_policy::Origin| {
-        let item = origin.policy.spec.get("to").and_then(|to| to.get(origin.item));
-        let rules = item.and_then(|item| item.get("rules")).and_then(Value::as_array);
-        rules.into_iter().flatten().any(|rule| rule.get("matches") == Some(matches))
-    };
-    merged.origins.iter().find(has).or_else(|| merged.origins.first()).map(|origin| &origin.policy)
 }
 
 /// Backends that are not there: the route holds, and says so.
