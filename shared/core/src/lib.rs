@@ -29,7 +29,7 @@ mod violation;
 
 pub use int_or_string::IntOrString;
 pub use key::{Key, Kind};
-pub use registry::{Checked, Flow, Format, KindInfo, Scope, Standing, TargetRefs, WrittenAt, kinds};
+pub use registry::{Checked, Flow, Format, KindInfo, Scope, Standing, TargetRefs, WrittenAt, kinds, proxies};
 pub use resource::{ParseError, Resource};
 pub use spec::{Context, Spec};
 pub use target_ref::{ProxyType, TargetKind, TargetRef};

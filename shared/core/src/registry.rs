@@ -12,7 +12,10 @@ use crate::shape::Shape;
 use crate::{Context, Kind, Spec, Violation};
 use schemars::Schema;
 use serde_json::Value;
-use std::sync::OnceLock;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
 
 /// What is known of a kind.
 pub struct KindInfo {
@@ -160,14 +163,10 @@ impl KindInfo {
 
     /// The schema in the form that checks use; made once, since every write needs it.
     pub(crate) fn shape(&self) -> &'static Shape {
-        static SHAPES: [OnceLock<Shape>; KINDS.len()] = [const { OnceLock::new() }; KINDS.len()];
-        let position = KINDS.iter().position(|info| info.kind == self.kind);
-        #[expect(
-            clippy::expect_used,
-            reason = "a KindInfo is only made for the registry, and SHAPES is as long"
-        )]
-        let cell = position.and_then(|position| SHAPES.get(position)).expect("a registered kind");
-        cell.get_or_init(|| Shape::new(self.schema(), self.format))
+        // By name and not by the place in KINDS: a program that knows some kinds only has the code of those only.
+        static SHAPES: Mutex<BTreeMap<Kind, &'static Shape>> = Mutex::new(BTreeMap::new());
+        let mut shapes = SHAPES.lock().unwrap_or_else(PoisonError::into_inner);
+        shapes.entry(self.kind).or_insert_with(|| Box::leak(Box::new(Shape::new(self.schema(), self.format))))
     }
 
     /// Whether a `from` item of this policy says what an item of `rules` would: both have the same `default`.
@@ -196,6 +195,14 @@ impl KindInfo {
 pub fn kinds() -> &'static [KindInfo] {
     &KINDS
 }
+
+/// The kinds that a proxy says it is. Proxies link the checks and schemas of these alone: those of all kinds are most of
+/// what such a program would hold in memory.
+pub fn proxies() -> &'static [KindInfo] {
+    &PROXIES
+}
+
+static PROXIES: [KindInfo; 3] = [zone_ingress::INFO, zone_egress::INFO, dataplane::INFO];
 
 static KINDS: [KindInfo; 33] = [
     mesh::INFO,

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 pub(super) struct Envelope {
-    pub(super) kind: Kind,
+    pub(super) info: &'static KindInfo,
     pub(super) mesh: Option<String>,
     pub(super) name: Option<String>,
     pub(super) labels: BTreeMap<String, String>,
@@ -23,30 +23,33 @@ const API_VERSION: &str = "kuma.io/v1alpha1";
 
 impl Envelope {
     pub(super) fn read(
+        kinds: &'static [KindInfo],
         fields: &Map<String, Value>,
         expected: Option<Kind>,
         out: &mut Violations,
     ) -> Result<Self, Problem> {
         if fields.contains_key("apiVersion") {
-            Self::kubernetes(fields, out)
+            Self::kubernetes(kinds, fields, out)
         } else {
-            Self::universal(fields, expected, out)
+            Self::universal(kinds, fields, expected, out)
         }
     }
 
     fn universal(
+        kinds: &'static [KindInfo],
         fields: &Map<String, Value>,
         expected: Option<Kind>,
         out: &mut Violations,
     ) -> Result<Self, Problem> {
-        let kind = match (fields.get("type"), expected) {
-            (Some(Value::String(name)), _) => public_kind(name)?,
-            (None | Some(Value::Null), Some(kind)) => kind,
+        let info = match (fields.get("type"), expected) {
+            (Some(Value::String(name)), _) => public_kind(kinds, name)?,
+            (None | Some(Value::Null), Some(kind)) => named(kinds, kind.as_str())?,
             (None | Some(Value::Null), None) => return Err(Problem::unreadable("\"type\" must be defined")),
             (Some(_), _) => return Err(Problem::unreadable("\"type\" must be a string")),
         };
-        let mut envelope = Self::new(kind);
-        let legacy = kind.info().format == Format::Legacy;
+        let kind = info.kind;
+        let mut envelope = Self::new(info);
+        let legacy = info.format == Format::Legacy;
         envelope.spec_missing = !legacy && fields.get("spec").is_none_or(Value::is_null);
         for (name, value) in fields {
             match name.as_str() {
@@ -69,24 +72,27 @@ impl Envelope {
         Ok(envelope)
     }
 
-    fn kubernetes(fields: &Map<String, Value>, out: &mut Violations) -> Result<Self, Problem> {
+    fn kubernetes(
+        kinds: &'static [KindInfo],
+        fields: &Map<String, Value>,
+        out: &mut Violations,
+    ) -> Result<Self, Problem> {
         let named = |field: &str| fields.get(field).and_then(Value::as_str);
         let Some(kind) = named("kind") else {
             return Err(Problem::unreadable("\"kind\" must be a string"));
         };
         let is_secret = kind == "Secret" && named("apiVersion") == Some("v1");
-        let kind = match (is_secret, named("type")) {
-            (true, Some("system.kuma.io/global-secret")) => public_kind("GlobalSecret")?,
-            (true, Some("system.kuma.io/secret")) => public_kind("Secret")?,
+        let info = match (is_secret, named("type")) {
+            (true, Some("system.kuma.io/global-secret")) => public_kind(kinds, "GlobalSecret")?,
+            (true, Some("system.kuma.io/secret")) => public_kind(kinds, "Secret")?,
             (true, _) => return Err(Problem::unreadable("a Secret must be of type system.kuma.io/secret")),
             (false, _) if named("apiVersion") != Some(API_VERSION) => {
                 return Err(Problem::unreadable(format!("apiVersion must be {API_VERSION}")));
             }
-            (false, _) => public_kind(kind)?,
+            (false, _) => public_kind(kinds, kind)?,
         };
-        let mut envelope = Self::new(kind);
-        envelope.spec_missing =
-            !is_secret && kind.info().format == Format::Spec && fields.get("spec").is_none();
+        let mut envelope = Self::new(info);
+        envelope.spec_missing = !is_secret && info.format == Format::Spec && fields.get("spec").is_none();
         for (name, value) in fields {
             match name.as_str() {
                 "apiVersion" | "kind" => {}
@@ -99,15 +105,15 @@ impl Envelope {
                 _ => out.push(name.clone(), crate::shape::UNKNOWN_FIELD),
             }
         }
-        if kind.info().scope == Scope::Mesh && envelope.mesh.is_none() {
+        if info.scope == Scope::Mesh && envelope.mesh.is_none() {
             envelope.mesh = envelope.labels.get(labels::MESH).cloned();
         }
         Ok(envelope)
     }
 
-    fn new(kind: Kind) -> Self {
+    fn new(info: &'static KindInfo) -> Self {
         Self {
-            kind,
+            info,
             mesh: None,
             name: None,
             labels: BTreeMap::new(),
@@ -164,9 +170,12 @@ impl Envelope {
     }
 }
 
-fn public_kind(name: &str) -> Result<Kind, Problem> {
-    let info = KindInfo::by_name(name).filter(|info| !info.internal);
-    info.map(|info| info.kind).ok_or_else(|| Problem::unknown_kind(name))
+fn public_kind(kinds: &'static [KindInfo], name: &str) -> Result<&'static KindInfo, Problem> {
+    named(kinds, name).ok().filter(|info| !info.internal).ok_or_else(|| Problem::unknown_kind(name))
+}
+
+fn named(kinds: &'static [KindInfo], name: &str) -> Result<&'static KindInfo, Problem> {
+    kinds.iter().find(|info| info.kind.as_str() == name).ok_or_else(|| Problem::unknown_kind(name))
 }
 
 fn text(path: &str, value: &Value, out: &mut Violations) -> Option<String> {

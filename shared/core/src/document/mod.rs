@@ -69,8 +69,17 @@ impl Problem {
 
 /// Checks one document. The zone of its key stays empty: the caller knows where it is written.
 pub fn check(document: &Value, expected: Option<&Expected<'_>>) -> Result<Document, Problem> {
+    check_among(crate::kinds(), document, expected)
+}
+
+/// The same where no other kinds are known than these: [`crate::proxies`].
+pub fn check_among(
+    kinds: &'static [KindInfo],
+    document: &Value,
+    expected: Option<&Expected<'_>>,
+) -> Result<Document, Problem> {
     let mut violations = Violations::default();
-    let (info, envelope, key) = read(document, expected, &mut violations)?;
+    let (info, envelope, key) = read(kinds, document, expected, &mut violations)?;
     check_meta(info, &key, &envelope, &mut violations);
     let context = Context { key: &key, labels: &envelope.labels };
     let checked = info.check(&context, &Value::Object(envelope.spec)).map_err(|more| {
@@ -94,7 +103,7 @@ pub fn check(document: &Value, expected: Option<&Expected<'_>>) -> Result<Docume
 /// The key that a document names, without a check of the rest: to delete what a file lists.
 pub fn key_of(document: &Value) -> Result<Key, Problem> {
     let mut violations = Violations::default();
-    let (_, _, key) = read(document, None, &mut violations)?;
+    let (_, _, key) = read(crate::kinds(), document, None, &mut violations)?;
     if key.name.is_empty() {
         violations.push("name", "cannot be empty");
     }
@@ -109,6 +118,7 @@ pub fn check_resource(resource: &Resource) -> Result<Checked, Problem> {
 }
 
 fn read(
+    kinds: &'static [KindInfo],
     document: &Value,
     expected: Option<&Expected<'_>>,
     violations: &mut Violations,
@@ -116,14 +126,13 @@ fn read(
     let Value::Object(fields) = document else {
         return Err(Problem::unreadable("a document must be an object"));
     };
-    let envelope = Envelope::read(fields, expected.map(|expected| expected.kind), violations)?;
-    let info = envelope.kind.info();
+    let envelope = Envelope::read(kinds, fields, expected.map(|expected| expected.kind), violations)?;
+    let info = envelope.info;
     let global = info.scope == Scope::Global;
-    let mut key = Key::global(envelope.kind, "", envelope.name.clone().unwrap_or_default());
+    let mut key = Key::global(info.kind, "", envelope.name.clone().unwrap_or_default());
     match (&envelope.mesh, expected) {
         (Some(mesh), _) if global && !mesh.is_empty() => {
-            violations
-                .push("mesh", format!("mesh must not be defined: a {} belongs to no mesh", envelope.kind));
+            violations.push("mesh", format!("mesh must not be defined: a {} belongs to no mesh", info.kind));
         }
         _ if global => {}
         (Some(mesh), _) => key.mesh.clone_from(mesh),
@@ -131,7 +140,7 @@ fn read(
         (None, None) => DEFAULT_MESH.clone_into(&mut key.mesh),
     }
     if let Some(expected) = expected {
-        if envelope.kind != expected.kind {
+        if info.kind != expected.kind {
             violations.push("type", "type from the URL has to be the same as in body");
         }
         match &envelope.name {

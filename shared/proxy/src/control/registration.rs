@@ -33,16 +33,17 @@ impl Registration {
         let text = document::substitute(text, variables)?;
         let value = document::parse_text(&text)
             .map_err(|problem| RegistrationError::Invalid(problem_text(&problem)))?;
-        let document = document::check(&value, None)
+        // First: proxies know what is wrong with kinds of proxies alone.
+        let kind = value.get(if value.get("apiVersion").is_some() { "kind" } else { "type" });
+        if let Some(found) = kind.and_then(|kind| kind.as_str()).filter(|found| *found != expected) {
+            return Err(RegistrationError::Kind { found: found.to_owned(), expected });
+        }
+        let document = document::check_among(meridian_core::proxies(), &value, None)
             .map_err(|problem| RegistrationError::Invalid(problem_text(&problem)))?;
         for warning in &document.warnings {
             tracing::warn!(%warning, "{expected}");
         }
-        let resource = document.resource;
-        if resource.key.kind.as_str() != expected {
-            return Err(RegistrationError::Kind { found: resource.key.kind.to_string(), expected });
-        }
-        Ok(Self { resource })
+        Ok(Self { resource: document.resource })
     }
 
     /// Another name or mesh than the text says.
@@ -134,6 +135,9 @@ networking:
         assert_eq!(missing.to_string(), "the variable name is used and not given");
         let kind = Registration::from_text(DATAPLANE, "ZoneIngress", &variables()).unwrap_err();
         assert_eq!(kind.to_string(), "a Dataplane where a ZoneIngress is needed");
+        let policy = "apiVersion: kuma.io/v1alpha1\nkind: MeshTimeout\nmetadata: { name: t }\nspec: {}";
+        let policy = Registration::from_text(policy, "Dataplane", &[]).unwrap_err();
+        assert_eq!(policy.to_string(), "a MeshTimeout where a Dataplane is needed");
         let unknown = DATAPLANE.replace("networking:", "networkin:");
         assert!(
             Registration::from_text(&unknown, "Dataplane", &variables())
