@@ -31,7 +31,7 @@ pub(crate) struct Apply {
 pub(crate) async fn run(apply: Apply) -> Result<()> {
     let documents = documents::read(&apply.files, apply.mesh.as_deref(), &apply.variables)?;
     let mut client = apply.connection.client()?;
-    let valid = validate(&mut client, &documents).await?;
+    let valid = validate(&mut client, &documents, apply.dry_run).await?;
     if apply.dry_run {
         output::print(&valid.join("\n"));
         return Ok(());
@@ -39,8 +39,9 @@ pub(crate) async fn run(apply: Apply) -> Result<()> {
     write(&mut client, &documents).await
 }
 
-/// Asks the control plane about every document; one line each of what would happen.
-async fn validate(client: &mut Client, documents: &[Document]) -> Result<Vec<String>> {
+/// Asks the control plane about every document; one line each of what would happen. `last`: nothing is written after it,
+/// which would tell of the same warnings.
+async fn validate(client: &mut Client, documents: &[Document], last: bool) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     let mut refused = Vec::new();
     for document in documents {
@@ -51,7 +52,9 @@ async fn validate(client: &mut Client, documents: &[Document]) -> Result<Vec<Str
             lines.push(format!("{} valid (after its mesh, dry run)", document.shown()));
             continue;
         }
-        warn(document, &answer);
+        if last {
+            warn(document, &answer);
+        }
         match answer.clone().success() {
             Ok(_) => lines.push(format!("{} {} (dry run)", document.shown(), verb(&answer))),
             Err(failure) => refused.push(failure.at(format!("{} ({})", document.shown(), document.place))),

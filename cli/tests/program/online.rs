@@ -65,6 +65,26 @@ fn an_apply_with_one_mistake_changes_nothing() {
 }
 
 #[test]
+fn what_is_accepted_with_a_warning_is_warned_of_once() {
+    let global = GlobalCp::start();
+    let fault = "\
+type: MeshFaultInjection
+mesh: default
+name: faults
+spec:
+  targetRef: {kind: Dataplane}
+  from:
+  - targetRef: {kind: MeshService, labels: {a: b}}
+    default: {http: [{abort: {httpStatus: 500, percentage: 50}}]}
+";
+    for line in ["apply -f - --dry-run", "apply -f -"] {
+        let output = global.meridian(line, fault);
+        assert!(output.status.success(), "{line}");
+        assert_eq!(stderr(&output).matches("spec.from[0] has no effect").count(), 1, "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn a_mesh_and_what_is_in_it_come_in_one_apply() {
     let global = GlobalCp::start();
     let both = format!("{}---\ntype: Mesh\nname: shop\n", PERMISSION.replace("mesh: default", "mesh: shop"));

@@ -1,7 +1,9 @@
 //! How ingresses and egresses pass sessions on, and whom everyone believes.
 
 use super::external;
-use super::services::{MAX_FAR_INGRESSES, egress_addresses, endpoint_set_names, ingress_addresses, sni_of};
+use super::services::{
+    MAX_FAR_INGRESSES, egress_addresses, endpoint_set_names, far_ingresses, ingress_addresses, sni_of,
+};
 use super::{Compiled, Inputs, host, port};
 use crate::intermediates::root_hash;
 use meridian_core::Key;
@@ -63,7 +65,7 @@ pub(crate) fn zone_route(inputs: Inputs<'_>, zone: &str, out: &mut Compiled) {
         return;
     }
     let blame = Key::new(ZoneIngress::KIND, "", zone, "");
-    let count = inputs.picture.remote_ingresses(zone).count();
+    let count = far_ingresses(inputs.picture, zone).count();
     if count > MAX_FAR_INGRESSES {
         let reason = format!(
             "zone {zone} has {count} ZoneIngresses: {MAX_FAR_INGRESSES} of one zone are dialled, the first by name"

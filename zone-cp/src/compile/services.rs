@@ -9,6 +9,7 @@ use crate::vip::{Owner, Range};
 use meridian_core::kinds::dataplane::{Dataplane, Inbound};
 use meridian_core::kinds::mesh::{MeshServicesMode, MtlsMode};
 use meridian_core::kinds::mesh_service::{IdentityType, MeshService, Port, State, Status};
+use meridian_core::kinds::zone_ingress::{self, ZoneIngress};
 use meridian_core::{Key, labels};
 use meridian_policy::{Parsed, leads_to};
 use meridian_proxy_config::sni::{Sni, SniKind};
@@ -458,12 +459,18 @@ pub(crate) fn egress_addresses(picture: &Picture) -> Vec<(String, u32, String)> 
 /// ZoneIngresses of another zone that are dialled, the first by name: each is an endpoint of each of its services.
 pub(crate) const MAX_FAR_INGRESSES: usize = 32;
 
-/// Advertised address, port and name of another zone's ingresses.
-pub(crate) fn ingress_addresses(picture: &Picture, zone: &str) -> Vec<(String, u32, String)> {
+/// Another zone's ingresses that can be dialled.
+pub(crate) fn far_ingresses<'a>(
+    picture: &'a Picture,
+    zone: &'a str,
+) -> impl Iterator<Item = (&'a Parsed<ZoneIngress>, &'a zone_ingress::Networking)> {
     let networked = picture.remote_ingresses(zone).filter_map(|it| Some((it, it.spec.networking.as_ref()?)));
-    let reachable =
-        networked.filter(|(_, net)| !net.advertised_address.is_empty() && net.advertised_port != 0);
-    reachable
+    networked.filter(|(_, net)| !net.advertised_address.is_empty() && net.advertised_port != 0)
+}
+
+/// Advertised address, port and name of those that are.
+pub(crate) fn ingress_addresses(picture: &Picture, zone: &str) -> Vec<(String, u32, String)> {
+    far_ingresses(picture, zone)
         .take(MAX_FAR_INGRESSES)
         .map(|(it, net)| {
             (net.advertised_address.clone(), net.advertised_port, display_name(&it.resource).to_owned())

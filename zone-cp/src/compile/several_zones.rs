@@ -49,8 +49,11 @@ impl<'a> Taken<'a> {
                 *bytes += own;
                 taken.services.push(service);
             } else {
-                taken.left_out.entry(key.zone.as_str()).or_insert((key, 0)).1 = *count;
+                taken.left_out.entry(key.zone.as_str()).or_insert((key, 0));
             }
+        }
+        for (zone, (_, all)) in &mut taken.left_out {
+            *all = counts.get(zone).map_or(0, |(count, _)| *count);
         }
         taken.services.sort_by_key(|it| !picture.is_local(&it.resource.key));
         taken

@@ -43,7 +43,9 @@ impl Envelope {
     ) -> Result<Self, Problem> {
         let info = match (fields.get("type"), expected) {
             (Some(Value::String(name)), _) => public_kind(kinds, name)?,
-            (None | Some(Value::Null), Some(kind)) => named(kinds, kind.as_str())?,
+            (None | Some(Value::Null), Some(kind)) => {
+                known(kinds, kind.as_str()).ok_or_else(|| Problem::unknown_kind(kind.as_str()))?
+            }
             (None | Some(Value::Null), None) => return Err(Problem::unreadable("\"type\" must be defined")),
             (Some(_), _) => return Err(Problem::unreadable("\"type\" must be a string")),
         };
@@ -171,11 +173,11 @@ impl Envelope {
 }
 
 fn public_kind(kinds: &'static [KindInfo], name: &str) -> Result<&'static KindInfo, Problem> {
-    named(kinds, name).ok().filter(|info| !info.internal).ok_or_else(|| Problem::unknown_kind(name))
+    known(kinds, name).filter(|info| !info.internal).ok_or_else(|| Problem::unknown_kind(name))
 }
 
-fn named(kinds: &'static [KindInfo], name: &str) -> Result<&'static KindInfo, Problem> {
-    kinds.iter().find(|info| info.kind.as_str() == name).ok_or_else(|| Problem::unknown_kind(name))
+fn known(kinds: &'static [KindInfo], name: &str) -> Option<&'static KindInfo> {
+    kinds.iter().find(|info| info.kind.as_str() == name)
 }
 
 fn text(path: &str, value: &Value, out: &mut Violations) -> Option<String> {

@@ -27,7 +27,7 @@ use std::{
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// An answer is there whole: the server has so long to take what is left of its request.
-const REST_WAIT: Duration = Duration::from_secs(30);
+pub(super) const REST_WAIT: Duration = Duration::from_secs(30);
 
 /// A connection to a server, for one request at a time. Dropped, it ends.
 pub(crate) struct Client {
@@ -44,6 +44,8 @@ struct Use {
     uploads: Cell<bool>,
     /// Nobody waits for that body: the connection ends with it.
     left: Cell<bool>,
+    /// Of the task that sends it, which may be waiting for more of it.
+    sender: Cell<Option<Waker>>,
     /// The server would take another request behind the answer.
     keeps: Cell<bool>,
 }
@@ -78,7 +80,9 @@ impl Client {
     pub(crate) fn leave(self) {
         if self.use_.uploads.get() {
             self.use_.left.set(true);
-            self.link.borrow().wake_writer();
+            if let Some(sender) = self.use_.sender.take() {
+                sender.wake();
+            }
         }
     }
 
@@ -302,10 +306,11 @@ impl Upload {
         Ok(())
     }
 
-    /// Sends what is left behind an answer that came first. A body that breaks off breaks the connection off.
+    /// Sends what is left behind an answer that came first; for so long, when nobody keeps the connection. A body that breaks off breaks the connection off.
     async fn rest(mut self, link: Shared, use_: Rc<Use>, timer: Timer) {
         let mut patience: Option<Sleep> = None;
         let sent = poll_fn(|cx| {
+            use_.sender.set(Some(cx.waker().clone()));
             if use_.left.get() {
                 let patience = patience.get_or_insert_with(|| timer.sleep(REST_WAIT));
                 if Pin::new(patience).poll(cx).is_ready() {

@@ -86,13 +86,6 @@ impl Link {
         self.io.as_deref_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// Has who writes look again.
-    pub(super) fn wake_writer(&self) {
-        if let Some(writer) = &self.writer {
-            writer.wake_by_ref();
-        }
-    }
-
     /// Ends the connection, for everybody.
     pub(super) fn close(&mut self) {
         self.io = None;

@@ -1,6 +1,11 @@
 //! Client and server at the two ends of a stream, and each with bytes at the other end.
 
-use super::{client::SendError, link::Link, parse::Framing, *};
+use super::{
+    client::{REST_WAIT, SendError},
+    link::Link,
+    parse::Framing,
+    *,
+};
 use crate::{
     codec::{Body, heads::Heads, incoming},
     timer::Timer,
@@ -257,21 +262,27 @@ async fn what_was_not_answered_can_be_sent_again() {
     .await;
 }
 
+/// A long request whose answer came when only its head had gone out: what of it is still to come.
+async fn answered_early(answer: &str) -> (Client, DuplexStream, Response<Incoming>, String) {
+    let (client, mut server) = connected();
+    let long = "x".repeat(300 * ROOM);
+    let request = Request::post("/").body(Body::full(long.clone())).unwrap();
+    let head = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n", long.len());
+    let serve = async {
+        heard(&mut server, &head).await;
+        server.write_all(answer.as_bytes()).await.unwrap();
+        server
+    };
+    let (response, server) = tokio::join!(sent(&client, request, false), serve);
+    (client, server, response.ok().unwrap(), long)
+}
+
 /// An answer may come before the request's end; what is left of it still goes, also while nobody reads the answer.
 #[tokio::test]
 async fn the_rest_of_a_request_follows_an_early_answer() {
     local(async {
-        let (client, mut server) = connected();
-        let long = "x".repeat(300 * ROOM);
-        let request = Request::post("/").body(Body::full(long.clone())).unwrap();
-        let head = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n", long.len());
-        let serve = async {
-            heard(&mut server, &head).await;
-            server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await.unwrap();
-            server
-        };
-        let (response, mut server) = tokio::join!(sent(&client, request, false), serve);
-        let response = response.ok().unwrap();
+        let (client, mut server, response, long) =
+            answered_early("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await;
         assert!(!client.rest());
         heard(&mut server, &long).await;
         server.write_all(b"ok").await.unwrap();
@@ -285,21 +296,43 @@ async fn the_rest_of_a_request_follows_an_early_answer() {
 #[tokio::test]
 async fn the_rest_of_a_request_outlives_its_answer() {
     local(async {
-        let (client, mut server) = connected();
-        let long = "x".repeat(300 * ROOM);
-        let request = Request::post("/").body(Body::full(long.clone())).unwrap();
-        let head = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n", long.len());
-        let serve = async {
-            heard(&mut server, &head).await;
-            server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
-            server
-        };
-        let (response, mut server) = tokio::join!(sent(&client, request, false), serve);
-        assert_eq!(text(response.ok().unwrap()).await.unwrap(), "ok");
+        let (client, mut server, response, long) =
+            answered_early("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        assert_eq!(text(response).await.unwrap(), "ok");
         assert!(!client.rest());
         client.leave();
         heard(&mut server, &long).await;
         assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+    })
+    .await;
+}
+
+/// But not for ever: a caller may never send what is left.
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_request_that_does_not_come_is_given_up() {
+    local(async {
+        let (source, mut slow) = connected();
+        let part = async {
+            heard(&mut slow, "GET").await;
+            slow.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab").await.unwrap();
+        };
+        let (part, ()) = tokio::join!(sent(&source, get(), false), part);
+        let part = Body::incoming(incoming::Incoming::Http1(part.ok().unwrap().into_body()));
+
+        let (client, mut server) = connected();
+        let serve = async {
+            heard(&mut server, "POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\nab").await;
+            server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+        };
+        let request = Request::post("/").body(part).unwrap();
+        let (response, ()) = tokio::join!(sent(&client, request, false), serve);
+        assert_eq!(text(response.ok().unwrap()).await.unwrap(), "ok");
+        // It waits for the body when it is left.
+        tokio::task::yield_now().await;
+        client.leave();
+        let mut byte = [0];
+        let ended = tokio::time::timeout(REST_WAIT * 2, server.read(&mut byte)).await;
+        assert_eq!(ended.unwrap().unwrap(), 0);
     })
     .await;
 }

@@ -13,6 +13,7 @@ use crate::{
     metrics::TrafficCell,
     policy::at_once::Active,
     refuse::LocalExecutor,
+    timer::Timer,
 };
 use http::{Request, Response};
 use hyper::{
@@ -22,7 +23,10 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use meridian_proxy_config::Host;
 use meridian_telemetry::chain;
-use std::{rc::Rc, time::Duration};
+use std::{
+    rc::{Rc, Weak},
+    time::Duration,
+};
 
 /// Idle HTTP/1.1 connections kept for one caller's connection: as many as requests that a sidecar has on one at once.
 const MAX_IDLE: usize = 100;
@@ -34,6 +38,8 @@ const PING: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub(super) struct Upstreams {
     idle: Vec<Idle>,
+    /// There is a task that closes those that nobody uses.
+    closing: bool,
     multiplexed: Option<(http2::SendRequest<Body>, Place)>,
 }
 
@@ -160,15 +166,28 @@ impl Site {
                         () = ended.cancelled() => false,
                     };
                     if let (true, Some(site)) = (ready, site.upgrade()) {
-                        let timer = &site.worker.timer;
-                        let idle = &mut site.upstreams.borrow_mut().idle;
-                        idle.retain(|idle| !idle.sender.is_closed() && idle.until > timer.now());
-                        if idle.len() < MAX_IDLE {
-                            idle.push(Idle { sender, place, until: timer.after(KEEP) });
-                        }
+                        site.keep(sender, place);
                     }
                 });
                 Ok(response)
+            }
+        }
+    }
+
+    /// Keeps a connection for the caller's next request.
+    fn keep(self: &Rc<Self>, sender: http1::SendRequest<Body>, place: Place) {
+        let mut upstreams = self.upstreams.borrow_mut();
+        if upstreams.idle.len() >= MAX_IDLE {
+            upstreams.idle.retain(|idle| !idle.sender.is_closed());
+        }
+        if upstreams.idle.len() < MAX_IDLE {
+            upstreams.idle.push(Idle { sender, place, until: self.worker.timer.after(KEEP) });
+            if !std::mem::replace(&mut upstreams.closing, true) {
+                let (site, timer, ended) =
+                    (Rc::downgrade(self), self.worker.timer.clone(), self.ended.clone());
+                self.worker.spawn(async move {
+                    tokio::select! { () = close_idle(site, timer) => {}, () = ended.cancelled() => {} }
+                });
             }
         }
     }
@@ -213,5 +232,25 @@ impl Site {
                 self.resets.borrow().iter().for_each(Reset::arm);
             }
         });
+    }
+}
+
+/// Closes connections that nobody used for a while: they count against the entry's limits, which all callers share. Ends
+/// with the last of them.
+async fn close_idle(site: Weak<Site>, timer: Timer) {
+    let mut next = timer.now();
+    loop {
+        timer.sleep_until(next).await;
+        let Some(site) = site.upgrade() else { return };
+        let mut upstreams = site.upstreams.borrow_mut();
+        let now = timer.now();
+        upstreams.idle.retain(|idle| !idle.sender.is_closed() && idle.until > now);
+        match upstreams.idle.iter().map(|idle| idle.until).min() {
+            Some(earliest) => next = earliest,
+            None => {
+                upstreams.closing = false;
+                return;
+            }
+        }
     }
 }
