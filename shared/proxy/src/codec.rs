@@ -35,9 +35,10 @@ pub use mirrored::{CopyFate, CopyFrom, CopyTo, mirrored};
 pub(crate) use replay::PIECE;
 pub use replay::{Reader, Tape};
 pub(crate) use scripted::{Scripted, Wait};
+pub(crate) use serve::idle_ending;
 pub use serve::{Codec, LocalExecutor, client_h1, client_h2, detect, serve};
-pub(crate) use serve::{LastAnswer, idle_ending};
 pub use upgrade::upgrade;
+pub(crate) use upgrade::{ToUpgrade, upgrading};
 
 /// Request and response heads larger than this are refused.
 pub const MAX_HEAD: usize = 64 << 10;

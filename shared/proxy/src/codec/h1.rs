@@ -18,6 +18,7 @@ mod server;
 
 pub(crate) use client::{Client, Watch};
 pub(super) use link::Incoming;
+pub(crate) use server::Upgraded;
 pub(super) use server::{Connection, Upgrading};
 
 use super::BodyError;

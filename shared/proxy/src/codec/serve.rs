@@ -190,16 +190,16 @@ async fn unused(requests: Rc<Requests>, idle: Option<Duration>) {
 
 /// Tells an HTTP/1.1 client which answer is the last one on its connection.
 #[derive(Clone, Default)]
-pub(crate) struct LastAnswer(Rc<Cell<bool>>);
+struct LastAnswer(Rc<Cell<bool>>);
 
 impl LastAnswer {
     /// From now on every answer is the last.
-    pub(crate) fn begin(&self) {
+    fn begin(&self) {
         self.0.set(true);
     }
 
     /// An answer to a request of this version. HTTP/2 has a frame for it.
-    pub(crate) fn mark<B, F>(
+    fn mark<B, F>(
         &self,
         version: Version,
         answer: F,

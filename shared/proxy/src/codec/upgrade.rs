@@ -1,7 +1,11 @@
 //! A connection that changes its protocol (WebSocket): the request goes over a connection of its own, and after a 101
 //! bytes go both ways until both ends have closed or a change of rules ends it.
 
-use super::{Body, Client, Error, Incoming, h1::Upgrading, strip_response};
+use super::{
+    Body, Client, Error, Incoming,
+    h1::{Upgraded, Upgrading},
+    strip_response,
+};
 use crate::{
     copy::{self, Copied},
     exchange::{Exchange, Flags},
@@ -13,6 +17,15 @@ use crate::{
 };
 use http::{Request, Response, StatusCode};
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use tokio::sync::oneshot;
+
+/// The client's stream behind an upgrade, once it is answered so.
+pub(crate) type ToUpgrade = oneshot::Receiver<Upgraded>;
+
+/// Of a request that asks for another protocol.
+pub(crate) fn upgrading<B>(request: &mut Request<B>) -> Option<ToUpgrade> {
+    request.extensions_mut().remove::<Upgrading>().and_then(|it| it.take())
+}
 
 /// Sends an upgrade request (already prepared for HTTP/1.1) and joins both sides if it is granted. `tracked` is the
 /// upstream connection's place in the registry. `limits` are held once the protocol has changed; `exchange` ends with
@@ -29,7 +42,7 @@ pub async fn upgrade(
     limits: StreamLimits,
     exchange: Option<Rc<Exchange>>,
 ) -> Result<Response<Body>, Error> {
-    let downstream = request.extensions_mut().remove::<Upgrading>().and_then(|it| it.take());
+    let downstream = upgrading(&mut request);
     let Opened { transport, active, .. } = opened;
     let reset = transport.reset();
     let client = Client::alone(transport);

@@ -9,27 +9,25 @@ use super::{
     outward::{Outward, Underway},
 };
 use crate::{
-    codec::{self, Body, LastAnswer, idle_ending, in_grpc, is_clients, is_grpc},
+    codec::{self, Body, Incoming, idle_ending, in_grpc, is_clients, is_grpc},
     denial::Reason,
     inbound::Terms,
     io::{Reset, Stream},
     metrics::TrafficCell,
-    policy::{at_once::Active, retry::RetryPolicy},
-    refuse::{LocalExecutor, answer, forbidden},
+    policy::{retry::RetryPolicy, timeouts::ConnectionLimits},
+    refuse::{answer, forbidden},
     snapshot::{Entry, Snapshot},
     tls::Peer,
-    worker::{Ending, Worker},
+    worker::Worker,
 };
 use attempts::{Failed, Wish};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use meridian_proxy_config::Protocol;
 use meridian_telemetry::chain;
 use rewrite::request_host;
 use std::{
-    cell::{Cell, Ref, RefCell},
+    cell::{Ref, RefCell},
     convert::Infallible,
     rc::Rc,
     sync::Arc,
@@ -42,12 +40,8 @@ mod attempts;
 mod rewrite;
 mod upstreams;
 
-/// A request's head must be here within this.
+/// From the first byte of a request over HTTP/1.1 to the end of its head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
-/// Request heads beyond this are answered 431.
-const MAX_HEADERS: usize = 64 * 1024;
-/// Streams of one caller at a time.
-const MAX_STREAMS: u32 = 100;
 
 /// Serves a granted caller's requests.
 pub(super) async fn serve<S: Stream + Send>(
@@ -73,8 +67,6 @@ pub(super) async fn serve<S: Stream + Send>(
             terms: terms(entry.as_deref(), peer.as_ref()),
             entry,
         }),
-        open: Rc::default(),
-        begun: Cell::new(0),
         errand,
         standing: Rc::new(standing),
         upstreams: RefCell::default(),
@@ -83,58 +75,23 @@ pub(super) async fn serve<S: Stream + Send>(
     });
     site.cell(|cell| cell.connections_opened.inc());
     let _end = ended.drop_guard();
-    let last = LastAnswer::default();
-    let service = service_fn(|request: Request<Incoming>| {
-        let site = site.clone();
-        let version = request.version();
-        last.mark(version, async move { Ok::<_, Infallible>(site.answer(request).await) })
-    });
-    let mut builder = hyper_util::server::conn::auto::Builder::new(LocalExecutor);
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(MAX_HEADERS)
-        .half_close(true)
-        .auto_date_header(false);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADERS as u32)
-        .keep_alive_interval(Duration::from_secs(30))
-        .auto_date_header(false);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(client), service);
-    tokio::pin!(connection);
-    let ending = tokio::select! {
-        biased;
-        ending = site.standing.tracked.ending() => Some(ending),
-        _ = connection.as_mut() => None,
-        () = site.unused(idle) => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                biased;
-                _ = site.standing.tracked.reset() => {}
-                _ = connection.as_mut() => {}
-            }
-            None
-        }
+    let tracked = &site.standing.tracked;
+    let limits = ConnectionLimits {
+        http_idle: idle,
+        request_head: Some(HEADER_TIMEOUT),
+        ..ConnectionLimits::default()
     };
-    if ending == Some(Ending::Drain) {
-        last.begin();
-        let finish = async {
-            tokio::select! {
-                _ = connection.as_mut() => return,
-                () = idle_ending(&site.standing.tracked) => {}
-            }
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.as_mut().await;
-        };
-        tokio::select! {
-            biased;
-            _ = site.standing.tracked.reset() => {}
-            () = finish => {}
-        }
+    let answering = site.clone();
+    let handler = move |request| {
+        let site = answering.clone();
+        async move { Ok::<_, Infallible>(site.answer(request).await) }
+    };
+    let detected = tokio::select! {
+        detected = codec::detect(client, &worker.timer) => detected.ok().flatten(),
+        () = idle_ending(tracked) => None,
+    };
+    if let Some((codec, client)) = detected {
+        codec::serve(codec, client, reset.clone(), tracked, &limits, handler).await;
     }
     if let Some(reason) = site.standing.tracked.must_reset() {
         site.errand.report(worker, &Denied::new(reason, site.errand.key()));
@@ -179,9 +136,6 @@ struct Site {
     said: RefCell<Said>,
     /// Who calls, where that is proven.
     peer: Option<Peer>,
-    /// Requests whose answers have not ended, and how many there were.
-    open: Rc<Cell<usize>>,
-    begun: Cell<u64>,
     upstreams: RefCell<Upstreams>,
     resets: RefCell<Vec<Reset>>,
     /// Ends the tasks of its upstream connections.
@@ -212,18 +166,6 @@ impl Site {
             };
         }
         self.said.borrow()
-    }
-
-    /// Resolves when the caller has had no request open for that long, or up to twice as long.
-    async fn unused(&self, idle: Option<Duration>) {
-        let Some(idle) = idle else { return std::future::pending().await };
-        loop {
-            let (begun, open) = (self.begun.get(), self.open.get());
-            tokio::time::sleep(idle).await;
-            if (begun, open, self.open.get()) == (self.begun.get(), 0, 0) {
-                return;
-            }
-        }
     }
 
     async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<Body> {
@@ -287,18 +229,12 @@ impl Site {
         let nobodys = TrafficCell::default();
         let entry = self.errand.entry.as_ref();
         let cell = entry.map_or(&nobodys, |entry| entry.traffic.cell(self.worker.index));
-        self.begun.set(self.begun.get().wrapping_add(1));
-        let open = Active::new(&self.open);
         let speed = match terms.hold(Instant::now(), cell).await {
             Ok(speed) => speed,
             Err(answer) => return Ok(answer),
         };
-        let room = self.underway.load.request(&outward.at_once).map_err(Failed::Overloaded)?;
-        let active = Some(match room {
-            Some(room) => open.and(room),
-            None => open,
-        });
-        let upgrade = codec::is_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+        let active = self.underway.load.request(&outward.at_once).map_err(Failed::Overloaded)?;
+        let upgrade = codec::upgrading(&mut request);
         let covers = |policy: &&Arc<RetryPolicy>| policy.covers(request.method(), request.headers());
         let retry = outward.retry.as_ref().filter(covers).filter(|_| upgrade.is_none()).cloned();
         let tries = retry.as_ref().is_some_and(|policy| policy.per_try.is_some());

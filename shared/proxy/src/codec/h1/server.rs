@@ -58,7 +58,7 @@ struct Sending {
 }
 
 /// A stream behind an upgrade.
-pub(in crate::codec) type Upgraded = Rewind<Box<dyn Stream + Send>>;
+pub(crate) type Upgraded = Rewind<Box<dyn Stream + Send>>;
 
 /// In a request that wants another protocol: where its stream comes once it is answered so.
 #[derive(Clone)]

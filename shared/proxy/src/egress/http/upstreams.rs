@@ -2,7 +2,7 @@
 
 use super::{Body, Site, attempts::Failed};
 use crate::{
-    copy,
+    codec, copy,
     egress::{
         authorise::Denied,
         dial::{DialError, Way, dial},
@@ -202,7 +202,7 @@ impl Site {
     /// Bytes both ways after an upgrade, for as long as the grant stands and policies allow.
     pub(super) fn relay(
         self: Rc<Self>,
-        client: hyper::upgrade::OnUpgrade,
+        client: codec::ToUpgrade,
         server: hyper::upgrade::OnUpgrade,
         (idle, max): (Option<Duration>, Option<Duration>),
         active: Option<Active>,
@@ -210,8 +210,8 @@ impl Site {
         let worker = self.worker.clone();
         worker.spawn(async move {
             let _active = active;
-            let Ok((client, server)) = tokio::try_join!(client, server) else { return };
-            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+            let (Ok(mut client), Ok(server)) = tokio::join!(client, server) else { return };
+            let mut server = TokioIo::new(server);
             let nobodys = TrafficCell::default();
             let entry = self.errand.entry.as_ref();
             let cell = entry.map_or(&nobodys, |entry| entry.traffic.cell(self.worker.index));
