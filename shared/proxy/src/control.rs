@@ -10,6 +10,7 @@ mod identity;
 mod probes;
 mod ready;
 mod registration;
+mod rest;
 mod settings;
 mod status;
 mod stream;
@@ -122,6 +123,7 @@ impl Control {
         tasks.spawn(stopping.clone().run_until_cancelled_owned(identity::keep_fresh(self.clone())).discard());
         tasks.spawn(stopping.clone().run_until_cancelled_owned(probes::run(self.clone())).discard());
         tasks.spawn(stopping.clone().run_until_cancelled_owned(status::report(self.clone())).discard());
+        tasks.spawn(stopping.clone().run_until_cancelled_owned(rest::shrink(self.clone())).discard());
         tasks.spawn(stream::pull(self.clone(), stopping.clone()));
         tasks.spawn(stream::age(self.clone()));
         tasks.spawn(stream::push(self, stopping.clone()));
