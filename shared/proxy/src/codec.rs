@@ -1,10 +1,11 @@
-//! HTTP below the decisions: bodies, headers, connections. HTTP/2 is hyper's, at connection level, and HTTP/1.1 our own.
+//! HTTP below the decisions: bodies, headers, connections. HTTP/1.1 is our own; HTTP/2 is the `h2` crate's, served by hyper.
 
 mod body;
 mod filtered;
 mod forward;
 mod grpc;
 mod h1;
+mod h2;
 mod head;
 mod heads;
 mod incoming;
@@ -18,11 +19,12 @@ mod upgrade;
 
 pub use body::{Body, BodyError, Counted};
 pub use filtered::Guard;
-pub use forward::{Error, ForwardError, How, copy, send, timed};
+pub use forward::{Error, ForwardError, How, copy, send};
 pub(crate) use forward::{is_clients, is_refusal};
 pub(crate) use grpc::Own;
 pub use grpc::{in_grpc, is_grpc, is_grpc_type};
 pub(crate) use h1::{Client, Error as Http1Error, Watch};
+pub(crate) use h2::{Client as Http2Client, Connection as Http2Connection, Open, open as open_http2};
 pub(crate) use head::is_upgrade_of;
 pub use head::{
     Malformed, OVERLOADED, authority, because, denied, expects_continue, has_no_body, is_upgrade, malformed,

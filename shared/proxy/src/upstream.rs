@@ -75,7 +75,7 @@ pub enum DialError {
     #[error("mTLS with {endpoint} failed")]
     Tls { endpoint: String, source: Rc<TlsError> },
     #[error("{endpoint} does not speak HTTP")]
-    Http { endpoint: String, source: Rc<hyper::Error> },
+    Http { endpoint: String, source: Rc<h2::Error> },
     #[error("endpoints of {0} are left out, as they failed too often or are not healthy, and too few remain")]
     LeftOut(String),
     /// Nothing was tried.

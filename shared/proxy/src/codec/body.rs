@@ -90,6 +90,8 @@ pub struct Counted {
 pub enum BodyError {
     #[error("the other side ended the body early")]
     Incoming(#[from] hyper::Error),
+    #[error("the other side ended the body early")]
+    Http2(#[from] ::h2::Error),
     #[error("the body can't be read")]
     Http1(#[source] h1::Error),
     #[error("the stream exceeded its limit: {0:?}")]

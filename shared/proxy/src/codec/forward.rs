@@ -1,12 +1,11 @@
 //! A request over a pooled connection, and what to do when the connection turns out to be gone.
 
-use super::{Body, Counted, Http1Error, Incoming, strip_response};
+use super::{Body, BodyError, Counted, Http1Error, Incoming, strip_response};
 use crate::{
-    policy::timeouts::Clock,
     upstream::{DialError, Far, Pool, SendError, Sending},
     worker::Worker,
 };
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response};
 use http_body::Body as _;
 use std::{error::Error as _, rc::Rc};
 
@@ -31,6 +30,12 @@ pub enum Error {
     Hyper(#[from] hyper::Error),
     #[error(transparent)]
     Http1(#[from] Http1Error),
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
+    #[error("the body that was to be sent failed")]
+    Sending(#[source] Box<BodyError>),
+    #[error("the other side does not answer pings")]
+    Silent,
 }
 
 impl Error {
@@ -39,12 +44,18 @@ impl Error {
         match self {
             Self::Hyper(error) => is_clients(error),
             Self::Http1(error) => matches!(error, Http1Error::Sending(_) | Http1Error::Length),
+            Self::Sending(_) => true,
+            Self::Http2(_) | Self::Silent => false,
         }
     }
 
     /// Whether an HTTP/2 server said that it did nothing with the request.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Hyper(error) if is_refusal(error))
+        match self {
+            Self::Hyper(error) => is_refusal(error),
+            Self::Http2(error) => error.reason() == Some(h2::Reason::REFUSED_STREAM),
+            Self::Http1(_) | Self::Sending(_) | Self::Silent => false,
+        }
     }
 }
 
@@ -110,23 +121,6 @@ pub async fn send(
             }
         }
     }
-}
-
-/// Holds an answer to its clock; `Err` is the status to answer with where it is late.
-///
-/// # Errors
-/// A limit was exceeded before the answer's head.
-pub async fn timed<E>(
-    clock: Option<Rc<Clock>>,
-    answer: impl Future<Output = Result<Response<Body>, E>>,
-) -> Result<Result<Response<Body>, E>, StatusCode> {
-    let Some(clock) = clock else { return Ok(answer.await) };
-    let mut answer = clock.hold(answer).await.map_err(|_| clock.status())?;
-    if let Ok(response) = &mut answer {
-        clock.answered();
-        response.body_mut().response(Some(clock));
-    }
-    Ok(answer)
 }
 
 fn answer(response: Response<Incoming>, sending: Sending, counted: Counted) -> Response<Body> {

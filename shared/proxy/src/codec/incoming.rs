@@ -1,6 +1,6 @@
-//! A body as it comes from a connection: of our own HTTP/1.1, or of hyper's HTTP/2.
+//! A body as it comes from a connection: of our own HTTP/1.1, of an answer over HTTP/2, or of a request that hyper read.
 
-use super::{BodyError, h1};
+use super::{BodyError, h1, h2};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming as Hypers;
@@ -12,6 +12,7 @@ use std::{
 /// What comes over a connection.
 pub enum Incoming {
     Http1(h1::Incoming),
+    Http2(h2::Received),
     Hyper(Hypers),
 }
 
@@ -31,6 +32,7 @@ impl Body for Incoming {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Http1(body) => body.poll(cx).map_err(BodyError::Http1),
+            Self::Http2(body) => body.poll(cx),
             Self::Hyper(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Incoming),
         }
     }
@@ -38,6 +40,7 @@ impl Body for Incoming {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
             Self::Hyper(body) => body.is_end_stream(),
         }
     }
@@ -45,6 +48,7 @@ impl Body for Incoming {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
             Self::Hyper(body) => body.size_hint(),
         }
     }

@@ -1,6 +1,10 @@
 //! Connections that speak HTTP: serving one to its end, and opening one.
 
-use super::{Body, Incoming, MAX_HEAD, h1, heads::Heads};
+use super::{
+    Body, Incoming, MAX_HEAD, h1,
+    h2::{Batched, Driven},
+    heads::Heads,
+};
 use crate::{
     io::{Reset, Rewind, Stream},
     policy::timeouts::ConnectionLimits,
@@ -8,6 +12,7 @@ use crate::{
     worker::{Ending, Tracked},
 };
 use bytes::BytesMut;
+use futures::FutureExt;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::{body, client, server, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,17 +23,17 @@ use tokio::{io::AsyncReadExt, time::Instant};
 
 /// Windows: a stream's, and a connection's. The connection's is four times as large, so that one stream whose reader
 /// has stopped can't hold up the others.
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
-const FRAME: u32 = 32 << 10;
+pub(super) const STREAM_WINDOW: u32 = 256 << 10;
+pub(super) const CONNECTION_WINDOW: u32 = 1 << 20;
+pub(super) const FRAME: u32 = 32 << 10;
 /// Bytes of one stream that wait to be sent: back-pressure bounds memory.
-const SEND_BUFFER: usize = 256 << 10;
+pub(super) const SEND_BUFFER: usize = 256 << 10;
 /// Streams that a peer may have open on one connection.
 const MAX_STREAMS: u32 = 1_000;
 /// With streams open, a silent peer is asked so often...
-const PING: Duration = Duration::from_secs(10);
+pub(super) const PING: Duration = Duration::from_secs(10);
 /// ...and given up after so long.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// An HTTP/1.1 connection that is drained has this long to bring one more request, whose answer says that it is the
 /// last. Closed at once, it would cross with a request on its way, which a client can't safely send again.
 const LAST_REQUEST: Duration = Duration::from_secs(5);
@@ -95,8 +100,13 @@ pub async fn serve<S, H, F>(
             let heads = requests.heads.clone();
             let answer = |request: Request<Incoming>| {
                 heads.complete();
-                let version = request.version();
-                last.mark(version, requests.count(handler(request)))
+                let (version, busy, last) = (request.version(), requests.begin(), last.clone());
+                handler(request).map(move |response| {
+                    let Ok(mut response) = response;
+                    response.body_mut().busy(busy);
+                    last.mark(version, &mut response);
+                    Ok(response)
+                })
             };
             let mut connection = Box::pin(h1::Connection::new(stream, heads.clone(), answer));
             let drain = |connection: Pin<&mut h1::Connection<_, _>>| connection.get_mut().graceful_shutdown();
@@ -112,15 +122,21 @@ pub async fn serve<S, H, F>(
             }
         }
         Codec::Http2 => {
-            let io = TokioIo::new(stream);
+            let stream = Batched::new(stream);
             // Boxed: hyper moves what it runs for a stream several times.
             let handler = service_fn(|request: Request<body::Incoming>| {
-                Box::pin(requests.count(handler(request.map(Incoming::from))))
+                let busy = requests.begin();
+                Box::pin(handler(request.map(Incoming::from)).map(move |response| {
+                    let Ok(mut response) = response;
+                    response.body_mut().busy(busy);
+                    Ok::<_, Infallible>(response)
+                }))
             });
-            let connection = http2().serve_connection(io, handler);
-            let mut connection = Box::pin(connection);
-            let served =
-                until(tracked, &reset, unused(), connection.as_mut(), None, |c| c.graceful_shutdown());
+            let connection = http2().serve_connection(TokioIo::new(stream.clone()), handler);
+            let mut driven = Box::pin(Driven::new(connection, stream));
+            let served = until(tracked, &reset, unused(), driven.as_mut(), None, |driven| {
+                driven.get_mut().connection().graceful_shutdown();
+            });
             if let Err(error) = served.await {
                 tracing::debug!(%error, source = ?error.source(), "connection");
             }
@@ -157,21 +173,10 @@ impl Drop for Busy {
 }
 
 impl Requests {
-    /// Counts a request until its answer has gone out.
-    fn count<F>(
-        self: &Rc<Self>,
-        answer: F,
-    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<F>
-    where
-        F: Future<Output = Result<Response<Body>, Infallible>>,
-    {
+    /// A request begins; it counts until its answer has gone out.
+    fn begin(self: &Rc<Self>) -> Busy {
         self.open.set(self.open.get() + 1);
-        let busy = Busy(self.clone());
-        async move {
-            let mut response = answer.await?;
-            response.body_mut().busy(busy);
-            Ok(response)
-        }
+        Busy(self.clone())
     }
 }
 
@@ -199,22 +204,10 @@ impl LastAnswer {
     }
 
     /// An answer to a request of this version. HTTP/2 has a frame for it.
-    fn mark<B, F>(
-        &self,
-        version: Version,
-        answer: F,
-    ) -> impl Future<Output = Result<Response<B>, Infallible>> + use<B, F>
-    where
-        F: Future<Output = Result<Response<B>, Infallible>>,
-    {
-        let last = self.0.clone();
-        async move {
-            let mut response = answer.await?;
-            let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-            if last.get() && version < Version::HTTP_2 && !upgraded {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok(response)
+    fn mark<B>(&self, version: Version, response: &mut Response<B>) {
+        let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if self.0.get() && version < Version::HTTP_2 && !upgraded {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
     }
 }

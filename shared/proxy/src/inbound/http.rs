@@ -311,7 +311,14 @@ impl Errand<'_> {
         let far = Far::Application(inbound.clone());
         let counted = Counted { traffic: inbound.traffic.clone(), worker: worker.index, response: true };
         let sending = plumbing::send(worker, &pool, &far, how, request, counted);
-        let answer = plumbing::timed(clock, sending).await;
+        let mut answer = match &clock {
+            Some(clock) => clock.hold(sending).await.map_err(|_| clock.status()),
+            None => Ok(sending.await),
+        };
+        if let (Ok(Ok(response)), Some(clock)) = (&mut answer, clock) {
+            clock.answered();
+            response.body_mut().response(Some(clock));
+        }
         if let Some(refusal) = examined.refusal() {
             return plumbing::because(refusal, &Cause::FILTERED);
         }

@@ -94,9 +94,10 @@ fn begin_one(
         let fate = from.as_ref().map(CopyFrom::fate);
         let run = async {
             tokio::select! {
-                () = errand.run(copy, from) => true,
-                // Nobody is told of a part that it was all.
+                biased;
+                // Nobody is told of a part that it was all. First: the request ends with it.
                 () = given_up(fate) => false,
+                () = errand.run(copy, from) => true,
             }
         };
         if errand.worker.timer.timeout(LONGEST, Box::pin(run)).await != Some(true) {

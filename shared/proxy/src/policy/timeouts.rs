@@ -3,10 +3,10 @@
 use crate::timer::{Sleep, Timer};
 use http::StatusCode;
 use meridian_proxy_config::{ConnectionTimeouts, StreamTimeouts};
+use pin_project_lite::pin_project;
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
     time::Duration,
@@ -206,18 +206,9 @@ impl Clock {
         }
     }
 
-    /// Waits for a future, but no longer than the limits allow.
-    ///
-    /// # Errors
-    /// The limit that came first.
-    pub async fn hold<T>(&self, future: impl Future<Output = T>) -> Result<T, Late> {
-        let mut future = pin!(future);
-        let mut alarm = None;
-        poll_fn(|cx| match future.as_mut().poll(cx) {
-            Poll::Ready(value) => Poll::Ready(Ok(value)),
-            Poll::Pending => self.poll_late(cx, &mut alarm).map(Err),
-        })
-        .await
+    /// Waits for a future, but no longer than the limits allow. Resolves to the limit that came first otherwise.
+    pub fn hold<F: Future>(&self, future: F) -> Held<'_, F> {
+        Held { clock: self, future, alarm: None }
     }
 
     /// Ready when a limit is exceeded. `alarm` is kept by whoever polls: it is set for the earliest tick at which that
@@ -243,6 +234,28 @@ impl Clock {
                 return Poll::Pending;
             }
             *alarm = None;
+        }
+    }
+}
+
+pin_project! {
+    /// A future that is held to its limits. By hand: an `async fn` would have the space of the future twice.
+    pub struct Held<'a, F> {
+        clock: &'a Clock,
+        #[pin]
+        future: F,
+        alarm: Option<Sleep>,
+    }
+}
+
+impl<F: Future> Future for Held<'_, F> {
+    type Output = Result<F::Output, Late>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        match this.future.poll(cx) {
+            Poll::Ready(value) => Poll::Ready(Ok(value)),
+            Poll::Pending => this.clock.poll_late(cx, this.alarm).map(Err),
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use super::{DialError, Far, cluster_check};
 use crate::{
-    codec::{Body, Client, Error, Incoming, LocalExecutor, Watch, client_h2},
+    codec::{Body, Client, Error, Http2Client, Http2Connection, Incoming, Open, Watch, open_http2},
     io::{Reset, Transport},
     policy::at_once::{Active, Limit, Limits, Load},
     timer::Timer,
@@ -18,8 +18,6 @@ use futures::{
     future::{LocalBoxFuture, Shared},
 };
 use http::{Request, Response};
-use hyper::client::conn::http2;
-use hyper_util::rt::TokioIo;
 use std::{
     cell::{Cell, RefCell},
     rc::{Rc, Weak},
@@ -65,8 +63,7 @@ type Opening = Shared<LocalBoxFuture<'static, Result<(), DialError>>>;
 
 /// An HTTP/2 connection.
 pub struct Multiplexed {
-    sender: http2::SendRequest<Body>,
-    streams: Cell<usize>,
+    client: Http2Client,
     /// Since which tick there is none.
     unused: Cell<u64>,
     timer: Timer,
@@ -97,7 +94,10 @@ pub struct Exclusive {
 pub struct Sending(Option<Kind>);
 
 enum Kind {
-    Stream(Rc<Multiplexed>),
+    Stream {
+        connection: Rc<Multiplexed>,
+        _open: Open,
+    },
     Exclusive(Box<Exclusive>),
     /// Of no pool.
     Alone(Client),
@@ -120,18 +120,17 @@ impl Sending {
 
     /// The answer is complete: the connection can be used again.
     pub fn complete(mut self) {
-        match self.0.take_if(|kind| !matches!(kind, Kind::Stream(_))) {
+        match self.0.take_if(|kind| !matches!(kind, Kind::Stream { .. })) {
             Some(Kind::Exclusive(exclusive)) => exclusive.give_back(),
             Some(Kind::Alone(client)) => client.leave(),
-            Some(Kind::Stream(_)) | None => {}
+            Some(Kind::Stream { .. }) | None => {}
         }
     }
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        if let Some(Kind::Stream(connection)) = &self.0 {
-            connection.streams.set(connection.streams.get().saturating_sub(1));
+        if let Some(Kind::Stream { connection, .. }) = &self.0 {
             connection.unused.set(connection.timer.now());
         }
     }
@@ -163,7 +162,7 @@ impl Pool {
         loop {
             let (best, count) = self.best(worker);
             match best {
-                Some(best) if best.streams.get() < STREAMS || count >= CONNECTIONS => return Ok(best),
+                Some(best) if best.client.streams() < STREAMS || count >= CONNECTIONS => return Ok(best),
                 Some(best) if self.load.connected(far.at_once()) => return Ok(best),
                 Some(best) => {
                     let opening = self.opening(worker, far, alpn);
@@ -184,14 +183,11 @@ impl Pool {
         let renewed = worker.shared.tls.renewed();
         connections.retain(|connection| {
             let old = connection.expires.is_some_and(|at| worker.timer.now() >= at);
-            !(old
-                || connection.retired.get()
-                || connection.renewed != renewed
-                || connection.sender.is_closed())
+            !(old || connection.retired.get() || connection.renewed != renewed || connection.client.is_over())
         });
         let best = match connections.as_slice() {
             [only] => Some(only.clone()),
-            many => many.iter().min_by_key(|connection| connection.streams.get()).cloned(),
+            many => many.iter().min_by_key(|connection| connection.client.streams()).cloned(),
         };
         (best, connections.len())
     }
@@ -227,13 +223,12 @@ impl Pool {
         let Opened { transport, peer, active } = opened;
         let reset = transport.reset();
         let endpoint = far.name();
-        let (sender, connection) = client_h2(transport)
+        let (client, connection) = open_http2(transport)
             .await
             .map_err(|source| DialError::Http { endpoint, source: Rc::new(source) })?;
         let expires = far.expires(worker.timer.now());
         let made = Rc::new(Multiplexed {
-            sender,
-            streams: Cell::new(0),
+            client,
             unused: Cell::new(worker.timer.now()),
             timer: worker.timer.clone(),
             retired: Cell::new(false),
@@ -346,7 +341,7 @@ impl Drive {
     async fn multiplexed(
         self,
         worker: Rc<Worker>,
-        connection: http2::Connection<TokioIo<Transport>, Body, LocalExecutor>,
+        connection: Http2Connection<Transport>,
         made: Weak<Multiplexed>,
     ) {
         let _open = self.opened(&worker);
@@ -418,7 +413,7 @@ async fn unused(connection: &Weak<Multiplexed>, limit: Option<Duration>) {
         tokio::time::sleep(wait).await;
         let Some(connection) = connection.upgrade() else { return };
         let passed = connection.timer.now().saturating_sub(connection.unused.get());
-        wait = match connection.streams.get() {
+        wait = match connection.client.streams() {
             0 if passed >= ticks => return,
             0 => Timer::span(ticks.saturating_sub(passed)),
             _ => limit,
@@ -426,7 +421,7 @@ async fn unused(connection: &Weak<Multiplexed>, limit: Option<Duration>) {
     }
 }
 
-fn ended(result: hyper::Result<()>) {
+fn ended(result: Result<(), Error>) {
     if let Err(error) = result {
         tracing::debug!(%error, source = ?std::error::Error::source(&error), "upstream connection");
     }
@@ -441,14 +436,14 @@ impl Multiplexed {
         self: &Rc<Self>,
         request: Box<Request<Body>>,
     ) -> Result<(Response<Incoming>, Sending), SendError> {
-        self.streams.set(self.streams.get() + 1);
-        let sending = Sending(Some(Kind::Stream(self.clone())));
-        match self.sender.clone().try_send_request(*request).await {
-            Ok(response) => Ok((response.map(Incoming::from), sending)),
-            Err(mut error) => {
-                let request = error.take_message().map(Box::new);
-                let sent = request.is_none();
-                Err(SendError { error: error.into_error().into(), request, sent })
+        match self.client.send(request).await {
+            Ok((response, open)) => {
+                let sending = Sending(Some(Kind::Stream { connection: self.clone(), _open: open }));
+                Ok((response.map(Incoming::Http2), sending))
+            }
+            Err(error) => {
+                let sent = error.request.is_none();
+                Err(SendError { error: error.error, request: error.request, sent })
             }
         }
     }

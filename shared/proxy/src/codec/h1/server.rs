@@ -26,6 +26,8 @@ use tokio::sync::oneshot;
 /// How often more is read of a request's rest that nobody wants, before its connection is given up.
 const SKIPPED: usize = 4;
 
+const CONTINUE: Bytes = Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n");
+
 /// A connection that is served. Resolves when it is over.
 pub(in crate::codec) struct Connection<H, F> {
     link: Shared,
@@ -236,7 +238,7 @@ where
                     let mut link = this.link.borrow_mut();
                     link::keep(&mut link.owner, cx);
                     if link.wanted() && asked.version == Version::HTTP_11 {
-                        this.out.push(Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n"));
+                        this.out.push(CONTINUE);
                     }
                     if !this.out.is_empty()
                         && let Poll::Ready(written) = link.poll_write(&mut this.out, cx)
@@ -245,6 +247,10 @@ where
                     }
                     drop(link);
                     let Ok(response) = ready!(answer.as_mut().poll(cx));
+                    // Wanted with the answer's head in hand: behind that head nobody could be told.
+                    if this.link.borrow_mut().wanted() && asked.version == Version::HTTP_11 {
+                        this.out.push(CONTINUE);
+                    }
                     let State::Answering(_, asked) = std::mem::replace(&mut this.state, State::Closing)
                     else {
                         return Poll::Ready(Ok(()));

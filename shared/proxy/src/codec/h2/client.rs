@@ -1,0 +1,283 @@
+//! Requests over one connection, many at a time.
+
+use super::{Batched, Driven, Received};
+use crate::{
+    codec::{
+        Body, Error, MAX_HEAD,
+        serve::{CONNECTION_WINDOW, FRAME, PING, PING_TIMEOUT, SEND_BUFFER, STREAM_WINDOW},
+    },
+    io::Stream,
+};
+use bytes::Bytes;
+use h2::{
+    Ping, PingPong, Reason, SendStream,
+    client::{Builder, ResponseFuture, SendRequest},
+};
+use http::{HeaderValue, Method, Request, Response, header::CONTENT_LENGTH};
+use http_body::Body as _;
+use std::{
+    cell::Cell,
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+use tokio::time::{Sleep, sleep};
+
+/// What sends requests over a connection that a [`Connection`] drives.
+pub(crate) struct Client {
+    sender: SendRequest<Bytes>,
+    use_: Rc<Use>,
+}
+
+#[derive(Default)]
+struct Use {
+    /// Streams whose answers have not ended.
+    streams: Cell<usize>,
+    over: Cell<bool>,
+}
+
+/// A stream counts as open until this is dropped.
+pub(crate) struct Open(Rc<Use>);
+
+/// A request that was not answered.
+pub(crate) struct SendError {
+    pub(crate) error: Error,
+    /// The request, if nothing of it was sent.
+    pub(crate) request: Option<Box<Request<Body>>>,
+}
+
+/// Drives a connection. Resolves when it is over.
+pub(crate) struct Connection<S: Stream> {
+    driven: Driven<h2::client::Connection<Batched<S>, Bytes>, S>,
+    stream: Batched<S>,
+    pings: Option<PingPong>,
+    watch: Watch,
+    use_: Rc<Use>,
+}
+
+/// Whether the other side is still there, asked while streams are open. Nothing is armed while there are none.
+enum Watch {
+    Rests,
+    /// To see then whether anything has come.
+    Listens(Pin<Box<Sleep>>),
+    /// It is asked, and must answer until then.
+    Asks(Pin<Box<Sleep>>),
+}
+
+/// Begins HTTP/2 over a connection.
+///
+/// # Errors
+/// The settings could not be written.
+pub(crate) async fn open<S: Stream>(stream: S) -> Result<(Client, Connection<S>), h2::Error> {
+    let stream = Batched::new(stream);
+    let mut builder = Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX));
+    let (sender, mut connection) = builder.handshake(stream.clone()).await?;
+    let pings = connection.ping_pong();
+    let use_ = Rc::<Use>::default();
+    let driven = Driven::new(connection, stream.clone());
+    let connection = Connection { driven, stream, pings, watch: Watch::Rests, use_: use_.clone() };
+    Ok((Client { sender, use_ }, connection))
+}
+
+impl Client {
+    pub(crate) fn is_over(&self) -> bool {
+        self.use_.over.get()
+    }
+
+    /// Streams whose answers have not ended.
+    pub(crate) fn streams(&self) -> usize {
+        self.use_.streams.get()
+    }
+
+    /// Sends a request. What is left of its body once the answer's head is there goes on being sent.
+    ///
+    /// # Errors
+    /// Why there is no answer. No request is taken any more after an error that brings it back.
+    pub(crate) async fn send(
+        &self,
+        request: Box<Request<Body>>,
+    ) -> Result<(Response<Received>, Open), SendError> {
+        self.use_.streams.set(self.use_.streams.get() + 1);
+        let open = Open(self.use_.clone());
+        let mut sender = self.sender.clone();
+        if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
+            self.use_.over.set(true);
+            return Err(SendError { error: error.into(), request: Some(request) });
+        }
+        let (head, body) = request.into_parts();
+        let mut head = Request::from_parts(head, ());
+        tell_length(&mut head, &body);
+        let bodiless = body.is_end_stream();
+        let (answer, stream) = sender.send_request(head, bodiless).map_err(|error| lost(error.into()))?;
+        let upload = (!bodiless).then(|| Upload { body, stream, next: None });
+        let mut exchange = Exchange { answer, upload };
+        let response = poll_fn(|cx| exchange.poll(cx)).await.map_err(lost)?;
+        if let Some(upload) = exchange.upload {
+            drop(tokio::task::spawn_local(upload.rest()));
+        }
+        let (head, stream) = response.into_parts();
+        let received = Received::new(stream, &head.headers);
+        Ok((Response::from_parts(head, received), open))
+    }
+}
+
+fn lost(error: Error) -> SendError {
+    SendError { error, request: None }
+}
+
+/// What is known of the length is told, as HTTP/1.1 would (RFC 9110 8.6).
+fn tell_length(head: &mut Request<()>, body: &Body) {
+    let means_something = matches!(*head.method(), Method::POST | Method::PUT | Method::PATCH);
+    let length = body.size_hint().exact().filter(|length| *length > 0 || means_something);
+    if let Some(length) = length {
+        head.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get().saturating_sub(1));
+    }
+}
+
+/// A request under way. Dropped, its stream is cancelled.
+struct Exchange {
+    answer: ResponseFuture,
+    upload: Option<Upload>,
+}
+
+impl Exchange {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<h2::RecvStream>, Error>> {
+        if let Some(upload) = &mut self.upload
+            && let Poll::Ready(sent) = upload.poll(cx)
+        {
+            self.upload = None;
+            match sent {
+                // A server that wants no more of a request may yet have answered it.
+                Ok(()) | Err(Error::Http2(_)) => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Pin::new(&mut self.answer).poll(cx).map_err(Error::from)
+    }
+}
+
+/// A body on its way.
+struct Upload {
+    body: Body,
+    stream: SendStream<Bytes>,
+    /// What was read and waits for room in the window, and whether it is the last.
+    next: Option<(Bytes, bool)>,
+}
+
+impl Upload {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        loop {
+            if let Poll::Ready(reason) = self.stream.poll_reset(cx)? {
+                return Poll::Ready(Err(h2::Error::from(reason).into()));
+            }
+            if self.next.is_some() {
+                while self.stream.capacity() == 0 {
+                    match ready!(self.stream.poll_capacity(cx)) {
+                        Some(more) => more?,
+                        None => return Poll::Ready(Err(h2::Error::from(Reason::STREAM_CLOSED).into())),
+                    };
+                }
+            }
+            if let Some((data, last)) = self.next.take() {
+                self.stream.send_data(data, last)?;
+                if last {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        // Asked for once there is something to send, and no more than shows that some of it may go: what is
+                        // reserved is taken from all streams.
+                        if !data.is_empty() {
+                            self.stream.reserve_capacity(1);
+                            self.next = Some((data, self.body.is_end_stream()));
+                        } else if self.body.is_end_stream() {
+                            return self.end();
+                        }
+                    }
+                    Err(frame) => {
+                        if let Ok(trailers) = frame.into_trailers() {
+                            self.stream.reserve_capacity(0);
+                            self.stream.send_trailers(trailers)?;
+                            return Poll::Ready(Ok(()));
+                        }
+                    }
+                },
+                Some(Err(error)) => {
+                    self.stream.send_reset(Reason::CANCEL);
+                    return Poll::Ready(Err(Error::Sending(Box::new(error))));
+                }
+                None => return self.end(),
+            }
+        }
+    }
+
+    fn end(&mut self) -> Poll<Result<(), Error>> {
+        Poll::Ready(self.stream.send_data(Bytes::new(), true).map_err(Error::from))
+    }
+
+    /// Sends what is left behind an answer's head.
+    async fn rest(mut self) {
+        if let Err(error) = poll_fn(|cx| self.poll(cx)).await {
+            tracing::debug!(%error, "the rest of a request");
+        }
+    }
+}
+
+impl<S: Stream> Connection<S> {
+    /// Whether the other side is still there; ready when it is not.
+    fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(pings) = &mut self.pings else { return Poll::Pending };
+        loop {
+            let used = self.use_.streams.get() > 0;
+            match &mut self.watch {
+                Watch::Rests if used => self.watch = Watch::Listens(Box::pin(sleep(PING))),
+                Watch::Rests => return Poll::Pending,
+                Watch::Listens(until) => {
+                    ready!(until.as_mut().poll(cx));
+                    let asks = !self.stream.take_heard() && used && pings.send_ping(Ping::opaque()).is_ok();
+                    self.watch = if asks { Watch::Asks(Box::pin(sleep(PING_TIMEOUT))) } else { Watch::Rests };
+                }
+                Watch::Asks(until) => {
+                    if pings.poll_pong(cx).is_pending() {
+                        return until.as_mut().poll(cx);
+                    }
+                    self.watch = Watch::Rests;
+                }
+            }
+        }
+    }
+}
+
+impl<S: Stream> Future for Connection<S> {
+    type Output = Result<(), Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Poll::Ready(result) = Pin::new(&mut self.driven).poll(cx) {
+            return Poll::Ready(result.map_err(Error::from));
+        }
+        // Behind the connection, which has read by now what has come. A ping that this sends goes with the next turn.
+        self.poll_watch(cx).map(|()| Err(Error::Silent))
+    }
+}
+
+impl<S: Stream> Drop for Connection<S> {
+    fn drop(&mut self) {
+        self.use_.over.set(true);
+    }
+}
