@@ -8,8 +8,9 @@ CARGO := cargo
 PACKAGES := iproute2:ip nftables:nft util-linux:nsenter curl:curl postgresql-client:psql tcpdump:tcpdump nghttp2-client:h2load iputils-ping:ping libc-bin:getent
 
 # The demo takes SQLite where there is no Postgres; the tests need the real one, openssl in the attacker's hands, gRPC in
-# another language, and a Prometheus (a child of its test; the daemon that its package may start is nobody's).
-TEST_PACKAGES := postgresql:/usr/lib/postgresql/*/bin/initdb python3-grpcio:/usr/lib/python3*/dist-packages/grpc/__init__.py prometheus:promtool
+# another language, a Prometheus (a child of its test; the daemon that its package may start is nobody's), and strace, which
+# counts what requests ask of the kernel.
+TEST_PACKAGES := strace:strace postgresql:/usr/lib/postgresql/*/bin/initdb python3-grpcio:/usr/lib/python3*/dist-packages/grpc/__init__.py prometheus:promtool
 
 # Further words for `make bench`: BENCH='--only HTTP/2 --rounds 3'.
 BENCH :=

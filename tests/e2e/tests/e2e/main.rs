@@ -8,6 +8,7 @@ mod at_rest;
 mod attack;
 mod bad_input;
 mod balance;
+mod budget;
 mod capture;
 mod churn;
 mod grpc;
