@@ -27,8 +27,8 @@ pub(super) async fn report(control: Arc<Control>) {
         let status = control.status();
         if told.as_ref() != Some(&status) {
             publish(&control, report_types::STATUS, &status);
-            told = Some(status);
         }
+        let status = told.insert(status);
         tokio::time::sleep(INTERVAL).await;
         let changed = tokio::select! {
             changed = snapshots.changed() => changed,
@@ -38,7 +38,7 @@ pub(super) async fn report(control: Arc<Control>) {
                 publish(&control, report_types::DENIALS, &shared.denials.snapshot());
                 changed
             }
-            () = tokio::time::sleep(LOOK) => Ok(()),
+            () = control.until_other(status) => Ok(()),
         };
         if changed.is_err() {
             return;
@@ -56,6 +56,21 @@ fn publish(control: &Control, kind: &'static str, value: &impl Serialize) {
 }
 
 impl Control {
+    /// Resolves when what nobody announces is no longer as told. Only that is looked at: the rest is dear, and at rest
+    /// nothing of it changes.
+    async fn until_other(&self, told: &ProxyStatus) {
+        let identities = &self.engine.shared().tls.identities;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = OffsetDateTime::now_utc();
+            let is_valid = |mesh: &String| identities.of(mesh).current(now).is_some();
+            let valid = identities.meshes().iter().filter(|mesh| is_valid(mesh)).count();
+            if valid != told.certificates.len() || self.enforcement() != told.outbound_enforcement {
+                return;
+            }
+        }
+    }
+
     pub(super) fn status(&self) -> ProxyStatus {
         let snapshot = self.engine.shared().snapshots.load();
         let inbounds = snapshot.inbounds.values().map(|inbound| &inbound.config);

@@ -90,6 +90,6 @@ impl Count {
 
 fn total(summary: &Path) -> Result<u64> {
     let text = std::fs::read_to_string(summary)?;
-    let of = |line: &str| Some(line.trim().strip_suffix("total")?.trim().parse::<u64>().ok()?);
+    let of = |line: &str| line.trim().strip_suffix("total")?.trim().parse::<u64>().ok();
     text.lines().find_map(of).with_context(|| format!("no total in {text}"))
 }
