@@ -103,9 +103,9 @@ where
         let mut link = self.link.borrow_mut();
         loop {
             if !link.input.is_empty() {
-                self.heads.bytes_came();
                 match parse::request(&mut link.input, &mut self.partial) {
-                    Ok(None) => {}
+                    // Nobody has to be woken for a head that is there at once.
+                    Ok(None) => self.heads.bytes_came(),
                     Ok(head) => return Poll::Ready(Ok(head)),
                     Err(error) => {
                         refuse(&mut self.out, &error);
