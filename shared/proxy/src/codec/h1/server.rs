@@ -20,11 +20,18 @@ use std::{
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
+    time::Duration,
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Sleep};
 
 /// How often more is read of a request's rest that nobody wants, before its connection is given up.
 const SKIPPED: usize = 4;
+/// A client that may still be sending is read for so long behind its last answer: closed at once, the connection would be
+/// reset by what comes, and the reset can overtake the answer (RFC 9112, 9.6). As long as Envoy's.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
+/// And so much: more than the largest buffers that Linux gives a connection (4 MiB to send, 6 to receive), so that who looks
+/// for an answer as he writes has seen it.
+pub(super) const LINGER_BYTES: usize = 16 << 20;
 
 /// A connection that is served. Resolves when it is over.
 pub(in crate::codec) struct Connection<H, F> {
@@ -36,6 +43,8 @@ pub(in crate::codec) struct Connection<H, F> {
     heads: Rc<Heads>,
     /// No request is begun any more.
     closing: bool,
+    /// What came was no request: more of it may come.
+    refused: bool,
     upgrading: Option<oneshot::Sender<Upgraded>>,
 }
 
@@ -47,6 +56,14 @@ enum State<F> {
     /// The head that says so is on its way.
     Upgrading,
     Closing,
+    /// Nothing more is written.
+    Lingering(Linger),
+}
+
+/// What is still read of a client, only to be thrown away.
+struct Linger {
+    end: Pin<Box<Sleep>>,
+    bytes: usize,
 }
 
 struct Sending {
@@ -84,6 +101,7 @@ where
             out: Out::default(),
             heads,
             closing: false,
+            refused: false,
             upgrading: None,
         }
     }
@@ -107,6 +125,7 @@ where
                     Ok(head) => return Poll::Ready(Ok(head)),
                     Err(error) => {
                         refuse(&mut self.out, &error);
+                        self.refused = true;
                         return Poll::Ready(Ok(None));
                     }
                 }
@@ -164,6 +183,9 @@ where
     /// Whether there is a rest of the request that nobody reads, and that has not come: nothing can follow it.
     fn is_given_up(&self, cx: &mut Context<'_>) -> bool {
         let mut link = self.link.borrow_mut();
+        if link.is_broken() {
+            return true;
+        }
         if link.is_read() || Rc::strong_count(&self.link) > 1 {
             return false;
         }
@@ -175,6 +197,15 @@ where
         !link.skip()
     }
 
+    /// Whether the client has left before its answer was there. Who ends its side has left, too, as other servers take it;
+    /// but not where another protocol was asked for, in which it may have a meaning.
+    fn is_left(&self, cx: &mut Context<'_>) -> bool {
+        let mut link = self.link.borrow_mut();
+        // What comes behind the request waits for its turn, and is looked at no further.
+        let looks = self.upgrading.is_none() && link.is_read() && link.input.is_empty();
+        looks && matches!(link.poll_fill(cx), Poll::Ready(Ok(0) | Err(_)))
+    }
+
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         if self.out.is_empty() {
             return Poll::Ready(Ok(()));
@@ -184,10 +215,31 @@ where
         Poll::Ready(written.map_err(Error::from))
     }
 
+    /// Whether more may come of a client to whom nothing is said any more.
+    fn may_send(&self) -> bool {
+        let link = self.link.borrow();
+        self.refused || !link.is_read() || !link.input.is_empty()
+    }
+
     /// The answer has gone out whole.
     fn next(&mut self, keep: bool) {
         let read = self.link.borrow_mut().skip();
         self.state = if keep && read && !self.closing { State::Head } else { State::Closing };
+    }
+}
+
+impl Linger {
+    /// Reads until the client has ended, or was read for long enough.
+    fn poll(&mut self, link: &Shared, cx: &mut Context<'_>) -> Poll<()> {
+        let mut link = link.borrow_mut();
+        loop {
+            link.input.clear();
+            match link.poll_fill(cx) {
+                Poll::Ready(Ok(count @ 1..)) if count < self.bytes => self.bytes -= count,
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return self.end.as_mut().poll(cx),
+            }
+        }
     }
 }
 
@@ -244,7 +296,9 @@ where
                         written?;
                     }
                     drop(link);
-                    let Ok(response) = ready!(answer.as_mut().poll(cx));
+                    let Poll::Ready(Ok(response)) = answer.as_mut().poll(cx) else {
+                        return if this.is_left(cx) { Poll::Ready(Err(Error::Left)) } else { Poll::Pending };
+                    };
                     let State::Answering(_, asked) = std::mem::replace(&mut this.state, State::Closing)
                     else {
                         return Poll::Ready(Ok(()));
@@ -266,6 +320,7 @@ where
                     match (done, full) {
                         (true, _) => this.next(keep),
                         (false, true) => {}
+                        (false, false) if this.is_left(cx) => return Poll::Ready(Err(Error::Left)),
                         (false, false) => return Poll::Pending,
                     }
                 }
@@ -283,6 +338,17 @@ where
                     ready!(this.poll_write(cx))?;
                     let mut link = this.link.borrow_mut();
                     ready!(Pin::new(link.io()?).poll_shutdown(cx))?;
+                    drop(link);
+                    if !this.may_send() {
+                        return Poll::Ready(Ok(()));
+                    }
+                    this.state = State::Lingering(Linger {
+                        end: Box::pin(tokio::time::sleep(LINGER)),
+                        bytes: LINGER_BYTES,
+                    });
+                }
+                State::Lingering(linger) => {
+                    ready!(linger.poll(&this.link, cx));
                     return Poll::Ready(Ok(()));
                 }
             }
