@@ -22,6 +22,8 @@ pub use forward::{Error, ForwardError, How, copy, send, timed};
 pub(crate) use forward::{is_clients, is_refusal};
 pub(crate) use grpc::Own;
 pub use grpc::{in_grpc, is_grpc, is_grpc_type};
+#[cfg(any(test, fuzzing))]
+pub use h1::fuzz::run as fuzz_http1;
 pub(crate) use h1::{Client, Error as Http1Error, Watch};
 pub(crate) use head::is_upgrade_of;
 pub use head::{

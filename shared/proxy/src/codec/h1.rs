@@ -11,6 +11,8 @@
 mod client;
 mod decode;
 mod encode;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod link;
 mod out;
 mod parse;

@@ -154,12 +154,12 @@ async fn a_client_that_leaves_ends_its_request() {
     }
     local(async {
         for answers in [false, true] {
-            let (begun, mut began) = tokio::sync::mpsc::unbounded_channel::<Rc<()>>();
+            let (begun, mut began) = tokio::sync::mpsc::channel::<Rc<()>>(1);
             let handler = move |_: Request<incoming::Incoming>| {
                 let begun = begun.clone();
                 async move {
                     let here = Rc::new(());
-                    begun.send(here.clone()).unwrap();
+                    begun.send(here.clone()).await.unwrap();
                     match answers {
                         true => Ok(Response::new(pausing())),
                         false => std::future::pending().await,
