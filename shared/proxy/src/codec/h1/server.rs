@@ -285,18 +285,16 @@ where
                     None => this.state = State::Closing,
                 },
                 State::Answering(answer, asked) => {
-                    let mut link = this.link.borrow_mut();
-                    link::keep(&mut link.owner, cx);
-                    if link.wanted() && asked.version == Version::HTTP_11 {
+                    link::keep(&mut this.link.borrow_mut().owner, cx);
+                    let answered = answer.as_mut().poll(cx);
+                    // Before the answer, also where both come at once: the client may hold its body back until then.
+                    if this.link.borrow_mut().wanted() && asked.version == Version::HTTP_11 {
                         this.out.push(Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n"));
                     }
-                    if !this.out.is_empty()
-                        && let Poll::Ready(written) = link.poll_write(&mut this.out, cx)
-                    {
-                        written?;
-                    }
-                    drop(link);
-                    let Poll::Ready(Ok(response)) = answer.as_mut().poll(cx) else {
+                    let Poll::Ready(Ok(response)) = answered else {
+                        if let Poll::Ready(written) = this.poll_write(cx) {
+                            written?;
+                        }
                         return if this.is_left(cx) { Poll::Ready(Err(Error::Left)) } else { Poll::Pending };
                     };
                     let State::Answering(_, asked) = std::mem::replace(&mut this.state, State::Closing)

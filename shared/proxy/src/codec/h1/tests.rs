@@ -274,6 +274,25 @@ async fn who_waits_for_a_word_gets_it_once_somebody_wants_the_body() {
     .await;
 }
 
+/// Also where the answer comes at the same time.
+#[tokio::test]
+async fn a_word_is_said_before_the_answer() {
+    local(async {
+        let hasty = |request: Request<incoming::Incoming>| async {
+            let mut body = request.into_body();
+            assert!(futures::poll!(body.frame()).is_pending());
+            Ok(Response::new(Body::incoming(body)))
+        };
+        let mut stream = serving(hasty);
+        let head = b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n";
+        stream.write_all(head).await.unwrap();
+        heard(&mut stream, "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await;
+        stream.write_all(b"ok").await.unwrap();
+        heard(&mut stream, "ok").await;
+    })
+    .await;
+}
+
 /// A body whose length nobody knows before its end.
 async fn open_ended(text: &'static str) -> Body {
     let (mut near, far) = duplex(ROOM);
