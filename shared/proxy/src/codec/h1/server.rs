@@ -26,6 +26,9 @@ use tokio::{sync::oneshot, time::Sleep};
 
 /// How often more is read of a request's rest that nobody wants, before its connection is given up.
 const SKIPPED: usize = 4;
+/// A client that has ended its side may have left, or may only have no more to say: an answer, or more of one, is waited for
+/// so long. Who wants one from a script has it by then, and nothing goes on for long for who has left.
+pub(super) const HALF_CLOSED: Duration = Duration::from_secs(1);
 /// A client that may still be sending is read for so long behind its last answer: closed at once, the connection would be
 /// reset by what comes, and the reset can overtake the answer (RFC 9112, 9.6). As long as Envoy's.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
@@ -45,6 +48,8 @@ pub(in crate::codec) struct Connection<H, F> {
     closing: bool,
     /// What came was no request: more of it may come.
     refused: bool,
+    /// Of a client that has ended its side: until when it is believed to be there.
+    patience: Option<Pin<Box<Sleep>>>,
     upgrading: Option<oneshot::Sender<Upgraded>>,
 }
 
@@ -102,6 +107,7 @@ where
             heads,
             closing: false,
             refused: false,
+            patience: None,
             upgrading: None,
         }
     }
@@ -145,6 +151,7 @@ where
             keep: keep && !self.closing,
         };
         self.upgrading = None;
+        self.patience = None;
         if is_upgrade(&request) {
             let (sender, receiver) = oneshot::channel();
             self.upgrading = Some(sender);
@@ -197,13 +204,22 @@ where
         !link.skip()
     }
 
-    /// Whether the client has left before its answer was there. Who ends its side has left, too, as other servers take it;
-    /// but not where another protocol was asked for, in which it may have a meaning.
-    fn is_left(&self, cx: &mut Context<'_>) -> bool {
+    /// Whether the client has left before its answer was there: asked where there is nothing to do but wait. Where another
+    /// protocol was asked for, the end of one side has a meaning of its own.
+    fn is_left(&mut self, cx: &mut Context<'_>) -> bool {
         let mut link = self.link.borrow_mut();
         // What comes behind the request waits for its turn, and is looked at no further.
-        let looks = self.upgrading.is_none() && link.is_read() && link.input.is_empty();
-        looks && matches!(link.poll_fill(cx), Poll::Ready(Ok(0) | Err(_)))
+        if self.upgrading.is_some() || !link.is_read() || !link.input.is_empty() {
+            return false;
+        }
+        match link.poll_fill(cx) {
+            Poll::Ready(Ok(0)) => {
+                let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(HALF_CLOSED)));
+                patience.as_mut().poll(cx).is_ready()
+            }
+            Poll::Ready(Err(_)) => true,
+            Poll::Ready(Ok(_)) | Poll::Pending => false,
+        }
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
@@ -314,6 +330,9 @@ where
                     }
                     let (done, keep) = (sending.body.is_none(), sending.keep);
                     let full = this.out.len() >= MAX_WAITING;
+                    if !this.out.is_empty() {
+                        this.patience = None;
+                    }
                     ready!(this.poll_write(cx))?;
                     match (done, full) {
                         (true, _) => this.next(keep),

@@ -141,7 +141,7 @@ async fn a_malformed_body_is_the_last_one() {
 }
 
 /// Who leaves before the answer is there, or while it pauses, does not keep it going.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_ends_its_request() {
     /// A body of which nothing more comes.
     fn pausing() -> Body {
@@ -176,6 +176,29 @@ async fn a_client_that_leaves_ends_its_request() {
             drop(near);
             assert!(matches!(serving.await.unwrap(), Err(Error::Left)), "{answers}");
         }
+    })
+    .await;
+}
+
+/// Who has only ended its side, and no more to say, gets its answer, if there is some progress.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_said_all_is_answered() {
+    local(async {
+        let slow = |_: Request<incoming::Incoming>| async {
+            tokio::time::sleep(server::HALF_CLOSED / 2).await;
+            let (mut near, far) = duplex(ROOM);
+            let link = Link::over(far);
+            let serial = link.borrow_mut().begin(Framing::Length(4), false);
+            drop(spawn_local(async move {
+                for byte in *b"slow" {
+                    tokio::time::sleep(server::HALF_CLOSED * 2 / 3).await;
+                    near.write_all(&[byte]).await.unwrap();
+                }
+            }));
+            Ok(Response::new(Body::incoming(incoming::Incoming::Http1(Incoming::of(&link, serial)))))
+        };
+        let said = said(serving(slow), "GET / HTTP/1.1\r\n\r\n").await;
+        assert_eq!(said, "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow");
     })
     .await;
 }
