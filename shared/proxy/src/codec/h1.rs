@@ -11,6 +11,8 @@
 mod client;
 mod decode;
 mod encode;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod link;
 mod out;
 mod parse;
@@ -44,6 +46,8 @@ pub enum Error {
     Cut,
     #[error("the connection ended before the answer")]
     Unanswered,
+    #[error("the client left before its answer")]
+    Left,
     #[error("the body that was to be sent failed")]
     Sending(#[source] Box<BodyError>),
     #[error("the body that was to be sent is not as long as its head says")]

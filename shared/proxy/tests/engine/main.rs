@@ -5,6 +5,7 @@
 mod apps;
 mod balance;
 mod breaker;
+mod breaks;
 mod callers;
 mod collector;
 mod control;
@@ -22,6 +23,7 @@ mod rules;
 mod scrape_tls;
 mod scripts;
 mod sessions;
+mod slow;
 mod tcp;
 mod timeouts;
 mod torture;

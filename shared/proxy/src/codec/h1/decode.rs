@@ -28,6 +28,8 @@ pub(super) enum Decoder {
     /// Up to the connection's end.
     End,
     Done,
+    /// It was no body: nobody knows where anything behind it begins.
+    Broken,
 }
 
 /// Where in a chunked body the next byte is.
@@ -81,22 +83,27 @@ impl Decoder {
         matches!(self, Self::Done)
     }
 
+    pub(super) fn is_broken(&self) -> bool {
+        matches!(self, Self::Broken)
+    }
+
     /// How much is left, if that is known.
     pub(super) fn left(&self) -> Option<u64> {
         match self {
             Self::Length(left) => Some(*left),
             Self::Done => Some(0),
-            Self::Chunked(_) | Self::End => None,
+            Self::Chunked(_) | Self::End | Self::Broken => None,
         }
     }
 
     /// Takes the next piece from a buffer.
     ///
     /// # Errors
-    /// It is no body.
+    /// It is no body, now and for ever after.
     pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Piece, Error> {
         let piece = match self {
             Self::Done => Piece::End,
+            Self::Broken => return Err(Error::Body),
             Self::Length(left) => match take(buffer, *left) {
                 Some(data) => {
                     *left -= data.len() as u64;
@@ -108,13 +115,17 @@ impl Decoder {
                 None => Piece::More,
             },
             Self::End => take(buffer, u64::MAX).map_or(Piece::More, Piece::Data),
-            Self::Chunked(chunked) => {
-                let (piece, done) = chunked.next(buffer)?;
-                if done {
+            Self::Chunked(chunked) => match chunked.next(buffer) {
+                Ok((piece, false)) => piece,
+                Ok((piece, true)) => {
                     *self = Self::Done;
+                    piece
                 }
-                piece
-            }
+                Err(error) => {
+                    *self = Self::Broken;
+                    return Err(error);
+                }
+            },
         };
         Ok(piece)
     }

@@ -108,6 +108,11 @@ impl Link {
         self.decoder.is_done()
     }
 
+    /// Whether the body is none, so that nothing can follow it.
+    pub(super) fn is_broken(&self) -> bool {
+        self.decoder.is_broken()
+    }
+
     /// Whether the body is over, with what has come already thrown away. Who still reads of it is told that it broke off.
     pub(super) fn skip(&mut self) -> bool {
         if !self.decoder.is_done() {

@@ -116,6 +116,11 @@ pub(super) fn request(buffer: &mut BytesMut, partial: &mut Partial) -> Result<Op
     let (Some(method), Some(path), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Error::Head);
     };
+    // A fragment is nobody's but the client's (RFC 9110, 4.2.5): with it the next hop would be asked for another path than
+    // was read here.
+    if path.contains('#') {
+        return Err(Error::Head);
+    }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| Error::Head)?;
     let path = offset(buffer, path.as_bytes())..offset(buffer, path.as_bytes()) + path.len();
     let fields = Fields::of(buffer, parsed.headers);
@@ -124,13 +129,13 @@ pub(super) fn request(buffer: &mut BytesMut, partial: &mut Partial) -> Result<Op
         return Err(Error::LargeHead);
     }
     let head = buffer.split_to(length).freeze();
-    let mut headers = fields.map(&head)?;
-    let (framing, ambiguous) = framing_of_request(&mut headers, minor)?;
+    let headers = fields.map(&head)?;
+    let framing = framing_of_request(&headers, minor)?;
     let mut request = Request::new(());
     *request.uri_mut() = Uri::from_maybe_shared(head.slice(path)).map_err(|_| Error::Head)?;
     *request.method_mut() = method;
     *request.version_mut() = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-    let keep = !ambiguous && persists(&headers, minor);
+    let keep = persists(&headers, minor);
     *request.headers_mut() = headers;
     Ok(Some(RequestHead { request, framing, keep }))
 }
@@ -166,11 +171,11 @@ pub(super) fn response(
         return Err(Error::LargeHead);
     }
     let head = buffer.split_to(length).freeze();
-    let mut headers = fields.map(&head)?;
+    let headers = fields.map(&head)?;
     // HTTP/1.0 knows no codings: its framing is not to be trusted for another message (RFC 9112, 6.1).
     let old = minor == 0 && headers.contains_key(TRANSFER_ENCODING);
-    let (framing, ambiguous) = framing_of_response(&mut headers, status, method)?;
-    let keep = !old && !ambiguous && framing != Framing::End && persists(&headers, minor);
+    let framing = framing_of_response(&headers, status, method)?;
+    let keep = !old && framing != Framing::End && persists(&headers, minor);
     let mut response = Response::new(());
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -180,56 +185,49 @@ pub(super) fn response(
     Ok(Some(ResponseHead { response, framing, keep }))
 }
 
-/// How long a request's body is, and whether that was said in two ways: such a length is dropped, and nothing more is read
-/// from the connection (RFC 9112, 6.3). Codings that we do not know are the handler's to refuse: it sees them in the head.
-fn framing_of_request(headers: &mut HeaderMap, minor: u8) -> Result<(Framing, bool), Error> {
+/// How long a request's body is. Codings that we do not know are the handler's to refuse: it sees them in the head.
+fn framing_of_request(headers: &HeaderMap, minor: u8) -> Result<Framing, Error> {
     let length = length(headers)?;
     if !headers.contains_key(TRANSFER_ENCODING) {
-        return Ok((Framing::Length(length.unwrap_or_default()), false));
+        return Ok(Framing::Length(length.unwrap_or_default()));
     }
     // Without chunked as the last one nobody knows where the body ends. HTTP/1.0 knows no codings.
     if minor == 0 || !ends_chunked(headers) {
         return Err(Error::Head);
     }
-    Ok((Framing::Chunked, headers.remove(CONTENT_LENGTH).is_some()))
+    Ok(Framing::Chunked)
 }
 
 /// The same of a response (RFC 9112, 6.3).
-fn framing_of_response(
-    headers: &mut HeaderMap,
-    status: StatusCode,
-    method: &Method,
-) -> Result<(Framing, bool), Error> {
+fn framing_of_response(headers: &HeaderMap, status: StatusCode, method: &Method) -> Result<Framing, Error> {
     let length = length(headers)?;
+    // Who frames a body of an answer that has none may send one all the same (RFC 9110, 8.6; RFC 9112, 6.1).
+    let frames = length.is_some_and(|length| length > 0) || headers.contains_key(TRANSFER_ENCODING);
+    if status == StatusCode::NO_CONTENT && frames {
+        return Err(Error::Head);
+    }
     let none = status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         || *method == Method::HEAD;
     match (none, headers.contains_key(TRANSFER_ENCODING), length) {
-        (true, _, _) => Ok((Framing::Length(0), false)),
+        (true, _, _) => Ok(Framing::Length(0)),
         // A coding that we would take away unread.
         (false, true, _) if !is_chunked_only(headers) => Err(Error::Head),
-        (false, true, _) => Ok((Framing::Chunked, headers.remove(CONTENT_LENGTH).is_some())),
-        (false, false, Some(length)) => Ok((Framing::Length(length), false)),
-        (false, false, None) => Ok((Framing::End, false)),
+        (false, true, _) => Ok(Framing::Chunked),
+        (false, false, Some(length)) => Ok(Framing::Length(length)),
+        (false, false, None) => Ok(Framing::End),
     }
 }
 
-/// What Content-Length says. The same more than once is said once.
-fn length(headers: &mut HeaderMap) -> Result<Option<u64>, Error> {
+/// What Content-Length says. Said twice, or beside a coding, it is how someone is deceived: RFC 9112, 6.3 lets a recipient
+/// choose one, and not every recipient chooses the same.
+fn length(headers: &HeaderMap) -> Result<Option<u64>, Error> {
     let mut all = headers.get_all(CONTENT_LENGTH).iter();
     let Some(first) = all.next() else { return Ok(None) };
-    let length = number(first.as_bytes()).ok_or(Error::Head)?;
-    let mut more = false;
-    for other in all {
-        more = true;
-        if number(other.as_bytes()) != Some(length) {
-            return Err(Error::Head);
-        }
+    if all.next().is_some() || headers.contains_key(TRANSFER_ENCODING) {
+        return Err(Error::Head);
     }
-    if more {
-        headers.insert(CONTENT_LENGTH, length.into());
-    }
-    Ok(Some(length))
+    number(first.as_bytes()).map(Some).ok_or(Error::Head)
 }
 
 /// Digits only, up to 64 bits.

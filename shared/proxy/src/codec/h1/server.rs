@@ -20,13 +20,21 @@ use std::{
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
+    time::Duration,
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Sleep};
 
 /// How often more is read of a request's rest that nobody wants, before its connection is given up.
 const SKIPPED: usize = 4;
-
-const CONTINUE: Bytes = Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n");
+/// A client that has ended its side may have left, or may only have no more to say: an answer, or more of one, is waited for
+/// so long. Who wants one from a script has it by then, and nothing goes on for long for who has left.
+pub(super) const HALF_CLOSED: Duration = Duration::from_secs(1);
+/// A client that may still be sending is read for so long behind its last answer: closed at once, the connection would be
+/// reset by what comes, and the reset can overtake the answer (RFC 9112, 9.6). As long as Envoy's.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
+/// And so much: more than the largest buffers that Linux gives a connection (4 MiB to send, 6 to receive), so that who looks
+/// for an answer as he writes has seen it.
+pub(super) const LINGER_BYTES: usize = 16 << 20;
 
 /// A connection that is served. Resolves when it is over.
 pub(in crate::codec) struct Connection<H, F> {
@@ -38,6 +46,10 @@ pub(in crate::codec) struct Connection<H, F> {
     heads: Rc<Heads>,
     /// No request is begun any more.
     closing: bool,
+    /// What came was no request: more of it may come.
+    refused: bool,
+    /// Of a client that has ended its side: until when it is believed to be there.
+    patience: Option<Pin<Box<Sleep>>>,
     upgrading: Option<oneshot::Sender<Upgraded>>,
 }
 
@@ -49,6 +61,14 @@ enum State<F> {
     /// The head that says so is on its way.
     Upgrading,
     Closing,
+    /// Nothing more is written.
+    Lingering(Linger),
+}
+
+/// What is still read of a client, only to be thrown away.
+struct Linger {
+    end: Pin<Box<Sleep>>,
+    bytes: usize,
 }
 
 struct Sending {
@@ -86,6 +106,8 @@ where
             out: Out::default(),
             heads,
             closing: false,
+            refused: false,
+            patience: None,
             upgrading: None,
         }
     }
@@ -109,6 +131,7 @@ where
                     Ok(head) => return Poll::Ready(Ok(head)),
                     Err(error) => {
                         refuse(&mut self.out, &error);
+                        self.refused = true;
                         return Poll::Ready(Ok(None));
                     }
                 }
@@ -128,6 +151,7 @@ where
             keep: keep && !self.closing,
         };
         self.upgrading = None;
+        self.patience = None;
         if is_upgrade(&request) {
             let (sender, receiver) = oneshot::channel();
             self.upgrading = Some(sender);
@@ -166,6 +190,9 @@ where
     /// Whether there is a rest of the request that nobody reads, and that has not come: nothing can follow it.
     fn is_given_up(&self, cx: &mut Context<'_>) -> bool {
         let mut link = self.link.borrow_mut();
+        if link.is_broken() {
+            return true;
+        }
         if link.is_read() || Rc::strong_count(&self.link) > 1 {
             return false;
         }
@@ -177,6 +204,24 @@ where
         !link.skip()
     }
 
+    /// Whether the client has left before its answer was there: asked where there is nothing to do but wait. Where another
+    /// protocol was asked for, the end of one side has a meaning of its own.
+    fn is_left(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut link = self.link.borrow_mut();
+        // What comes behind the request waits for its turn, and is looked at no further.
+        if self.upgrading.is_some() || !link.is_read() || !link.input.is_empty() {
+            return false;
+        }
+        match link.poll_fill(cx) {
+            Poll::Ready(Ok(0)) => {
+                let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(HALF_CLOSED)));
+                patience.as_mut().poll(cx).is_ready()
+            }
+            Poll::Ready(Err(_)) => true,
+            Poll::Ready(Ok(_)) | Poll::Pending => false,
+        }
+    }
+
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         if self.out.is_empty() {
             return Poll::Ready(Ok(()));
@@ -186,10 +231,31 @@ where
         Poll::Ready(written.map_err(Error::from))
     }
 
+    /// Whether more may come of a client to whom nothing is said any more.
+    fn may_send(&self) -> bool {
+        let link = self.link.borrow();
+        self.refused || !link.is_read() || !link.input.is_empty()
+    }
+
     /// The answer has gone out whole.
     fn next(&mut self, keep: bool) {
         let read = self.link.borrow_mut().skip();
         self.state = if keep && read && !self.closing { State::Head } else { State::Closing };
+    }
+}
+
+impl Linger {
+    /// Reads until the client has ended, or was read for long enough.
+    fn poll(&mut self, link: &Shared, cx: &mut Context<'_>) -> Poll<()> {
+        let mut link = link.borrow_mut();
+        loop {
+            link.input.clear();
+            match link.poll_fill(cx) {
+                Poll::Ready(Ok(count @ 1..)) if count < self.bytes => self.bytes -= count,
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return self.end.as_mut().poll(cx),
+            }
+        }
     }
 }
 
@@ -235,22 +301,18 @@ where
                     None => this.state = State::Closing,
                 },
                 State::Answering(answer, asked) => {
-                    let mut link = this.link.borrow_mut();
-                    link::keep(&mut link.owner, cx);
-                    if link.wanted() && asked.version == Version::HTTP_11 {
-                        this.out.push(CONTINUE);
-                    }
-                    if !this.out.is_empty()
-                        && let Poll::Ready(written) = link.poll_write(&mut this.out, cx)
-                    {
-                        written?;
-                    }
-                    drop(link);
-                    let Ok(response) = ready!(answer.as_mut().poll(cx));
-                    // Wanted with the answer's head in hand: behind that head nobody could be told.
+                    link::keep(&mut this.link.borrow_mut().owner, cx);
+                    let answered = answer.as_mut().poll(cx);
+                    // Before the answer, also where both come at once: the client may hold its body back until then.
                     if this.link.borrow_mut().wanted() && asked.version == Version::HTTP_11 {
-                        this.out.push(CONTINUE);
+                        this.out.push(Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n"));
                     }
+                    let Poll::Ready(Ok(response)) = answered else {
+                        if let Poll::Ready(written) = this.poll_write(cx) {
+                            written?;
+                        }
+                        return if this.is_left(cx) { Poll::Ready(Err(Error::Left)) } else { Poll::Pending };
+                    };
                     let State::Answering(_, asked) = std::mem::replace(&mut this.state, State::Closing)
                     else {
                         return Poll::Ready(Ok(()));
@@ -268,10 +330,14 @@ where
                     }
                     let (done, keep) = (sending.body.is_none(), sending.keep);
                     let full = this.out.len() >= MAX_WAITING;
+                    if !this.out.is_empty() {
+                        this.patience = None;
+                    }
                     ready!(this.poll_write(cx))?;
                     match (done, full) {
                         (true, _) => this.next(keep),
                         (false, true) => {}
+                        (false, false) if this.is_left(cx) => return Poll::Ready(Err(Error::Left)),
                         (false, false) => return Poll::Pending,
                     }
                 }
@@ -289,6 +355,17 @@ where
                     ready!(this.poll_write(cx))?;
                     let mut link = this.link.borrow_mut();
                     ready!(Pin::new(link.io()?).poll_shutdown(cx))?;
+                    drop(link);
+                    if !this.may_send() {
+                        return Poll::Ready(Ok(()));
+                    }
+                    this.state = State::Lingering(Linger {
+                        end: Box::pin(tokio::time::sleep(LINGER)),
+                        bytes: LINGER_BYTES,
+                    });
+                }
+                State::Lingering(linger) => {
+                    ready!(linger.poll(&this.link, cx));
                     return Poll::Ready(Ok(()));
                 }
             }

@@ -102,13 +102,151 @@ async fn requests_one_behind_the_other_are_answered_in_turn() {
             Ok(Response::new(Body::full(request.uri().path().to_owned())))
         };
         // The second one's body is read by nobody, but is there: the third one follows.
+        let mut stream = serving(path);
+        stream
+            .write_all(
+                b"GET /a HTTP/1.1\r\n\r\nPOST /b HTTP/1.1\r\nContent-Length: 3\r\n\r\nxyzGET /c HTTP/1.1\r\n\r\n",
+            )
+            .await
+            .unwrap();
+        for path in ["/a", "/b", "/c"] {
+            heard(&mut stream, &format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{path}")).await;
+        }
+    })
+    .await;
+}
+
+/// A body that is none ends the connection, also where what is left of it looks like one.
+#[tokio::test]
+async fn a_malformed_body_is_the_last_one() {
+    local(async {
+        let reading = |request: Request<incoming::Incoming>| async {
+            let mut body = request.into_body();
+            let failed = body.frame().await.unwrap().is_err();
+            // Kept by who sends it on, while the answer goes out.
+            drop(spawn_local(async move {
+                let _kept = body;
+                std::future::pending::<()>().await;
+            }));
+            Ok(Response::new(Body::full(if failed { "no" } else { "yes" })))
+        };
         let said = said(
-            serving(path),
-            "GET /a HTTP/1.1\r\n\r\nPOST /b HTTP/1.1\r\nContent-Length: 3\r\n\r\nxyzGET /c HTTP/1.1\r\n\r\n",
+            serving(reading),
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n+0\r\n\r\nGET /b HTTP/1.1\r\n\r\n",
         )
         .await;
-        let one = |path: &str| format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{path}");
-        assert_eq!(said, one("/a") + &one("/b") + &one("/c"));
+        assert_eq!(said, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno");
+    })
+    .await;
+}
+
+/// Who leaves before the answer is there, or while it pauses, does not keep it going.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_ends_its_request() {
+    /// A body of which nothing more comes.
+    fn pausing() -> Body {
+        let (mut kept, far) = duplex(ROOM);
+        let link = Link::over(far);
+        let serial = link.borrow_mut().begin(Framing::End, false);
+        // Open for as long as the test.
+        drop(spawn_local(async move { kept.read(&mut [0]).await }));
+        Body::incoming(incoming::Incoming::Http1(Incoming::of(&link, serial)))
+    }
+    local(async {
+        for answers in [false, true] {
+            let (begun, mut began) = tokio::sync::mpsc::channel::<Rc<()>>(1);
+            let handler = move |_: Request<incoming::Incoming>| {
+                let begun = begun.clone();
+                async move {
+                    let here = Rc::new(());
+                    begun.send(here.clone()).await.unwrap();
+                    match answers {
+                        true => Ok(Response::new(pausing())),
+                        false => std::future::pending().await,
+                    }
+                }
+            };
+            let (mut near, far) = duplex(ROOM);
+            let serving = spawn_local(Connection::new(far, Rc::<Heads>::default(), handler));
+            near.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            drop(began.recv().await.unwrap());
+            // What comes behind it is another request, and no end.
+            tokio::task::yield_now().await;
+            assert!(!serving.is_finished());
+            drop(near);
+            assert!(matches!(serving.await.unwrap(), Err(Error::Left)), "{answers}");
+        }
+    })
+    .await;
+}
+
+/// Who has only ended its side, and no more to say, gets its answer, if there is some progress.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_said_all_is_answered() {
+    local(async {
+        let slow = |_: Request<incoming::Incoming>| async {
+            tokio::time::sleep(server::HALF_CLOSED / 2).await;
+            let (mut near, far) = duplex(ROOM);
+            let link = Link::over(far);
+            let serial = link.borrow_mut().begin(Framing::Length(4), false);
+            drop(spawn_local(async move {
+                for byte in *b"slow" {
+                    tokio::time::sleep(server::HALF_CLOSED * 2 / 3).await;
+                    near.write_all(&[byte]).await.unwrap();
+                }
+            }));
+            Ok(Response::new(Body::incoming(incoming::Incoming::Http1(Incoming::of(&link, serial)))))
+        };
+        let said = said(serving(slow), "GET / HTTP/1.1\r\n\r\n").await;
+        assert_eq!(said, "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow");
+    })
+    .await;
+}
+
+/// Whose rest is not wanted reads why, though he sends on.
+#[tokio::test]
+async fn a_refused_client_may_finish_its_sentence() {
+    local(async {
+        let deaf = |_| async { Ok(Response::new(Body::full("no"))) };
+        for (head, answer) in [
+            (
+                "nonsense\r\n\r\n",
+                "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+            ),
+            (
+                "POST / HTTP/1.1\r\nContent-Length: 999999\r\n\r\n",
+                "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno",
+            ),
+        ] {
+            let mut stream = serving(deaf);
+            stream.write_all(head.as_bytes()).await.unwrap();
+            heard(&mut stream, answer).await;
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+            stream.write_all("x".repeat(300 * ROOM).as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// But not for ever, and not without end.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_listened_to_for_ever() {
+    local(async {
+        let mut silent = serving(echo);
+        silent.write_all(b"nonsense\r\n\r\n").await.unwrap();
+        let mut all = Vec::new();
+        silent.read_to_end(&mut all).await.unwrap();
+        tokio::time::sleep(server::LINGER * 2).await;
+        assert!(silent.write_all(b"x").await.is_err());
+
+        let mut flooding = serving(echo);
+        flooding.write_all(b"nonsense\r\n\r\n").await.unwrap();
+        let part = [0; ROOM];
+        let mut taken = 0;
+        while flooding.write_all(&part).await.is_ok() {
+            taken += part.len();
+        }
+        assert!(taken <= server::LINGER_BYTES + 2 * ROOM, "{taken}");
     })
     .await;
 }
@@ -155,6 +293,25 @@ async fn who_waits_for_a_word_gets_it_once_somebody_wants_the_body() {
         let mut all = String::new();
         stream.read_to_string(&mut all).await.unwrap();
         assert_eq!(all, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    })
+    .await;
+}
+
+/// Also where the answer comes at the same time.
+#[tokio::test]
+async fn a_word_is_said_before_the_answer() {
+    local(async {
+        let hasty = |request: Request<incoming::Incoming>| async {
+            let mut body = request.into_body();
+            assert!(futures::poll!(body.frame()).is_pending());
+            Ok(Response::new(Body::incoming(body)))
+        };
+        let mut stream = serving(hasty);
+        let head = b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n";
+        stream.write_all(head).await.unwrap();
+        heard(&mut stream, "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await;
+        stream.write_all(b"ok").await.unwrap();
+        heard(&mut stream, "ok").await;
     })
     .await;
 }

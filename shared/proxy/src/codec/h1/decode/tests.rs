@@ -66,6 +66,18 @@ fn chunks_are_what_they_say_and_nothing_else() {
     }
 }
 
+/// What follows a mistake is no body either, whatever it looks like.
+#[test]
+fn a_mistake_is_for_ever() {
+    for text in ["+3\r\nabc\r\n0\r\n\r\n", "\n3\r\nabc\r\n0\r\n\r\n", "0\r\nX 1\r\n\r\n0\r\n\r\n"] {
+        let (mut decoder, mut buffer) = (Decoder::from(Framing::Chunked), BytesMut::from(text));
+        for _ in 0..3 {
+            assert!(matches!(decoder.next(&mut buffer), Err(Error::Body)), "{text:?}");
+        }
+        assert!(!decoder.is_done() && !decoder.ended());
+    }
+}
+
 #[test]
 fn what_nobody_reads_is_bounded() {
     let extensions = format!("1;{}\r\na\r\n", "x".repeat(1_000)).repeat(20);

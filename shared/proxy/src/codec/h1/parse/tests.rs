@@ -46,10 +46,10 @@ fn an_answers_length_is_told_in_one_way() {
     let length = |length| Some((Framing::Length(length), true));
     for (fields, expected) in [
         ("Content-Length: 3\r\n", length(3)),
-        ("Content-Length: 3\r\nContent-Length: 3\r\n", length(3)),
+        ("Content-Length: 3\r\nContent-Length: 3\r\n", None),
         ("Transfer-Encoding: chunked\r\n", Some((Framing::Chunked, true))),
         ("", Some((Framing::End, false))),
-        ("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", Some((Framing::Chunked, false))),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", None),
         ("Content-Length: 3\r\nContent-Length: 4\r\n", None),
         ("Content-Length: 3, 3\r\n", None),
         ("Content-Length: +3\r\n", None),
@@ -63,14 +63,35 @@ fn an_answers_length_is_told_in_one_way() {
     }
     // Whatever it says of one, there is no body.
     let said = "Content-Length: 3\r\n\r\n";
+    for framed in [said, "Transfer-Encoding: chunked\r\n\r\n"] {
+        assert!(answer(&format!("HTTP/1.1 204 No Content\r\n{framed}"), Method::GET).is_err(), "{framed}");
+    }
+    let none = answer("HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", Method::GET).unwrap().unwrap();
+    assert_eq!((none.framing, none.keep), (Framing::Length(0), true));
     for (line, method) in [
-        ("HTTP/1.1 204 No Content\r\n", Method::GET),
         ("HTTP/1.1 304 Not Modified\r\n", Method::GET),
         ("HTTP/1.1 100 Continue\r\n", Method::GET),
         ("HTTP/1.1 200 OK\r\n", Method::HEAD),
     ] {
         let head = answer(&format!("{line}{said}"), method).unwrap().unwrap();
         assert_eq!(head.framing, Framing::Length(0), "{line}");
+    }
+}
+
+#[test]
+fn a_requests_length_is_told_in_one_way() {
+    for (fields, expected) in [
+        ("Content-Length: 3\r\n", Some(Framing::Length(3))),
+        ("Transfer-Encoding: chunked\r\n", Some(Framing::Chunked)),
+        ("", Some(Framing::Length(0))),
+        ("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", None),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", None),
+        ("Content-Length: 3\r\nContent-Length: 3\r\n", None),
+        ("Content-Length: 3\r\nContent-Length: 03\r\n", None),
+        ("Content-Length: 3\r\nContent-Length: 4\r\n", None),
+    ] {
+        let head = read(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"));
+        assert_eq!(head.ok().flatten().map(|head| head.framing), expected, "{fields}");
     }
 }
 
