@@ -12,10 +12,14 @@ PACKAGES := iproute2:ip nftables:nft util-linux:nsenter curl:curl postgresql-cli
 # counts what requests ask of the kernel.
 TEST_PACKAGES := strace:strace postgresql:/usr/lib/postgresql/*/bin/initdb python3-grpcio:/usr/lib/python3*/dist-packages/grpc/__init__.py prometheus:promtool
 
+# What `make conformance` runs against sidecars; nothing else needs Go.
+GRPC := v1.85.0
+SUITES := github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible google.golang.org/grpc/interop/client@$(GRPC) google.golang.org/grpc/interop/server@$(GRPC)
+
 # Further words for `make bench`: BENCH='--only HTTP/2 --rounds 3'.
 BENCH :=
 
-.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance bench torture bench-propagation units release
+.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance conformance-kuma conformance-suites bench torture bench-propagation units release
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -48,9 +52,16 @@ fmt: ## Format.
 deny: ## Licences, sources and banned crates (needs cargo-deny).
 	@$(CARGO) deny check bans licenses sources
 
-conformance: ## Compare with Kuma's cases: make conformance CASES=DIR
-	@test -n "$${CASES:-}" || { echo "usage: make conformance CASES=DIR"; exit 64; }
+conformance: $(if $(CASES),conformance-kuma) conformance-suites ## h2spec and gRPC's interop suite against sidecars (needs Go); with CASES=DIR Kuma's cases too.
+
+conformance-kuma: ## Compare with Kuma's cases alone: make conformance-kuma CASES=DIR
+	@test -n "$(CASES)" || { echo "usage: make conformance-kuma CASES=DIR"; exit 64; }
 	@$(CARGO) run -q -p meridian-policy --example conformance -- "$(CASES)"
+
+conformance-suites: build
+	@command -v go >/dev/null || { echo "the suites are Go modules: install Go (https://go.dev/dl), and run this again"; exit 69; }
+	@for suite in $(SUITES); do GOBIN="$(CURDIR)/target/conformance/bin" go install "$$suite"; done
+	@$(BIN)/meridian-bench conformance --bin $(BIN) --suites target/conformance/bin
 
 bench: release ## Sidecars beside Envoy: CPU, rates, latency and memory of each (installs Envoy into target/envoy).
 	@./deploy/dependencies.sh curl:curl 'python3-venv:/usr/lib/python3*/ensurepip/__init__.py'

@@ -5,6 +5,7 @@
 //! commands), so that their CPU is not counted as the proxies'. Numbers of one machine mean little; ratios of one run do.
 
 mod cases;
+mod conformance;
 mod load;
 mod measure;
 mod peer;
@@ -33,6 +34,8 @@ enum Command {
     Run(Options),
     /// Send odd HTTP to Meridian's sidecars and to a peer's, and tell what each makes of it
     Torture(torture::Options),
+    /// Run third-party suites (h2spec, gRPC's interop client and server) against a pair of sidecars
+    Conformance(conformance::Options),
     /// Load one address: what `run` starts as a program of its own; prints JSON
     Load(load::Options),
     /// The application behind the proxies: HTTP/1.1, HTTP/2 (gRPC) and TCP on three ports
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(options) => run::run(&options),
         Command::Torture(options) => torture::run(&options),
+        Command::Conformance(options) => conformance::run(&options),
         Command::Load(options) => load::run(&options),
         Command::Upstream { http1, http2, tcp } => upstream::run(http1, http2, tcp),
     };

@@ -35,7 +35,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let stacks = [
         Stack::envoy(&options.envoy, folder.path(), application, Between::Same)?,
         Stack::envoy(&options.envoy, folder.path(), application, Between::Http2)?,
-        Stack::meridian(&options.bin, folder.path(), application)?,
+        Stack::meridian(&options.bin, folder.path(), application, "")?,
     ];
     let idle = stacks
         .each_ref()

@@ -10,9 +10,10 @@ use std::process::Command;
 
 const GLOBAL: Ports = Ports { http: 26_100, https: 26_101, grpc: 26_102, diagnostics: 26_103 };
 const ZONE: Ports = Ports { http: 26_110, https: 26_111, grpc: 26_112, diagnostics: 26_113 };
-/// The client side's listeners, and the server side's.
+/// The first of the client side's listeners.
 const ENTRY: u16 = 26_121;
-const INBOUND: u16 = 26_131;
+/// The first of the server side's: that of HTTP/1.1.
+pub(crate) const INBOUND: u16 = 26_131;
 const READINESS: [u16; 2] = [26_151, 26_152];
 
 struct Ports {
@@ -65,7 +66,12 @@ spec:
       outlierDetection: {interval: 10s, baseEjectionTime: 30s, maxEjectionPercent: 50, detectors: {totalFailures: {consecutive: 5}}}
 ";
 
-pub(super) fn start(programs: &Path, folder: &Path, application: Application) -> Result<Stack> {
+pub(super) fn start(
+    programs: &Path,
+    folder: &Path,
+    application: Application,
+    policies: &str,
+) -> Result<Stack> {
     let folder = &folder.join("meridian");
     fs::create_dir_all(folder)?;
     let programs =
@@ -102,7 +108,7 @@ pub(super) fn start(programs: &Path, folder: &Path, application: Application) ->
             &local(ZONE.grpc).to_string(),
         ],
     )?;
-    let policies = start.write("policies.yaml", POLICIES)?;
+    let policies = start.write("policies.yaml", &format!("{POLICIES}{policies}"))?;
     start.meridian(&["apply", "-f", &policies.display().to_string()])?;
     let server = start.sidecar("bench-server", &server(application), READINESS[1])?;
     let client = start.sidecar("bench-client", &client(), READINESS[0])?;

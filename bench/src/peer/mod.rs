@@ -4,6 +4,7 @@ mod envoy;
 mod meridian;
 
 pub(crate) use envoy::Between;
+pub(crate) use meridian::INBOUND;
 
 use crate::process::Process;
 use anyhow::Result;
@@ -38,8 +39,14 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    pub(crate) fn meridian(programs: &Path, folder: &Path, application: Application) -> Result<Self> {
-        meridian::start(programs, folder, application)
+    /// `policies` are documents beside those that every stack has.
+    pub(crate) fn meridian(
+        programs: &Path,
+        folder: &Path,
+        application: Application,
+        policies: &str,
+    ) -> Result<Self> {
+        meridian::start(programs, folder, application, policies)
     }
 
     pub(crate) fn envoy(

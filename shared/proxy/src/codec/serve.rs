@@ -21,10 +21,11 @@ use std::{
 };
 use tokio::{io::AsyncReadExt, time::Instant};
 
-/// Windows: a stream's, and a connection's. The connection's is four times as large, so that one stream whose reader
-/// has stopped can't hold up the others.
+/// Windows: a stream's, and a connection's. The connection's has room for as many streams as a pool lets on one before it
+/// opens the next (100), so that streams whose readers have stopped can't hold up the others. It is a bound, not a buffer:
+/// what is not read takes memory, and nothing else.
 pub(super) const STREAM_WINDOW: u32 = 256 << 10;
-pub(super) const CONNECTION_WINDOW: u32 = 1 << 20;
+pub(super) const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
 pub(super) const FRAME: u32 = 32 << 10;
 /// Bytes of one stream that wait to be sent: back-pressure bounds memory.
 pub(super) const SEND_BUFFER: usize = 256 << 10;

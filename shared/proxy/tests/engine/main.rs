@@ -29,4 +29,5 @@ mod timeouts;
 mod torture;
 mod torture2;
 mod traces;
+mod windows;
 mod world;
