@@ -5,6 +5,7 @@
 //! commands), so that their CPU is not counted as the proxies'. Numbers of one machine mean little; ratios of one run do.
 
 mod cases;
+mod external;
 mod load;
 mod measure;
 mod peer;
@@ -15,7 +16,6 @@ mod upstream;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -32,18 +32,8 @@ enum Command {
     Run(Options),
     /// Load one address: what `run` starts as a program of its own; prints JSON
     Load(load::Options),
-    /// The application behind the proxies: HTTP/1.1, HTTP/2 (gRPC) and TCP on three ports
-    Upstream {
-        /// HTTP/1.1
-        #[arg(long)]
-        http1: SocketAddr,
-        /// HTTP/2 without TLS
-        #[arg(long)]
-        http2: SocketAddr,
-        /// Bytes without end, to everybody
-        #[arg(long)]
-        tcp: SocketAddr,
-    },
+    /// The application behind the proxies: HTTP/1.1, HTTP/2 (gRPC), TCP and HTTPS on four ports
+    Upstream(upstream::Options),
 }
 
 /// What `run` is told.
@@ -73,7 +63,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(options) => run::run(&options),
         Command::Load(options) => load::run(&options),
-        Command::Upstream { http1, http2, tcp } => upstream::run(http1, http2, tcp),
+        Command::Upstream(options) => upstream::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

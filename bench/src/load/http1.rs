@@ -1,13 +1,20 @@
 //! HTTP/1.1 with as little of our own as can be: what the generator takes, the proxies can't have.
 
 use super::{Protocol, Tally};
+use crate::external;
 use anyhow::{Context, Result, ensure};
 use bytes::{Buf, BytesMut};
 use std::rc::Rc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 const MAX_HEADERS: usize = 32;
+
+/// A connection, with or without TLS.
+trait Open: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Open for T {}
 
 pub(super) async fn connection(tally: Rc<Tally>) -> Result<()> {
     let options = &tally.options;
@@ -20,8 +27,9 @@ pub(super) async fn connection(tally: Rc<Tally>) -> Result<()> {
             Some(open) => open,
             None => open_to(&tally).await?,
         };
-        let mut open: TcpStream = open;
+        let mut open: Box<dyn Open> = open;
         open.write_all(&request).await?;
+        open.flush().await?;
         let length = answer(&mut open, &mut read).await?;
         ensure!(length == options.response_bytes, "an answer of {length} bytes");
         tally.answered(start, length);
@@ -40,10 +48,16 @@ pub(super) async fn once(stream: &mut TcpStream, answer_bytes: usize) -> Result<
     answer(stream, &mut BytesMut::with_capacity(1 << 10)).await.map(drop)
 }
 
-async fn open_to(tally: &Tally) -> Result<TcpStream> {
+async fn open_to(tally: &Tally) -> Result<Box<dyn Open>> {
     let stream = TcpStream::connect(tally.options.target).await?;
     stream.set_nodelay(true)?;
-    Ok(stream)
+    match &tally.tls {
+        None => Ok(Box::new(stream)),
+        Some(tls) => {
+            let name = ServerName::try_from(external::NAME)?;
+            Ok(Box::new(TlsConnector::from(tls.clone()).connect(name, stream).await?))
+        }
+    }
 }
 
 fn request(body: usize, answer: usize, closes: bool) -> Vec<u8> {
@@ -58,7 +72,7 @@ fn request(body: usize, answer: usize, closes: bool) -> Vec<u8> {
 }
 
 /// Reads one answer; the length of its body.
-async fn answer(stream: &mut TcpStream, read: &mut BytesMut) -> Result<usize> {
+async fn answer(stream: &mut (impl AsyncRead + Unpin), read: &mut BytesMut) -> Result<usize> {
     let (head, length) = loop {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut response = httparse::Response::new(&mut headers);

@@ -1,6 +1,7 @@
 //! Meridian's own stack: both control planes and two sidecars, as a user would run them, without capture.
 
 use super::{Application, Stack, entry, local, version};
+use crate::external;
 use crate::process::Process;
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -14,6 +15,10 @@ const ZONE: Ports = Ports { http: 26_110, https: 26_111, grpc: 26_112, diagnosti
 const ENTRY: u16 = 26_121;
 const INBOUND: u16 = 26_131;
 const READINESS: [u16; 2] = [26_151, 26_152];
+const EGRESS: u16 = 26_141;
+const EGRESS_READINESS: u16 = 26_153;
+/// Nothing listens there.
+const FIRST_OTHER: usize = 30_000;
 
 struct Ports {
     http: u16,
@@ -65,13 +70,19 @@ spec:
       outlierDetection: {interval: 10s, baseEjectionTime: 30s, maxEjectionPercent: 50, detectors: {totalFailures: {consecutive: 5}}}
 ";
 
-pub(super) fn start(programs: &Path, folder: &Path, application: Application) -> Result<Stack> {
+pub(super) fn start(
+    programs: &Path,
+    folder: &Path,
+    application: &Application,
+    services: usize,
+) -> Result<Stack> {
     let folder = &folder.join("meridian");
     fs::create_dir_all(folder)?;
     let programs =
         programs.canonicalize().with_context(|| format!("{}: run `make release`", programs.display()))?;
     let start =
         Start { meridian: programs.join("meridian"), dataplane: programs.join("meridian-dataplane"), folder };
+    let egress = programs.join("meridian-zone-egress");
     let version = version(&start.meridian)?;
     let global =
         start.control_plane("global-cp", &GLOBAL, &["--sync-listen", &local(GLOBAL.grpc).to_string()])?;
@@ -102,8 +113,10 @@ pub(super) fn start(programs: &Path, folder: &Path, application: Application) ->
             &local(ZONE.grpc).to_string(),
         ],
     )?;
-    let policies = start.write("policies.yaml", POLICIES)?;
+    let policies = start.write("policies.yaml", &format!("{POLICIES}---\n{}", external(application)?))?;
     start.meridian(&["apply", "-f", &policies.display().to_string()])?;
+    start.others(services)?;
+    let egress = start.egress(&egress)?;
     let server = start.sidecar("bench-server", &server(application), READINESS[1])?;
     let client = start.sidecar("bench-client", &client(), READINESS[0])?;
     Ok(Stack {
@@ -111,8 +124,24 @@ pub(super) fn start(programs: &Path, folder: &Path, application: Application) ->
         version,
         entry: entry(ENTRY),
         pair: [client, server],
+        egress: Some(egress),
+        external_ca: application.external.ca.clone(),
         _others: vec![global, zone],
     })
+}
+
+/// The host outside of the mesh, once with TLS that the egress originates.
+fn external(application: &Application) -> Result<String> {
+    let ca = serde_json::Value::from(fs::read_to_string(&application.external.ca)?);
+    let (ip, at, name) = (application.https.ip(), application.https, external::NAME);
+    let service = |service: &str, protocol: &str, tls: &str| {
+        format!(
+            "type: ExternalService\nmesh: default\nname: {service}\ntags: {{kuma.io/service: {service}, kuma.io/protocol: {protocol}}}\n\
+             networking:\n  address: '{at}'\n  allowedAddresses: [{ip}/32]\n  disableHostDNSEntry: true\n{tls}"
+        )
+    };
+    let tls = format!("  tls: {{enabled: true, serverName: {name}, caCert: {{inlineString: {ca}}}}}\n");
+    Ok(format!("{}---\n{}", service("bench-originated", "http", &tls), service("bench-passed", "tcp", "")))
 }
 
 fn client() -> String {
@@ -124,15 +153,17 @@ fn client() -> String {
     };
     format!(
         "type: Dataplane\nmesh: default\nname: bench-client\nnetworking:\n  address: 127.0.0.1\n  inbound:\n  - port: {}\n    servicePort: 9\n    \
-         tags: {{kuma.io/service: bench-client, kuma.io/protocol: tcp}}\n  outbound:\n{}{}{}",
+         tags: {{kuma.io/service: bench-client, kuma.io/protocol: tcp}}\n  outbound:\n{}{}{}{}{}",
         INBOUND + 9,
         outbound(0, "bench-http1"),
         outbound(1, "bench-http2"),
-        outbound(2, "bench-tcp")
+        outbound(2, "bench-tcp"),
+        outbound(3, "bench-originated"),
+        outbound(4, "bench-passed")
     )
 }
 
-fn server(application: Application) -> String {
+fn server(application: &Application) -> String {
     let inbound = |offset: u16, to: SocketAddr, service: &str, protocol: &str| {
         format!(
             "  - port: {}\n    serviceAddress: {}\n    servicePort: {}\n    tags: {{kuma.io/service: {service}, kuma.io/protocol: {protocol}}}\n",
@@ -147,6 +178,14 @@ fn server(application: Application) -> String {
         inbound(1, application.http2, "bench-http2", "grpc"),
         inbound(2, application.tcp, "bench-tcp", "tcp")
     )
+}
+
+fn wait_ready(process: &mut Process, port: u16) -> Result<()> {
+    let ready = format!("http://127.0.0.1:{port}/ready");
+    process.wait("to be ready", || {
+        let asked = Command::new("curl").args(["-sf", "-o", "/dev/null", "--max-time", "1", &ready]).status();
+        asked.is_ok_and(|status| status.success())
+    })
 }
 
 struct Start<'a> {
@@ -182,7 +221,7 @@ impl Start<'_> {
         Ok(process)
     }
 
-    fn sidecar(&self, name: &str, resource: &str, readiness: u16) -> Result<Process> {
+    fn sidecar(&self, name: &str, resource: &str, readiness_port: u16) -> Result<Process> {
         let token = self.meridian(&[
             "generate",
             "dataplane-token",
@@ -197,7 +236,7 @@ impl Start<'_> {
         let file = self.write(&format!("{name}.yaml"), resource)?.display().to_string();
         let ca = self.folder.join("zone-cp/ca.crt").display().to_string();
         let data = self.folder.join(name).display().to_string();
-        let (address, readiness) = (format!("https://{}", local(ZONE.grpc)), readiness.to_string());
+        let (address, readiness) = (format!("https://{}", local(ZONE.grpc)), readiness_port.to_string());
         let words = [
             "--cp-address",
             &address,
@@ -215,19 +254,68 @@ impl Start<'_> {
             "1",
         ];
         let mut process = Process::start(name, &self.dataplane, &words, self.folder)?;
-        let ready = format!("http://127.0.0.1:{readiness}/ready");
-        process.wait("to be ready", || {
-            let asked =
-                Command::new("curl").args(["-sf", "-o", "/dev/null", "--max-time", "1", &ready]).status();
-            asked.is_ok_and(|status| status.success())
-        })?;
+        wait_ready(&mut process, readiness_port)?;
         Ok(process)
+    }
+
+    fn egress(&self, program: &Path) -> Result<Process> {
+        let words = ["generate", "zone-token", "--zone", "bench", "--scope", "egress", "--valid-for", "24h"];
+        let token = self.write("egress-token", &self.meridian(&words)?)?.display().to_string();
+        let ca = self.folder.join("zone-cp/ca.crt").display().to_string();
+        let data = self.folder.join("egress").display().to_string();
+        let address = format!("https://{}", local(ZONE.grpc));
+        let (port, readiness) = (EGRESS.to_string(), EGRESS_READINESS.to_string());
+        let words = [
+            "--cp-address",
+            &address,
+            "--ca-cert-file",
+            &ca,
+            "--token-file",
+            &token,
+            "--data-dir",
+            &data,
+            "--name",
+            "bench-egress",
+            "--address",
+            "127.0.0.1",
+            "--port",
+            &port,
+            "--readiness-port",
+            &readiness,
+            "--workers",
+            "1",
+        ];
+        let mut process = Process::start("egress", program, &words, self.folder)?;
+        wait_ready(&mut process, EGRESS_READINESS)?;
+        Ok(process)
+    }
+
+    /// Instances of services that nobody calls: what a sidecar is told of the rest of a mesh.
+    fn others(&self, services: usize) -> Result<()> {
+        if services == 0 {
+            return Ok(());
+        }
+        let documents = (0..services).map(|number| {
+            format!(
+                "type: Dataplane\nmesh: default\nname: other-{number}\nnetworking:\n  address: 127.0.0.1\n  inbound:\n  \
+                 - port: {}\n    tags: {{kuma.io/service: other-{number}, kuma.io/protocol: http}}\n",
+                FIRST_OTHER + number
+            )
+        });
+        let file = self.write("others.yaml", &documents.collect::<Vec<_>>().join("---\n"))?;
+        let words = ["apply", "-f", &file.display().to_string()];
+        self.administrate(ZONE.http, &words).map(drop)
     }
 
     /// `meridian` as the administrator at global.
     fn meridian(&self, words: &[&str]) -> Result<String> {
+        self.administrate(GLOBAL.http, words)
+    }
+
+    /// The administrator whom global has made; zones know it, too.
+    fn administrate(&self, port: u16, words: &[&str]) -> Result<String> {
         let token = self.folder.join("global-cp/admin-token").display().to_string();
-        let address = format!("http://{}", local(GLOBAL.http));
+        let address = format!("http://{}", local(port));
         let output = Command::new(&self.meridian)
             .args(words)
             .args(["--address", &address, "--token-file", &token])

@@ -5,10 +5,12 @@ mod meridian;
 
 pub(crate) use envoy::Between;
 
+use crate::cases::Way;
+use crate::external::External;
 use crate::process::Process;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where a stack's client side listens.
 #[derive(Clone, Copy, Debug)]
@@ -16,14 +18,21 @@ pub(crate) struct Entry {
     pub(crate) http1: SocketAddr,
     pub(crate) http2: SocketAddr,
     pub(crate) tcp: SocketAddr,
+    /// HTTP to the host outside, to which the egress speaks TLS.
+    pub(crate) originated: SocketAddr,
+    /// Bytes to it: the TLS is the application's.
+    pub(crate) passed: SocketAddr,
 }
 
 /// Where the application listens.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Application {
     pub(crate) http1: SocketAddr,
     pub(crate) http2: SocketAddr,
     pub(crate) tcp: SocketAddr,
+    /// The host outside of the mesh.
+    pub(crate) https: SocketAddr,
+    pub(crate) external: External,
 }
 
 /// A stack that runs.
@@ -33,22 +42,41 @@ pub(crate) struct Stack {
     pub(crate) entry: Entry,
     /// The caller's sidecar, and the application's: what is measured.
     pub(crate) pair: [Process; 2],
+    /// Where traffic leaves the mesh; not in each of a peer's modes.
+    egress: Option<Process>,
+    pub(crate) external_ca: PathBuf,
     /// What else it needs, and does not work while requests pass.
     _others: Vec<Process>,
 }
 
 impl Stack {
-    pub(crate) fn meridian(programs: &Path, folder: &Path, application: Application) -> Result<Self> {
-        meridian::start(programs, folder, application)
+    /// The caller's sidecar knows `services` more than it calls.
+    pub(crate) fn meridian(
+        programs: &Path,
+        folder: &Path,
+        application: &Application,
+        services: usize,
+    ) -> Result<Self> {
+        meridian::start(programs, folder, application, services)
     }
 
     pub(crate) fn envoy(
         program: &Path,
         folder: &Path,
-        application: Application,
+        application: &Application,
         between: Between,
+        services: usize,
     ) -> Result<Self> {
-        envoy::start(program, folder, application, between)
+        envoy::start(program, folder, application, between, services)
+    }
+
+    /// The two proxies that a request passes.
+    pub(crate) fn on_the_way(&self, way: Way) -> Result<[&Process; 2]> {
+        let [client, server] = &self.pair;
+        match way {
+            Way::Inside => Ok([client, server]),
+            Way::Out => Ok([client, self.egress.as_ref().context("a stack without an egress")?]),
+        }
     }
 }
 
@@ -56,9 +84,15 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// Three ports from the first.
+/// Five ports from the first.
 fn entry(first: u16) -> Entry {
-    Entry { http1: local(first), http2: local(first + 1), tcp: local(first + 2) }
+    Entry {
+        http1: local(first),
+        http2: local(first + 1),
+        tcp: local(first + 2),
+        originated: local(first + 3),
+        passed: local(first + 4),
+    }
 }
 
 /// What a program says of its version, in one line.
