@@ -97,7 +97,7 @@ pub(super) fn start(
         "24h",
     ])?;
     let token = start.write("zone-token", &token)?;
-    let zone = start.control_plane(
+    let mut zone = start.control_plane(
         "zone-cp",
         &ZONE,
         &[
@@ -115,6 +115,9 @@ pub(super) fn start(
     )?;
     let policies = start.write("policies.yaml", &format!("{POLICIES}---\n{}", external(application)?))?;
     start.meridian(&["apply", "-f", &policies.display().to_string()])?;
+    zone.wait("to have an administrator", || {
+        start.administrate("zone-cp", ZONE.http, &["get", "dataplanes", "--mesh", "default"]).is_ok()
+    })?;
     start.others(services)?;
     let egress = start.egress(&egress)?;
     let server = start.sidecar("bench-server", &server(application), READINESS[1])?;
@@ -304,17 +307,17 @@ impl Start<'_> {
         });
         let file = self.write("others.yaml", &documents.collect::<Vec<_>>().join("---\n"))?;
         let words = ["apply", "-f", &file.display().to_string()];
-        self.administrate(ZONE.http, &words).map(drop)
+        self.administrate("zone-cp", ZONE.http, &words).map(drop)
     }
 
     /// `meridian` as the administrator at global.
     fn meridian(&self, words: &[&str]) -> Result<String> {
-        self.administrate(GLOBAL.http, words)
+        self.administrate("global-cp", GLOBAL.http, words)
     }
 
-    /// The administrator whom global has made; zones know it, too.
-    fn administrate(&self, port: u16, words: &[&str]) -> Result<String> {
-        let token = self.folder.join("global-cp/admin-token").display().to_string();
+    /// `meridian` as the administrator whom a control plane has made.
+    fn administrate(&self, role: &str, port: u16, words: &[&str]) -> Result<String> {
+        let token = self.folder.join(role).join("admin-token").display().to_string();
         let address = format!("http://{}", local(port));
         let output = Command::new(&self.meridian)
             .args(words)
