@@ -12,8 +12,11 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-/// What its certificate says, and what callers ask for.
+/// What the egress asks for where it speaks TLS itself.
 pub(crate) const NAME: &str = "external.bench";
+/// What callers ask for: names of the mesh, since loopback has none of its own. An egress holds them to these.
+pub(crate) const ORIGINATED: &str = "bench-originated.mesh";
+pub(crate) const PASSED: &str = "bench-passed.mesh";
 
 /// Files of a CA of its own, and of its certificate.
 #[derive(Clone, Debug)]
@@ -38,7 +41,8 @@ impl External {
         fs::write(&files.ca, issuer.pem())?;
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::DnsName(NAME.try_into()?)];
+        params.subject_alt_names =
+            vec![SanType::DnsName(NAME.try_into()?), SanType::DnsName(PASSED.try_into()?)];
         fs::write(&files.cert, params.signed_by(&key, &issuer)?.pem())?;
         fs::write(&files.key, key.serialize_pem())?;
         Ok(files)

@@ -1,6 +1,7 @@
 //! One turn of load on one stack.
 
 use crate::cases::{Case, Way};
+use crate::external;
 use crate::load::{Outcome, Protocol};
 use crate::peer::Stack;
 use crate::process::{Memory, Process};
@@ -65,6 +66,11 @@ fn begin(stack: &Stack, case: &Case, seconds: f64, rate: Option<f64>) -> Result<
     command.args(["--response-bytes", &case.response_bytes.to_string(), "--seconds", &seconds.to_string()]);
     if case.protocol == Protocol::Https {
         command.arg("--ca").arg(&stack.external_ca);
+    }
+    match (case.way, case.protocol) {
+        (Way::Out, Protocol::Https) => drop(command.args(["--host", external::PASSED])),
+        (Way::Out, _) => drop(command.args(["--host", external::ORIGINATED])),
+        (Way::Inside, _) => {}
     }
     if let Some(rate) = rate {
         command.args(["--rate", &rate.to_string()]);

@@ -1,7 +1,6 @@
 //! HTTP/1.1 with as little of our own as can be: what the generator takes, the proxies can't have.
 
-use super::{Protocol, Tally};
-use crate::external;
+use super::{Options, Protocol, Tally};
 use anyhow::{Context, Result, ensure};
 use bytes::{Buf, BytesMut};
 use std::rc::Rc;
@@ -19,7 +18,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Open for T {}
 pub(super) async fn connection(tally: Rc<Tally>) -> Result<()> {
     let options = &tally.options;
     let closes = options.protocol == Protocol::Http1Close;
-    let request = request(options.request_bytes, options.response_bytes, closes);
+    let request = request(options, closes);
     let mut read = BytesMut::with_capacity(16 << 10);
     let mut stream = None;
     while let Some(start) = tally.turn().await {
@@ -43,8 +42,8 @@ pub(super) async fn connection(tally: Rc<Tally>) -> Result<()> {
 }
 
 /// One request and its answer.
-pub(super) async fn once(stream: &mut TcpStream, answer_bytes: usize) -> Result<()> {
-    stream.write_all(&request(0, answer_bytes, false)).await?;
+pub(super) async fn once(stream: &mut TcpStream, options: &Options) -> Result<()> {
+    stream.write_all(&request(options, false)).await?;
     answer(stream, &mut BytesMut::with_capacity(1 << 10)).await.map(drop)
 }
 
@@ -54,18 +53,20 @@ async fn open_to(tally: &Tally) -> Result<Box<dyn Open>> {
     match &tally.tls {
         None => Ok(Box::new(stream)),
         Some(tls) => {
-            let name = ServerName::try_from(external::NAME)?;
+            let name = ServerName::try_from(tally.options.host.clone())?;
             Ok(Box::new(TlsConnector::from(tls.clone()).connect(name, stream).await?))
         }
     }
 }
 
-fn request(body: usize, answer: usize, closes: bool) -> Vec<u8> {
+fn request(options: &Options, closes: bool) -> Vec<u8> {
+    let Options { host, request_bytes: body, response_bytes: answer, .. } = options;
+    let body = *body;
     let method = if body == 0 { "GET" } else { "POST" };
     let length = if body == 0 { String::new() } else { format!("content-length: {body}\r\n") };
     let close = if closes { "connection: close\r\n" } else { "" };
     let mut request =
-        format!("{method} /bytes/{answer} HTTP/1.1\r\nhost: bench\r\nuser-agent: bench\r\naccept: */*\r\n{length}{close}\r\n")
+        format!("{method} /bytes/{answer} HTTP/1.1\r\nhost: {host}\r\nuser-agent: bench\r\naccept: */*\r\n{length}{close}\r\n")
             .into_bytes();
     request.resize(request.len() + body, b'x');
     request

@@ -63,6 +63,9 @@ pub(crate) struct Options {
     /// Certificate that the server's must be signed by (PEM), for https
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
+    /// Whom HTTP/1.1 and TLS ask for
+    #[arg(long, default_value = "bench")]
+    pub(crate) host: String,
     #[arg(long)]
     pub(crate) seconds: f64,
     /// Requests a second in all; without it as many as go. Latency then counts from when a request was due
