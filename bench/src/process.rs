@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a program may take until it serves.
-const START: Duration = Duration::from_secs(60);
+/// How long a program may take until it serves: with 1,000 services, a control plane that was built for debugging is slow.
+const START: Duration = Duration::from_secs(180);
 /// Between two looks at whether it does.
 const LOOK: Duration = Duration::from_millis(20);
 

@@ -118,9 +118,10 @@ pub(super) fn start(
     zone.wait("to have an administrator", || {
         start.administrate("zone-cp", ZONE.http, &["get", "dataplanes", "--mesh", "default"]).is_ok()
     })?;
-    start.others(services)?;
     let egress = start.egress(&egress)?;
     let server = start.sidecar("bench-server", &server(application), READINESS[1])?;
+    // A sidecar is ready when it has been told of all; the others are told as it goes.
+    start.others(services)?;
     let client = start.sidecar("bench-client", &client(), READINESS[0])?;
     Ok(Stack {
         name: "meridian",
