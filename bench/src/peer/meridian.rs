@@ -294,19 +294,22 @@ impl Start<'_> {
         Ok(process)
     }
 
-    /// Instances of services that nobody calls: what a sidecar is told of the rest of a mesh.
+    /// Services that nobody calls: what a sidecar is told of the rest of a mesh. One Dataplane has them all, since a
+    /// zone compiles for each Dataplane that it knows, and its work is not what is measured.
     fn others(&self, services: usize) -> Result<()> {
         if services == 0 {
             return Ok(());
         }
-        let documents = (0..services).map(|number| {
+        let inbounds = (0..services).map(|number| {
             format!(
-                "type: Dataplane\nmesh: default\nname: other-{number}\nnetworking:\n  address: 127.0.0.1\n  inbound:\n  \
-                 - port: {}\n    tags: {{kuma.io/service: other-{number}, kuma.io/protocol: http}}\n",
+                "  - port: {}\n    tags: {{kuma.io/service: other-{number}, kuma.io/protocol: http}}\n",
                 FIRST_OTHER + number
             )
         });
-        let file = self.write("others.yaml", &documents.collect::<Vec<_>>().join("---\n"))?;
+        let others =
+            "type: Dataplane\nmesh: default\nname: others\nnetworking:\n  address: 127.0.0.1\n  inbound:\n";
+        let document = [others.to_owned()].into_iter().chain(inbounds).collect::<String>();
+        let file = self.write("others.yaml", &document)?;
         let words = ["apply", "-f", &file.display().to_string()];
         self.administrate("zone-cp", ZONE.http, &words).map(drop)
     }
