@@ -9,8 +9,13 @@ use crate::cases::Way;
 use crate::external::External;
 use crate::process::Process;
 use anyhow::{Context, Result};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// For a byte of the application, before another connection is tried.
+const LONGEST_READ: Duration = Duration::from_secs(1);
 
 /// Where a stack's client side listens.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +62,7 @@ impl Stack {
         application: &Application,
         services: usize,
     ) -> Result<Self> {
-        meridian::start(programs, folder, application, services)
+        meridian::start(programs, folder, application, services)?.reaching()
     }
 
     pub(crate) fn envoy(
@@ -67,7 +72,21 @@ impl Stack {
         between: Between,
         services: usize,
     ) -> Result<Self> {
-        envoy::start(program, folder, application, between, services)
+        envoy::start(program, folder, application, between, services)?.reaching()
+    }
+
+    /// Waits until bytes of the application come through. HTTP is left alone: its first request is measured.
+    fn reaching(mut self) -> Result<Self> {
+        let at = self.entry.tcp;
+        self.pair[0].wait("to reach the application", || {
+            let read = || -> std::io::Result<()> {
+                let mut stream = TcpStream::connect(at)?;
+                stream.set_read_timeout(Some(LONGEST_READ))?;
+                stream.read_exact(&mut [0])
+            };
+            read().is_ok()
+        })?;
+        Ok(self)
     }
 
     /// The two proxies that a request passes.
