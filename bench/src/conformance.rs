@@ -5,8 +5,10 @@
 //! one that stands behind mTLS. gRPC's interop client calls gRPC's interop server through both. A case that fails must be
 //! among the exceptions, each with its reason; an exception whose case passes, or that is no case, fails the run as well.
 
+use crate::external::External;
 use crate::peer::{Application, Entry, INBOUND, Stack};
 use crate::process::Process;
+use crate::run::upstream;
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::fs;
@@ -86,16 +88,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let exceptions = exceptions_of(&exceptions)?;
     let folder = tempfile::tempdir()?;
     let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let application = Application { http1: at(26_001), http2: at(26_002), tcp: at(26_003) };
-    let words =
-        ["upstream", "--http1", "127.0.0.1:26001", "--http2", "127.0.0.1:26004", "--tcp", "127.0.0.1:26003"];
-    let mut upstream = Process::start("upstream", &std::env::current_exe()?, &words, folder.path())?;
-    upstream.wait_listening(application.http1)?;
+    let external = External::make(folder.path())?;
+    let own =
+        Application { http1: at(26_001), http2: at(26_005), tcp: at(26_003), https: at(26_004), external };
+    let _upstream = upstream(&own, folder.path())?;
+    // HTTP/2 is asked of gRPC's own server.
+    let application = Application { http2: at(26_002), ..own };
     let port = application.http2.port().to_string();
     let mut server =
         Process::start("interop-server", &options.suites.join("server"), &["-port", &port], folder.path())?;
     server.wait_listening(application.http2)?;
-    let stack = Stack::meridian(&options.bin, folder.path(), application, PLAINTEXT)?;
+    let stack = Stack::meridian(&options.bin, folder.path(), &application, 0, PLAINTEXT)?;
     let Entry { http1, http2, .. } = stack.entry;
     let mut outcomes = Vec::new();
     for (place, address) in [("outbound", http1), ("outbound-grpc", http2), ("inbound", at(INBOUND))] {

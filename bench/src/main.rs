@@ -6,6 +6,7 @@
 
 mod cases;
 mod conformance;
+mod external;
 mod load;
 mod measure;
 mod peer;
@@ -17,7 +18,6 @@ mod upstream;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -38,18 +38,8 @@ enum Command {
     Conformance(conformance::Options),
     /// Load one address: what `run` starts as a program of its own; prints JSON
     Load(load::Options),
-    /// The application behind the proxies: HTTP/1.1, HTTP/2 (gRPC) and TCP on three ports
-    Upstream {
-        /// HTTP/1.1
-        #[arg(long)]
-        http1: SocketAddr,
-        /// HTTP/2 without TLS
-        #[arg(long)]
-        http2: SocketAddr,
-        /// Bytes without end, to everybody
-        #[arg(long)]
-        tcp: SocketAddr,
-    },
+    /// The application behind the proxies: HTTP/1.1, HTTP/2 (gRPC), TCP and HTTPS on four ports
+    Upstream(upstream::Options),
 }
 
 /// What `run` is told.
@@ -81,7 +71,7 @@ fn main() -> ExitCode {
         Command::Torture(options) => torture::run(&options),
         Command::Conformance(options) => conformance::run(&options),
         Command::Load(options) => load::run(&options),
-        Command::Upstream { http1, http2, tcp } => upstream::run(http1, http2, tcp),
+        Command::Upstream(options) => upstream::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,9 +1,10 @@
 //! One turn of load on one stack.
 
-use crate::cases::Case;
+use crate::cases::{Case, Way};
+use crate::external;
 use crate::load::{Outcome, Protocol};
 use crate::peer::Stack;
-use crate::process::Memory;
+use crate::process::{Memory, Process};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -16,20 +17,20 @@ pub(crate) struct Turn {
     pub(crate) outcome: Outcome,
     /// Of both proxies, in all.
     pub(crate) cpu_seconds: f64,
-    /// Of each proxy, under this load, in KiB.
-    pub(crate) rss: [u64; 2],
-    pub(crate) pss: [u64; 2],
+    /// Of each proxy, under this load.
+    pub(crate) memory: [Memory; 2],
     /// Of both proxies, in all; only where perf may count them.
     pub(crate) syscalls: Option<u64>,
 }
 
 /// A turn at full speed, or at a rate.
 pub(crate) fn turn(stack: &Stack, case: &Case, seconds: f64, rate: Option<f64>) -> Result<Turn> {
-    let cpu = || -> Result<u64> { Ok(stack.pair[0].cpu()? + stack.pair[1].cpu()?) };
-    let counter = Syscalls::begin(stack);
+    let pair = stack.on_the_way(case.way)?;
+    let cpu = || -> Result<u64> { Ok(pair[0].cpu()? + pair[1].cpu()?) };
+    let counter = Syscalls::begin(pair);
     let before = cpu()?;
-    let mut load = begin(target(stack, case.protocol), case, seconds, rate)?;
-    let memory = memory_before_the_end(&mut load, stack, seconds)?;
+    let mut load = begin(stack, case, seconds, rate)?;
+    let memory = memory_before_the_end(&mut load, pair, seconds)?;
     let output = load.wait_with_output()?;
     let used = cpu()?.saturating_sub(before);
     if !output.status.success() {
@@ -39,27 +40,38 @@ pub(crate) fn turn(stack: &Stack, case: &Case, seconds: f64, rate: Option<f64>) 
     Ok(Turn {
         outcome,
         cpu_seconds: std::time::Duration::from_nanos(used).as_secs_f64(),
-        rss: memory.map(|memory| memory.rss),
-        pss: memory.map(|memory| memory.pss),
+        memory,
         syscalls: counter.and_then(Syscalls::end),
     })
 }
 
-fn target(stack: &Stack, protocol: Protocol) -> SocketAddr {
-    match protocol {
-        Protocol::Http1 | Protocol::Http1Close | Protocol::Idle => stack.entry.http1,
-        Protocol::Http2 | Protocol::Grpc => stack.entry.http2,
-        Protocol::Tcp => stack.entry.tcp,
+fn target(stack: &Stack, case: &Case) -> SocketAddr {
+    match (case.way, case.protocol) {
+        (Way::Out, Protocol::Https) => stack.entry.passed,
+        (Way::Out, _) => stack.entry.originated,
+        (Way::Inside, Protocol::Http2 | Protocol::Grpc | Protocol::GrpcStream) => stack.entry.http2,
+        (Way::Inside, Protocol::Tcp) => stack.entry.tcp,
+        (Way::Inside, Protocol::Http1 | Protocol::Http1Close | Protocol::Https | Protocol::Idle) => {
+            stack.entry.http1
+        }
     }
 }
 
-fn begin(target: SocketAddr, case: &Case, seconds: f64, rate: Option<f64>) -> Result<Child> {
+fn begin(stack: &Stack, case: &Case, seconds: f64, rate: Option<f64>) -> Result<Child> {
     let protocol = clap::ValueEnum::to_possible_value(&case.protocol).context("a protocol without a name")?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["load", "--target", &target.to_string(), "--protocol", protocol.get_name()]);
+    command.args(["load", "--target", &target(stack, case).to_string(), "--protocol", protocol.get_name()]);
     command.args(["--connections", &case.connections.to_string(), "--streams", &case.streams.to_string()]);
     command.args(["--request-bytes", &case.request_bytes.to_string()]);
     command.args(["--response-bytes", &case.response_bytes.to_string(), "--seconds", &seconds.to_string()]);
+    if case.protocol == Protocol::Https {
+        command.arg("--ca").arg(&stack.external_ca);
+    }
+    match (case.way, case.protocol) {
+        (Way::Out, Protocol::Https) => drop(command.args(["--host", external::PASSED])),
+        (Way::Out, _) => drop(command.args(["--host", external::ORIGINATED])),
+        (Way::Inside, _) => {}
+    }
     if let Some(rate) = rate {
         command.args(["--rate", &rate.to_string()]);
     }
@@ -67,12 +79,12 @@ fn begin(target: SocketAddr, case: &Case, seconds: f64, rate: Option<f64>) -> Re
 }
 
 /// The memory when nine tenths of the time are over.
-fn memory_before_the_end(load: &mut Child, stack: &Stack, seconds: f64) -> Result<[Memory; 2]> {
+fn memory_before_the_end(load: &mut Child, pair: [&Process; 2], seconds: f64) -> Result<[Memory; 2]> {
     pause(seconds * 0.9);
     if load.try_wait()?.is_some_and(|status| !status.success()) {
         return Ok([Memory::default(); 2]);
     }
-    Ok([stack.pair[0].memory()?, stack.pair[1].memory()?])
+    Ok([pair[0].memory()?, pair[1].memory()?])
 }
 
 #[expect(clippy::disallowed_methods, reason = "a load of fixed length is what is measured")]
@@ -84,8 +96,8 @@ pub(crate) fn pause(seconds: f64) {
 struct Syscalls(Child);
 
 impl Syscalls {
-    fn begin(stack: &Stack) -> Option<Self> {
-        let pids = format!("{},{}", stack.pair[0].pid(), stack.pair[1].pid());
+    fn begin(pair: [&Process; 2]) -> Option<Self> {
+        let pids = format!("{},{}", pair[0].pid(), pair[1].pid());
         let mut command = Command::new("perf");
         command.args(["stat", "-x", ";", "-e", "raw_syscalls:sys_enter", "-p", &pids]);
         command.stdout(Stdio::null()).stderr(Stdio::piped()).stdin(Stdio::null()).spawn().ok().map(Self)

@@ -3,14 +3,15 @@
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::Serialize;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a program may take until it serves.
-const START: Duration = Duration::from_secs(60);
+/// How long a program may take until it serves: with 1,000 services, a control plane that was built for debugging is slow.
+const START: Duration = Duration::from_secs(180);
 /// Between two looks at whether it does.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -22,11 +23,13 @@ pub(crate) struct Process {
 }
 
 /// Memory of a process, in KiB.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Memory {
     pub(crate) rss: u64,
     /// Shared pages in proportion.
     pub(crate) pss: u64,
+    /// Pages that are its own alone.
+    pub(crate) private: u64,
 }
 
 impl Process {
@@ -87,7 +90,8 @@ impl Process {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
             line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
         };
-        Ok(Memory { rss: of("Rss:"), pss: of("Pss:") })
+        let private = of("Private_Clean:") + of("Private_Dirty:");
+        Ok(Memory { rss: of("Rss:"), pss: of("Pss:"), private })
     }
 }
 

@@ -1,9 +1,10 @@
 //! Figures of all turns, as a table, JSON and a picture: medians with their range, and the ratio to the peer.
 
 use crate::cases::Case;
-use crate::load::Protocol;
+use crate::load::{Outcome, Protocol};
 use crate::measure::Turn;
 use crate::peer::Stack;
+use crate::process::Memory;
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -18,9 +19,49 @@ const GIGA: f64 = 1e9;
 pub(crate) struct Results {
     machine: Machine,
     versions: Vec<(String, String)>,
-    /// Right after the start, of both proxies, in KiB.
-    idle_rss: Vec<(String, [u64; 2])>,
+    fresh: Vec<Fresh>,
     cases: Vec<CaseResult>,
+}
+
+/// What proxies are right after their start.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Fresh {
+    stack: &'static str,
+    /// That the caller's sidecar knows beside those that are called.
+    services: usize,
+    /// At rest: the caller's sidecar's, and the application's.
+    memory: [Memory; 2],
+    first_micros: u64,
+    /// Of the first second.
+    longest_micros: u64,
+}
+
+impl Fresh {
+    pub(crate) fn new(stack: &'static str, services: usize, memory: [Memory; 2], first: &Outcome) -> Self {
+        let Outcome { first_micros, max_micros: longest_micros, .. } = *first;
+        Self { stack, services, memory, first_micros, longest_micros }
+    }
+
+    fn row(&self) -> String {
+        let [client, server] = &self.memory;
+        let mib = |kib: u64| float(kib) / 1024.0;
+        format!(
+            "| {} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {} | {} |",
+            self.stack,
+            self.services,
+            mib(client.rss),
+            mib(client.pss),
+            mib(client.private),
+            mib(server.rss),
+            self.first_micros,
+            self.longest_micros
+        )
+    }
+}
+
+pub(crate) fn versions(stacks: &[Stack]) -> Vec<(String, String)> {
+    stacks.iter().map(|stack| (stack.name.to_owned(), stack.version.clone())).collect()
 }
 
 #[derive(Debug, Serialize)]
@@ -82,8 +123,8 @@ fn syscalls_per_request(turn: &Turn) -> f64 {
 }
 
 /// Of the larger of the two, in MiB.
-fn rss(turn: &Turn) -> f64 {
-    float(turn.rss.into_iter().max().unwrap_or(0)) / 1024.0
+fn larger(turn: &Turn, of: impl Fn(&Memory) -> u64) -> f64 {
+    float(turn.memory.iter().map(of).max().unwrap_or(0)) / 1024.0
 }
 
 fn failures(turn: &Turn) -> f64 {
@@ -119,12 +160,19 @@ impl StackResult {
                 figure("syscalls/request", &turns, syscalls_per_request),
             ],
         };
+        if case.protocol == Protocol::Http1 && case.connections == 1 {
+            figures.push(figure("p50 µs", &turns, |turn| float(turn.outcome.p50_micros)));
+            figures.push(figure("p99 µs", &turns, |turn| float(turn.outcome.p99_micros)));
+            figures.push(figure("longest µs", &turns, |turn| float(turn.outcome.max_micros)));
+        }
         if !at_rate.is_empty() {
             figures.push(figure("p50 µs at rate", &at_rate, |turn| float(turn.outcome.p50_micros)));
             figures.push(figure("p99 µs at rate", &at_rate, |turn| float(turn.outcome.p99_micros)));
             figures.push(figure("p99.9 µs at rate", &at_rate, |turn| float(turn.outcome.p999_micros)));
         }
-        figures.push(figure("RSS MiB", &turns, rss));
+        figures.push(figure("RSS MiB", &turns, |turn| larger(turn, |memory| memory.rss)));
+        figures.push(figure("PSS MiB", &turns, |turn| larger(turn, |memory| memory.pss)));
+        figures.push(figure("private MiB", &turns, |turn| larger(turn, |memory| memory.private)));
         figures.push(figure("failures", &turns, failures));
         figures.retain(|figure| !figure.median.is_nan());
         Self { name, figures, turns, turns_at_rate: at_rate }
@@ -136,10 +184,8 @@ impl StackResult {
 }
 
 impl Results {
-    pub(crate) fn new(stacks: &[Stack], idle: [[u64; 2]; 3], cases: Vec<CaseResult>) -> Self {
-        let versions = stacks.iter().map(|stack| (stack.name.to_owned(), stack.version.clone()));
-        let idle = stacks.iter().zip(idle).map(|(stack, idle)| (stack.name.to_owned(), idle));
-        Self { machine: Machine::here(), versions: versions.collect(), idle_rss: idle.collect(), cases }
+    pub(crate) fn new(versions: Vec<(String, String)>, fresh: Vec<Fresh>, cases: Vec<CaseResult>) -> Self {
+        Self { machine: Machine::here(), versions, fresh, cases }
     }
 
     fn markdown(&self) -> String {
@@ -149,10 +195,12 @@ impl Results {
         for (name, version) in &self.versions {
             let _ = writeln!(text, "- {name}: {version}");
         }
-        let _ = writeln!(text, "\nIdle RSS in MiB (client side, server side):");
-        for (name, [client, server]) in &self.idle_rss {
-            let _ =
-                writeln!(text, "- {name}: {:.1}, {:.1}", float(*client) / 1024.0, float(*server) / 1024.0);
+        text.push_str(
+            "\n### Fresh proxies\n\n| | services | RSS MiB, client side | PSS | private | RSS MiB, server side | first answer µs | longest µs |\n\
+             |---|---|---|---|---|---|---|---|\n",
+        );
+        for fresh in &self.fresh {
+            let _ = writeln!(text, "{}", fresh.row());
         }
         for case in &self.cases {
             let _ = write!(text, "\n### {}\n\n{}", case.name, case.markdown());

@@ -1,15 +1,17 @@
 //! A whole comparison.
 
 use crate::Options;
-use crate::cases::{CASES, Case};
+use crate::cases::{CASES, Case, FEW_SERVICES, FIRST, MANY_SERVICES, WITH_MANY_SERVICES};
+use crate::external::External;
 use crate::load::Protocol;
 use crate::measure::{Turn, pause, turn};
 use crate::peer::{Application, Between, Stack};
-use crate::process::Process;
-use crate::report::{self, CaseResult, Results, StackResult};
+use crate::process::{Memory, Process};
+use crate::report::{self, CaseResult, Fresh, Results, StackResult};
 use anyhow::{Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 
 /// Load before anything is counted: connections are made, memory is touched.
 const WARM_UP_SECONDS: f64 = 1.0;
@@ -17,6 +19,8 @@ const WARM_UP_SECONDS: f64 = 1.0;
 const IDLE_SECONDS: f64 = 15.0;
 /// For 10,000 connections, each of which is two files of a proxy.
 const OPEN_FILES: u64 = 1 << 16;
+/// Between the start and a look at memory at rest: what a start needs is over, and what goes on at rest has come round.
+const REST_SECONDS: f64 = 30.0;
 /// Of the peer's saturation: what all can serve.
 const SHARE_OF_PEER: f64 = 0.5;
 
@@ -27,26 +31,72 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(most), most)?;
     let folder = tempfile::tempdir()?;
     let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let application = Application { http1: at(26_001), http2: at(26_002), tcp: at(26_003) };
-    let words =
-        ["upstream", "--http1", "127.0.0.1:26001", "--http2", "127.0.0.1:26002", "--tcp", "127.0.0.1:26003"];
-    let mut upstream = Process::start("upstream", &std::env::current_exe()?, &words, folder.path())?;
-    upstream.wait_listening(application.http1)?;
-    let stacks = [
-        Stack::envoy(&options.envoy, folder.path(), application, Between::Same)?,
-        Stack::envoy(&options.envoy, folder.path(), application, Between::Http2)?,
-        Stack::meridian(&options.bin, folder.path(), application, "")?,
-    ];
-    let idle = stacks
-        .each_ref()
-        .map(|stack| stack.pair.each_ref().map(|it| it.memory().map(|it| it.rss).unwrap_or(0)));
+    let application = Application {
+        http1: at(26_001),
+        http2: at(26_002),
+        tcp: at(26_003),
+        https: at(26_004),
+        external: External::make(folder.path())?,
+    };
+    let _upstream = upstream(&application, folder.path())?;
     let mut cases = Vec::new();
+    let mut fresh = Vec::new();
+    let few = folder.path().join("few");
+    let stacks = vec![
+        Stack::envoy(&options.envoy, &few, &application, Between::Same, FEW_SERVICES)?.reaching()?,
+        Stack::envoy(&options.envoy, &few, &application, Between::Http2, FEW_SERVICES)?.reaching()?,
+        Stack::meridian(&options.bin, &few, &application, FEW_SERVICES, "")?.reaching()?,
+    ];
+    let versions = report::versions(&stacks);
+    fresh.extend(ask_fresh(&stacks, FEW_SERVICES)?);
     for case in CASES.iter().filter(|case| case.name.contains(&options.only)) {
         say(case.name);
         cases.push(compare(case, &stacks, options)?);
     }
-    let results = Results::new(&stacks, idle, cases);
-    report::write(&results, &options.out)
+    // Their ports are the next ones'.
+    drop(stacks);
+    if WITH_MANY_SERVICES.name.contains(&options.only) {
+        say(WITH_MANY_SERVICES.name);
+        let many = folder.path().join("many");
+        let stacks = vec![
+            Stack::envoy(&options.envoy, &many, &application, Between::Same, MANY_SERVICES)?.reaching()?,
+            Stack::meridian(&options.bin, &many, &application, MANY_SERVICES, "")?.reaching()?,
+        ];
+        fresh.extend(ask_fresh(&stacks, MANY_SERVICES)?);
+        cases.push(compare(&WITH_MANY_SERVICES, &stacks, options)?);
+    }
+    report::write(&Results::new(versions, fresh, cases), &options.out)
+}
+
+/// The application, where it is said to be.
+pub(crate) fn upstream(application: &Application, folder: &Path) -> Result<Process> {
+    let Application { http1, http2, tcp, https, external } = application;
+    let addresses = [http1, http2, tcp, https].map(SocketAddr::to_string);
+    let files = [&external.cert, &external.key].map(|file| file.display().to_string());
+    let [http1, http2, tcp, https] = addresses.each_ref().map(String::as_str);
+    let [cert, key] = files.each_ref().map(String::as_str);
+    let words = [
+        "upstream", "--http1", http1, "--http2", http2, "--tcp", tcp, "--https", https, "--cert", cert,
+        "--key", key,
+    ];
+    let mut upstream = Process::start("upstream", &std::env::current_exe()?, &words, folder)?;
+    upstream.wait_listening(application.https)?;
+    Ok(upstream)
+}
+
+/// Memory at rest, and then the first answers.
+fn ask_fresh(stacks: &[Stack], services: usize) -> Result<Vec<Fresh>> {
+    let memory = |stack: &Stack| -> Result<[Memory; 2]> {
+        let [client, server] = &stack.pair;
+        Ok([client.memory()?, server.memory()?])
+    };
+    pause(REST_SECONDS);
+    let memory = stacks.iter().map(memory).collect::<Result<Vec<_>>>()?;
+    let fresh = stacks.iter().zip(memory).map(|(stack, memory)| {
+        let first = turn(stack, &FIRST, WARM_UP_SECONDS, None)?.outcome;
+        Ok(Fresh::new(stack.name, services, memory, &first))
+    });
+    fresh.collect()
 }
 
 fn compare(case: &Case, stacks: &[Stack], options: &Options) -> Result<CaseResult> {
@@ -74,7 +124,10 @@ fn compare(case: &Case, stacks: &[Stack], options: &Options) -> Result<CaseResul
 /// Latencies at a rate that all can serve; for loads that have such a thing.
 fn at_rate(case: &Case, stacks: &[&Stack], turns: &[Vec<Turn>], options: &Options) -> Result<Vec<Vec<Turn>>> {
     let mut all = vec![Vec::new(); stacks.len()];
-    let has_rate = matches!(case.protocol, Protocol::Http1 | Protocol::Http2 | Protocol::Grpc);
+    let has_rate = matches!(
+        case.protocol,
+        Protocol::Http1 | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcStream | Protocol::Https
+    );
     let peers = turns.first().map(|turns| report::median(turns, report::per_second)).unwrap_or_default();
     if !has_rate || peers <= 0.0 {
         return Ok(all);

@@ -1,22 +1,62 @@
 //! The application behind the proxies: it does as little as can be.
 
+use crate::external;
 use anyhow::{Result, bail};
 use bytes::{Buf, Bytes, BytesMut};
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use std::net::SocketAddr;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use std::path::PathBuf;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 const MAX_HEADERS: usize = 64;
 const MAX_ANSWER: usize = 1 << 20;
 const WINDOW: u32 = 1 << 20;
+/// A compression flag and a length.
+const GRPC_PREFIX: usize = 5;
 
-pub(crate) fn run(http1: SocketAddr, http2: SocketAddr, tcp: SocketAddr) -> Result<()> {
+/// Where it listens, and as whom.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// HTTP/1.1
+    #[arg(long)]
+    http1: SocketAddr,
+    /// HTTP/2 without TLS
+    #[arg(long)]
+    http2: SocketAddr,
+    /// Bytes without end, to everybody
+    #[arg(long)]
+    tcp: SocketAddr,
+    /// HTTP/1.1 in TLS: a host outside of the mesh
+    #[arg(long)]
+    https: SocketAddr,
+    /// Its certificate (PEM)
+    #[arg(long, value_name = "FILE")]
+    cert: PathBuf,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let tls = &TlsAcceptor::from(external::server(&options.cert, &options.key)?);
     super::on_one_thread(async {
-        let (http1, http2, tcp) =
-            (TcpListener::bind(http1).await?, TcpListener::bind(http2).await?, TcpListener::bind(tcp).await?);
-        tokio::try_join!(accept(http1, serve_http1), accept(http2, serve_http2), accept(tcp, serve_tcp))?;
+        let http1 = TcpListener::bind(options.http1).await?;
+        let http2 = TcpListener::bind(options.http2).await?;
+        let tcp = TcpListener::bind(options.tcp).await?;
+        let https = TcpListener::bind(options.https).await?;
+        let serve_https = |stream| {
+            let tls = tls.clone();
+            async move { serve_http1(tls.accept(stream).await?).await }
+        };
+        tokio::try_join!(
+            accept(http1, serve_http1),
+            accept(http2, serve_http2),
+            accept(tcp, serve_tcp),
+            accept(https, serve_https)
+        )?;
         Ok(())
     })
 }
@@ -34,7 +74,7 @@ where
     }
 }
 
-async fn serve_http1(mut stream: TcpStream) -> Result<()> {
+async fn serve_http1(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<()> {
     let mut read = BytesMut::with_capacity(16 << 10);
     let mut answer = Vec::new();
     loop {
@@ -61,6 +101,7 @@ async fn serve_http1(mut stream: TcpStream) -> Result<()> {
         );
         answer.resize(answer.len() + size, b'y');
         stream.write_all(&answer).await?;
+        stream.flush().await?;
     }
 }
 
@@ -102,30 +143,69 @@ async fn serve_http2(stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
+/// Answers each message of a stream with one of the size that the path says.
+async fn answer_messages(
+    request: Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    size: usize,
+) -> Result<()> {
+    let response = Response::builder().header("content-type", "application/grpc").body(())?;
+    let mut sending = respond.send_response(response, false)?;
+    let answer: Bytes = message(size)?.into();
+    let mut body = request.into_body();
+    let mut read = BytesMut::new();
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+        read.extend_from_slice(&data);
+        while let Some(length) = whole_message(&read) {
+            read.advance(length);
+            sending.send_data(answer.clone(), false)?;
+        }
+    }
+    sending.send_trailers(grpc_ok())?;
+    Ok(())
+}
+
+/// A gRPC message: a flag, its length, its bytes.
+fn message(size: usize) -> Result<Vec<u8>> {
+    let mut message = Vec::with_capacity(size + GRPC_PREFIX);
+    message.push(0);
+    message.extend_from_slice(&u32::try_from(size)?.to_be_bytes());
+    message.resize(size + GRPC_PREFIX, b'y');
+    Ok(message)
+}
+
+/// The length of the first message with its prefix, if all of it was read.
+fn whole_message(read: &[u8]) -> Option<usize> {
+    let (_flag, rest) = read.split_first()?;
+    let length = u32::from_be_bytes(*rest.first_chunk()?);
+    let length = usize::try_from(length).ok()? + GRPC_PREFIX;
+    (read.len() >= length).then_some(length)
+}
+
+fn grpc_ok() -> HeaderMap {
+    HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))])
+}
+
 async fn answer_http2(request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>) -> Result<()> {
     let size = asked(request.uri().path());
+    if request.uri().path().starts_with("/bench.Echo/Stream") {
+        return answer_messages(request, respond, size).await;
+    }
     let grpc = request.headers().get("content-type").is_some_and(|kind| kind == "application/grpc");
     let mut body = request.into_body();
     while let Some(data) = body.data().await {
         let length = data?.len();
         body.flow_control().release_capacity(length)?;
     }
-    let mut payload = Vec::with_capacity(size + 5);
-    if grpc {
-        payload.push(0);
-        payload.extend_from_slice(&u32::try_from(size)?.to_be_bytes());
-    }
-    payload.resize(payload.len() + size, b'y');
+    let payload = if grpc { message(size)? } else { vec![b'y'; size] };
     let kind = if grpc { "application/grpc" } else { "text/plain" };
     let response = Response::builder().header("content-type", kind).body(())?;
     let mut sending = respond.send_response(response, false)?;
     sending.send_data(payload.into(), !grpc)?;
     if grpc {
-        let trailers: HeaderMap =
-            [(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]
-                .into_iter()
-                .collect();
-        sending.send_trailers(trailers)?;
+        sending.send_trailers(grpc_ok())?;
     }
     Ok(())
 }
@@ -139,7 +219,16 @@ async fn serve_tcp(mut stream: TcpStream) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::asked;
+    use super::{asked, message, whole_message};
+
+    #[test]
+    fn messages_are_found_when_they_are_whole() {
+        let two = [message(3).unwrap(), message(0).unwrap()].concat();
+        for (read, length) in [(0, None), (4, None), (7, None), (8, Some(8)), (13, Some(8))] {
+            assert_eq!(whole_message(&two[..read]), length, "{read}");
+        }
+        assert_eq!(whole_message(&two[8..]), Some(5));
+    }
 
     #[test]
     fn a_path_says_how_much_is_asked_for() {

@@ -9,10 +9,13 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_rustls::rustls::ClientConfig;
 
 /// Latencies beyond this are counted as this.
 const LONGEST_MICROS: u64 = 60_000_000;
@@ -30,6 +33,10 @@ pub(crate) enum Protocol {
     Http2,
     /// Unary gRPC calls
     Grpc,
+    /// gRPC streams that stay open: a message, its answer, the next message
+    GrpcStream,
+    /// HTTP/1.1 in TLS of the application's own
+    Https,
     /// Reads what comes
     Tcp,
     /// Opens connections and leaves them alone
@@ -53,6 +60,12 @@ pub(crate) struct Options {
     /// Bytes of each answer's body
     #[arg(long, default_value_t = 65)]
     pub(crate) response_bytes: usize,
+    /// Certificate that the server's must be signed by (PEM), for https
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Whom HTTP/1.1 and TLS ask for
+    #[arg(long, default_value = "bench")]
+    pub(crate) host: String,
     #[arg(long)]
     pub(crate) seconds: f64,
     /// Requests a second in all; without it as many as go. Latency then counts from when a request was due
@@ -73,6 +86,8 @@ pub(crate) struct Outcome {
     pub(crate) p99_micros: u64,
     pub(crate) p999_micros: u64,
     pub(crate) max_micros: u64,
+    /// The answer that came first.
+    pub(crate) first_micros: u64,
 }
 
 /// What all connections of a load count together.
@@ -82,9 +97,13 @@ pub(crate) struct Tally {
     ends: Instant,
     due: Cell<u64>,
     latencies: RefCell<Histogram<u64>>,
+    /// The first latency, in µs; 0: there is none yet.
+    first: Cell<u64>,
     failures: Cell<u64>,
     bytes: Cell<u64>,
     openers: Semaphore,
+    /// Whom to believe, where the application speaks TLS itself.
+    tls: Option<Arc<ClientConfig>>,
 }
 
 impl Tally {
@@ -96,9 +115,11 @@ impl Tally {
             ends: began + Duration::from_secs_f64(options.seconds),
             due: Cell::new(0),
             latencies: RefCell::new(Histogram::new_with_bounds(1, LONGEST_MICROS, 3)?),
+            first: Cell::new(0),
             failures: Cell::new(0),
             bytes: Cell::new(0),
             openers: Semaphore::new(OPENERS),
+            tls: options.ca.as_deref().map(crate::external::client).transpose()?,
         })
     }
 
@@ -123,6 +144,9 @@ impl Tally {
 
     fn answered(&self, start: Instant, bytes: usize) {
         let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(LONGEST_MICROS);
+        if self.first.get() == 0 {
+            self.first.set(micros.max(1));
+        }
         self.latencies.borrow_mut().saturating_record(micros.max(1));
         self.bytes.set(self.bytes.get() + bytes as u64);
     }
@@ -142,18 +166,22 @@ impl Tally {
             p99_micros: latencies.value_at_quantile(0.99),
             p999_micros: latencies.value_at_quantile(0.999),
             max_micros: latencies.max(),
+            first_micros: self.first.get(),
         }
     }
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.connections > 0 && options.streams > 0, "there must be a connection and a stream");
+    ensure!((options.protocol == Protocol::Https) == options.ca.is_some(), "--ca goes with https");
     ensure!(options.seconds > 0.0, "--seconds must be more than 0");
     ensure!(options.rate.is_none_or(|rate| rate > 0.0), "--rate must be more than 0");
     let outcome = super::on_one_thread(async {
         match options.protocol {
-            Protocol::Http1 | Protocol::Http1Close => load(options, http1::connection).await,
-            Protocol::Http2 | Protocol::Grpc => load(options, http2::connection).await,
+            Protocol::Http1 | Protocol::Http1Close | Protocol::Https => {
+                load(options, http1::connection).await
+            }
+            Protocol::Http2 | Protocol::Grpc | Protocol::GrpcStream => load(options, http2::connection).await,
             Protocol::Tcp => load(options, tcp::connection).await,
             Protocol::Idle => load(options, tcp::idle).await,
         }

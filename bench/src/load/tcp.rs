@@ -25,7 +25,7 @@ pub(super) async fn idle(tally: Rc<Tally>) -> Result<()> {
     let opener = tally.openers.acquire().await?;
     let start = Instant::now();
     let mut stream = TcpStream::connect(tally.options.target).await?;
-    super::http1::once(&mut stream, tally.options.response_bytes).await?;
+    super::http1::once(&mut stream, &tally.options).await?;
     tally.answered(start, 0);
     drop(opener);
     tokio::time::sleep_until(tally.ends).await;

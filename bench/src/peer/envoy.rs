@@ -1,6 +1,7 @@
 //! Envoy as a mesh would configure it: the same work, told in its own words.
 
 use super::{Application, Stack, entry, local, version};
+use crate::external;
 use crate::process::Process;
 use anyhow::{Context, Result};
 use rcgen::{
@@ -24,12 +25,14 @@ pub(crate) enum Between {
 const FIRST: u16 = 26_201;
 const CLIENT_ID: &str = "spiffe://default/bench-client";
 const SERVER_ID: &str = "spiffe://default/bench-server";
+const EGRESS_ID: &str = "spiffe://default/bench-egress";
 
 pub(super) fn start(
     program: &Path,
     folder: &Path,
-    application: Application,
+    application: &Application,
     between: Between,
+    services: usize,
 ) -> Result<Stack> {
     let program = program.canonicalize().with_context(|| program.display().to_string())?;
     let (name, offset) = match between {
@@ -40,8 +43,9 @@ pub(super) fn start(
     fs::create_dir_all(folder)?;
     let identities = Identities::make(folder)?;
     let (out, inward) = (FIRST + offset, FIRST + offset + 10);
+    let outward = inward + 5;
     let client = Side { identities: &identities, between, first: out };
-    let client = client.client(inward);
+    let client = client.client(inward, outward, services);
     let server = Side { identities: &identities, between, first: inward }.server(application);
     let begin = |role: &str, id: u16, config: &Value| -> Result<Process> {
         let file = folder.join(format!("{role}.json"));
@@ -53,10 +57,28 @@ pub(super) fn start(
     };
     let mut server = begin("server", 2, &server)?;
     server.wait_listening(local(inward))?;
+    let egress = match between {
+        Between::Http2 => None,
+        Between::Same => {
+            let config = Side { identities: &identities, between, first: outward }.egress(application);
+            let mut egress = begin("egress", 3, &config)?;
+            egress.wait_listening(local(outward))?;
+            Some(egress)
+        }
+    };
     let mut client = begin("client", 1, &client)?;
     client.wait_listening(local(out))?;
     let version = version(&program)?;
-    Ok(Stack { name, version, entry: entry(out), pair: [client, server], _others: Vec::new() })
+    let external_ca = application.external.ca.clone();
+    Ok(Stack {
+        name,
+        version,
+        entry: entry(out),
+        pair: [client, server],
+        egress,
+        external_ca,
+        _others: Vec::new(),
+    })
 }
 
 /// Files of a CA, and of two identities.
@@ -64,6 +86,7 @@ struct Identities {
     ca: PathBuf,
     client: (PathBuf, PathBuf),
     server: (PathBuf, PathBuf),
+    egress: (PathBuf, PathBuf),
 }
 
 impl Identities {
@@ -84,7 +107,12 @@ impl Identities {
             fs::write(&files.1, key.serialize_pem())?;
             Ok(files)
         };
-        Ok(Self { client: issue("client", CLIENT_ID)?, server: issue("server", SERVER_ID)?, ca: ca.clone() })
+        Ok(Self {
+            client: issue("client", CLIENT_ID)?,
+            server: issue("server", SERVER_ID)?,
+            egress: issue("egress", EGRESS_ID)?,
+            ca: ca.clone(),
+        })
     }
 
     /// TLS 1.3 only, and the other side's SPIFFE ID checked.
@@ -108,13 +136,28 @@ struct Side<'a> {
 }
 
 impl Side<'_> {
-    fn client(&self, inward: u16) -> Value {
+    fn client(&self, inward: u16, outward: u16, services: usize) -> Value {
+        let others: Vec<String> = (0..services).map(|number| format!("other-{number}")).collect();
         let listeners = json!([
-            listener("http1", local(self.first), None, manager("http1", "http1", retries(), &[])),
+            listener(
+                "http1",
+                local(self.first),
+                None,
+                manager_with("http1", "http1", &others, retries(), &[])
+            ),
             listener("http2", local(self.first + 1), None, manager("http2", "http2", retries(), &[])),
             listener("tcp", local(self.first + 2), None, vec![tcp_proxy("tcp")]),
+            listener(
+                "originated",
+                local(self.first + 3),
+                None,
+                manager("originated", "originated", retries(), &[])
+            ),
+            listener("passed", local(self.first + 4), None, vec![tcp_proxy("passed")]),
         ]);
         let cluster = |name: &str, port: u16, http: Option<bool>| {
+            let is_out = port == outward || port == outward + 1;
+            let peer = if is_out { EGRESS_ID } else { SERVER_ID };
             let mut cluster = cluster(name, local(port), http);
             let alpn: &[&str] = match http {
                 None => &[],
@@ -123,39 +166,63 @@ impl Side<'_> {
             };
             let context = json!({
                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-                "common_tls_context": self.identities.common(&self.identities.client, SERVER_ID, alpn),
+                "common_tls_context": self.identities.common(&self.identities.client, peer, alpn),
                 "sni": "bench"
             });
             set(&mut cluster, "transport_socket", json!({"name": "tls", "typed_config": context}));
-            set(
-                &mut cluster,
-                "outlier_detection",
-                json!({
-                    "consecutive_5xx": 5, "interval": "10s", "base_ejection_time": "30s", "max_ejection_percent": 50
-                }),
-            );
+            set(&mut cluster, "outlier_detection", outlier_detection());
             cluster
         };
         let multiplexed = self.between == Between::Http2;
-        let clusters = [
+        let called = [
             cluster("http1", inward, Some(multiplexed)),
             cluster("http2", inward + 1, Some(true)),
             cluster("tcp", inward + 2, None),
+            cluster("originated", outward, Some(multiplexed)),
+            cluster("passed", outward + 1, None),
         ];
+        let others = others.iter().map(|name| cluster(name, inward, Some(multiplexed)));
+        let clusters: Vec<Value> = called.into_iter().chain(others).collect();
         json!({"static_resources": {"listeners": listeners, "clusters": clusters}})
     }
 
-    fn server(&self, application: Application) -> Value {
-        let tls = |alpn: &[&str]| {
-            json!({
-                "name": "tls",
-                "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-                    "require_client_certificate": true,
-                    "common_tls_context": self.identities.common(&self.identities.server, CLIENT_ID, alpn)
-                }
-            })
-        };
+    /// What callers from the mesh are met with.
+    fn mesh_tls(&self, own: &(PathBuf, PathBuf), alpn: &[&str]) -> Value {
+        json!({
+            "name": "tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                "require_client_certificate": true,
+                "common_tls_context": self.identities.common(own, CLIENT_ID, alpn)
+            }
+        })
+    }
+
+    /// One listener originates TLS and holds the host to its name, the other passes bytes on.
+    fn egress(&self, application: &Application) -> Value {
+        let tls = |alpn: &[&str]| Some(self.mesh_tls(&self.identities.egress, alpn));
+        let http = manager("originated", "originated", json!({}), &[rbac()]);
+        let listeners = json!([
+            listener("originated", local(self.first), tls(&["h2", "http/1.1"]), http),
+            listener("passed", local(self.first + 1), tls(&[]), vec![network_rbac(), tcp_proxy("passed")]),
+        ]);
+        let mut originated = cluster("originated", application.https, Some(false));
+        let context = json!({
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "common_tls_context": {"validation_context": {
+                "trusted_ca": {"filename": application.external.ca},
+                "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": external::NAME}}]
+            }},
+            "sni": external::NAME
+        });
+        set(&mut originated, "transport_socket", json!({"name": "tls", "typed_config": context}));
+        set(&mut originated, "outlier_detection", outlier_detection());
+        let clusters = [originated, cluster("passed", application.https, None)];
+        json!({"static_resources": {"listeners": listeners, "clusters": clusters}})
+    }
+
+    fn server(&self, application: &Application) -> Value {
+        let tls = |alpn: &[&str]| self.mesh_tls(&self.identities.server, alpn);
         let http = |name: &str, port: u16| {
             listener(
                 name,
@@ -225,6 +292,10 @@ fn cluster(name: &str, to: SocketAddr, http2: Option<bool>) -> Value {
     cluster
 }
 
+fn outlier_detection() -> Value {
+    json!({"consecutive_5xx": 5, "interval": "10s", "base_ejection_time": "30s", "max_ejection_percent": 50})
+}
+
 fn retries() -> Value {
     json!({
         "retry_on": "gateway-error,connect-failure,refused-stream",
@@ -234,10 +305,26 @@ fn retries() -> Value {
 }
 
 fn manager(name: &str, cluster: &str, retries: Value, filters: &[Value]) -> Vec<Value> {
-    let mut route = json!({"cluster": cluster, "timeout": "15s"});
-    if retries.as_object().is_some_and(|retries| !retries.is_empty()) {
-        set(&mut route, "retry_policy", retries);
-    }
+    manager_with(name, cluster, &[], retries, filters)
+}
+
+/// With hosts of the names of `others`, each of which leads to its cluster.
+fn manager_with(
+    name: &str,
+    cluster: &str,
+    others: &[String],
+    retries: Value,
+    filters: &[Value],
+) -> Vec<Value> {
+    let host = |name: &str, domain: &str, cluster: &str| {
+        let mut route = json!({"cluster": cluster, "timeout": "15s"});
+        if retries.as_object().is_some_and(|retries| !retries.is_empty()) {
+            set(&mut route, "retry_policy", retries.clone());
+        }
+        json!({"name": name, "domains": [domain], "routes": [{"match": {"prefix": "/"}, "route": route}]})
+    };
+    let others = others.iter().map(|other| host(other, other, other));
+    let hosts: Vec<Value> = [host("all", "*", cluster)].into_iter().chain(others).collect();
     let router = json!({
         "name": "envoy.filters.http.router",
         "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}
@@ -250,9 +337,7 @@ fn manager(name: &str, cluster: &str, retries: Value, filters: &[Value]) -> Vec<
             "stat_prefix": name,
             "codec_type": "AUTO",
             "common_http_protocol_options": {"idle_timeout": "3600s"},
-            "route_config": {"virtual_hosts": [
-                {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": route}]}
-            ]},
+            "route_config": {"virtual_hosts": hosts},
             "http_filters": filters
         }
     })]

@@ -1,6 +1,7 @@
 //! Meridian's own stack: both control planes and two sidecars, as a user would run them, without capture.
 
 use super::{Application, Stack, entry, local, version};
+use crate::external;
 use crate::process::Process;
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -15,6 +16,10 @@ const ENTRY: u16 = 26_121;
 /// The first of the server side's: that of HTTP/1.1.
 pub(crate) const INBOUND: u16 = 26_131;
 const READINESS: [u16; 2] = [26_151, 26_152];
+const EGRESS: u16 = 26_141;
+const EGRESS_READINESS: u16 = 26_153;
+/// Nothing listens there.
+const FIRST_OTHER: usize = 30_000;
 
 struct Ports {
     http: u16,
@@ -69,7 +74,8 @@ spec:
 pub(super) fn start(
     programs: &Path,
     folder: &Path,
-    application: Application,
+    application: &Application,
+    services: usize,
     policies: &str,
 ) -> Result<Stack> {
     let folder = &folder.join("meridian");
@@ -78,6 +84,7 @@ pub(super) fn start(
         programs.canonicalize().with_context(|| format!("{}: run `make release`", programs.display()))?;
     let start =
         Start { meridian: programs.join("meridian"), dataplane: programs.join("meridian-dataplane"), folder };
+    let egress = programs.join("meridian-zone-egress");
     let version = version(&start.meridian)?;
     let global =
         start.control_plane("global-cp", &GLOBAL, &["--sync-listen", &local(GLOBAL.grpc).to_string()])?;
@@ -92,7 +99,7 @@ pub(super) fn start(
         "24h",
     ])?;
     let token = start.write("zone-token", &token)?;
-    let zone = start.control_plane(
+    let mut zone = start.control_plane(
         "zone-cp",
         &ZONE,
         &[
@@ -108,17 +115,40 @@ pub(super) fn start(
             &local(ZONE.grpc).to_string(),
         ],
     )?;
-    let policies = start.write("policies.yaml", &format!("{POLICIES}{policies}"))?;
+    let policies = format!("{POLICIES}{policies}---\n{}", external(application)?);
+    let policies = start.write("policies.yaml", &policies)?;
     start.meridian(&["apply", "-f", &policies.display().to_string()])?;
+    zone.wait("to have an administrator", || {
+        start.administrate("zone-cp", ZONE.http, &["get", "dataplanes", "--mesh", "default"]).is_ok()
+    })?;
+    let egress = start.egress(&egress)?;
     let server = start.sidecar("bench-server", &server(application), READINESS[1])?;
+    // A sidecar is ready when it has been told of all; the others are told as it goes.
+    start.others(services)?;
     let client = start.sidecar("bench-client", &client(), READINESS[0])?;
     Ok(Stack {
         name: "meridian",
         version,
         entry: entry(ENTRY),
         pair: [client, server],
+        egress: Some(egress),
+        external_ca: application.external.ca.clone(),
         _others: vec![global, zone],
     })
+}
+
+/// The host outside of the mesh, once with TLS that the egress originates.
+fn external(application: &Application) -> Result<String> {
+    let ca = serde_json::Value::from(fs::read_to_string(&application.external.ca)?);
+    let (ip, at, name) = (application.https.ip(), application.https, external::NAME);
+    let service = |service: &str, protocol: &str, tls: &str| {
+        format!(
+            "type: ExternalService\nmesh: default\nname: {service}\ntags: {{kuma.io/service: {service}, kuma.io/protocol: {protocol}}}\n\
+             networking:\n  address: '{at}'\n  allowedAddresses: [{ip}/32]\n  disableHostDNSEntry: true\n{tls}"
+        )
+    };
+    let tls = format!("  tls: {{enabled: true, serverName: {name}, caCert: {{inlineString: {ca}}}}}\n");
+    Ok(format!("{}---\n{}", service("bench-originated", "http", &tls), service("bench-passed", "tcp", "")))
 }
 
 fn client() -> String {
@@ -130,15 +160,17 @@ fn client() -> String {
     };
     format!(
         "type: Dataplane\nmesh: default\nname: bench-client\nnetworking:\n  address: 127.0.0.1\n  inbound:\n  - port: {}\n    servicePort: 9\n    \
-         tags: {{kuma.io/service: bench-client, kuma.io/protocol: tcp}}\n  outbound:\n{}{}{}",
+         tags: {{kuma.io/service: bench-client, kuma.io/protocol: tcp}}\n  outbound:\n{}{}{}{}{}",
         INBOUND + 9,
         outbound(0, "bench-http1"),
         outbound(1, "bench-http2"),
-        outbound(2, "bench-tcp")
+        outbound(2, "bench-tcp"),
+        outbound(3, "bench-originated"),
+        outbound(4, "bench-passed")
     )
 }
 
-fn server(application: Application) -> String {
+fn server(application: &Application) -> String {
     let inbound = |offset: u16, to: SocketAddr, service: &str, protocol: &str| {
         format!(
             "  - port: {}\n    serviceAddress: {}\n    servicePort: {}\n    tags: {{kuma.io/service: {service}, kuma.io/protocol: {protocol}}}\n",
@@ -153,6 +185,14 @@ fn server(application: Application) -> String {
         inbound(1, application.http2, "bench-http2", "grpc"),
         inbound(2, application.tcp, "bench-tcp", "tcp")
     )
+}
+
+fn wait_ready(process: &mut Process, port: u16) -> Result<()> {
+    let ready = format!("http://127.0.0.1:{port}/ready");
+    process.wait("to be ready", || {
+        let asked = Command::new("curl").args(["-sf", "-o", "/dev/null", "--max-time", "1", &ready]).status();
+        asked.is_ok_and(|status| status.success())
+    })
 }
 
 struct Start<'a> {
@@ -188,7 +228,7 @@ impl Start<'_> {
         Ok(process)
     }
 
-    fn sidecar(&self, name: &str, resource: &str, readiness: u16) -> Result<Process> {
+    fn sidecar(&self, name: &str, resource: &str, readiness_port: u16) -> Result<Process> {
         let token = self.meridian(&[
             "generate",
             "dataplane-token",
@@ -203,7 +243,7 @@ impl Start<'_> {
         let file = self.write(&format!("{name}.yaml"), resource)?.display().to_string();
         let ca = self.folder.join("zone-cp/ca.crt").display().to_string();
         let data = self.folder.join(name).display().to_string();
-        let (address, readiness) = (format!("https://{}", local(ZONE.grpc)), readiness.to_string());
+        let (address, readiness) = (format!("https://{}", local(ZONE.grpc)), readiness_port.to_string());
         let words = [
             "--cp-address",
             &address,
@@ -221,19 +261,71 @@ impl Start<'_> {
             "1",
         ];
         let mut process = Process::start(name, &self.dataplane, &words, self.folder)?;
-        let ready = format!("http://127.0.0.1:{readiness}/ready");
-        process.wait("to be ready", || {
-            let asked =
-                Command::new("curl").args(["-sf", "-o", "/dev/null", "--max-time", "1", &ready]).status();
-            asked.is_ok_and(|status| status.success())
-        })?;
+        wait_ready(&mut process, readiness_port)?;
         Ok(process)
+    }
+
+    fn egress(&self, program: &Path) -> Result<Process> {
+        let words = ["generate", "zone-token", "--zone", "bench", "--scope", "egress", "--valid-for", "24h"];
+        let token = self.write("egress-token", &self.meridian(&words)?)?.display().to_string();
+        let ca = self.folder.join("zone-cp/ca.crt").display().to_string();
+        let data = self.folder.join("egress").display().to_string();
+        let address = format!("https://{}", local(ZONE.grpc));
+        let (port, readiness) = (EGRESS.to_string(), EGRESS_READINESS.to_string());
+        let words = [
+            "--cp-address",
+            &address,
+            "--ca-cert-file",
+            &ca,
+            "--token-file",
+            &token,
+            "--data-dir",
+            &data,
+            "--name",
+            "bench-egress",
+            "--address",
+            "127.0.0.1",
+            "--port",
+            &port,
+            "--readiness-port",
+            &readiness,
+            "--workers",
+            "1",
+        ];
+        let mut process = Process::start("egress", program, &words, self.folder)?;
+        wait_ready(&mut process, EGRESS_READINESS)?;
+        Ok(process)
+    }
+
+    /// Services that nobody calls: what a sidecar is told of the rest of a mesh. One Dataplane has them all, since a
+    /// zone compiles for each Dataplane that it knows, and its work is not what is measured.
+    fn others(&self, services: usize) -> Result<()> {
+        if services == 0 {
+            return Ok(());
+        }
+        let inbounds = (0..services).map(|number| {
+            format!(
+                "  - port: {}\n    tags: {{kuma.io/service: other-{number}, kuma.io/protocol: http}}\n",
+                FIRST_OTHER + number
+            )
+        });
+        let others =
+            "type: Dataplane\nmesh: default\nname: others\nnetworking:\n  address: 127.0.0.1\n  inbound:\n";
+        let document = [others.to_owned()].into_iter().chain(inbounds).collect::<String>();
+        let file = self.write("others.yaml", &document)?;
+        let words = ["apply", "-f", &file.display().to_string()];
+        self.administrate("zone-cp", ZONE.http, &words).map(drop)
     }
 
     /// `meridian` as the administrator at global.
     fn meridian(&self, words: &[&str]) -> Result<String> {
-        let token = self.folder.join("global-cp/admin-token").display().to_string();
-        let address = format!("http://{}", local(GLOBAL.http));
+        self.administrate("global-cp", GLOBAL.http, words)
+    }
+
+    /// `meridian` as the administrator whom a control plane has made.
+    fn administrate(&self, role: &str, port: u16, words: &[&str]) -> Result<String> {
+        let token = self.folder.join(role).join("admin-token").display().to_string();
+        let address = format!("http://{}", local(port));
         let output = Command::new(&self.meridian)
             .args(words)
             .args(["--address", &address, "--token-file", &token])

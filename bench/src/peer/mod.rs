@@ -6,10 +6,17 @@ mod meridian;
 pub(crate) use envoy::Between;
 pub(crate) use meridian::INBOUND;
 
+use crate::cases::Way;
+use crate::external::External;
 use crate::process::Process;
-use anyhow::Result;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use anyhow::{Context, Result};
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// For a byte of the application, before another connection is tried.
+const LONGEST_READ: Duration = Duration::from_secs(1);
 
 /// Where a stack's client side listens.
 #[derive(Clone, Copy, Debug)]
@@ -17,14 +24,21 @@ pub(crate) struct Entry {
     pub(crate) http1: SocketAddr,
     pub(crate) http2: SocketAddr,
     pub(crate) tcp: SocketAddr,
+    /// HTTP to the host outside, to which the egress speaks TLS.
+    pub(crate) originated: SocketAddr,
+    /// Bytes to it: the TLS is the application's.
+    pub(crate) passed: SocketAddr,
 }
 
 /// Where the application listens.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Application {
     pub(crate) http1: SocketAddr,
     pub(crate) http2: SocketAddr,
     pub(crate) tcp: SocketAddr,
+    /// The host outside of the mesh.
+    pub(crate) https: SocketAddr,
+    pub(crate) external: External,
 }
 
 /// A stack that runs.
@@ -34,28 +48,56 @@ pub(crate) struct Stack {
     pub(crate) entry: Entry,
     /// The caller's sidecar, and the application's: what is measured.
     pub(crate) pair: [Process; 2],
+    /// Where traffic leaves the mesh; not in each of a peer's modes.
+    egress: Option<Process>,
+    pub(crate) external_ca: PathBuf,
     /// What else it needs, and does not work while requests pass.
     _others: Vec<Process>,
 }
 
 impl Stack {
-    /// `policies` are documents beside those that every stack has.
+    /// The caller's sidecar knows `services` more than it calls. `policies` are documents beside those that every stack has.
     pub(crate) fn meridian(
         programs: &Path,
         folder: &Path,
-        application: Application,
+        application: &Application,
+        services: usize,
         policies: &str,
     ) -> Result<Self> {
-        meridian::start(programs, folder, application, policies)
+        meridian::start(programs, folder, application, services, policies)
     }
 
     pub(crate) fn envoy(
         program: &Path,
         folder: &Path,
-        application: Application,
+        application: &Application,
         between: Between,
+        services: usize,
     ) -> Result<Self> {
-        envoy::start(program, folder, application, between)
+        envoy::start(program, folder, application, between, services)
+    }
+
+    /// Waits until bytes of the application come through. HTTP is left alone: its first request is measured.
+    pub(crate) fn reaching(mut self) -> Result<Self> {
+        let at = self.entry.tcp;
+        self.pair[0].wait("to reach the application", || {
+            let read = || -> std::io::Result<()> {
+                let mut stream = TcpStream::connect(at)?;
+                stream.set_read_timeout(Some(LONGEST_READ))?;
+                stream.read_exact(&mut [0])
+            };
+            read().is_ok()
+        })?;
+        Ok(self)
+    }
+
+    /// The two proxies that a request passes.
+    pub(crate) fn on_the_way(&self, way: Way) -> Result<[&Process; 2]> {
+        let [client, server] = &self.pair;
+        match way {
+            Way::Inside => Ok([client, server]),
+            Way::Out => Ok([client, self.egress.as_ref().context("a stack without an egress")?]),
+        }
     }
 }
 
@@ -63,9 +105,15 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// Three ports from the first.
+/// Five ports from the first.
 fn entry(first: u16) -> Entry {
-    Entry { http1: local(first), http2: local(first + 1), tcp: local(first + 2) }
+    Entry {
+        http1: local(first),
+        http2: local(first + 1),
+        tcp: local(first + 2),
+        originated: local(first + 3),
+        passed: local(first + 4),
+    }
 }
 
 /// What a program says of its version, in one line.

@@ -6,6 +6,7 @@
 mod cases;
 mod upstream;
 
+use crate::external::External;
 use crate::peer::{Application, Between, Stack};
 use anyhow::{Result, bail};
 use cases::{ANSWERS, Answer, Case, NEXT as FIRST, requests};
@@ -59,10 +60,12 @@ enum End {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let at = PORTS.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    let [for_ours, for_peers] = at.map(|at| Application { http1: at, http2: at, tcp: at });
+    let external = External::make(folder.path())?;
+    let [for_ours, for_peers] =
+        at.map(|at| Application { http1: at, http2: at, tcp: at, https: at, external: external.clone() });
     let stacks = [
-        Stack::meridian(&options.bin, folder.path(), for_ours)?,
-        Stack::envoy(&options.envoy, folder.path(), for_peers, Between::Same)?,
+        Stack::meridian(&options.bin, folder.path(), &for_ours, 0, "")?,
+        Stack::envoy(&options.envoy, folder.path(), &for_peers, Between::Same, 0)?,
     ];
     super::on_one_thread(async {
         let seen = [Seen::default(), Seen::default()];
