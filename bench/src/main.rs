@@ -11,6 +11,7 @@ mod peer;
 mod process;
 mod report;
 mod run;
+mod scale;
 mod upstream;
 
 use anyhow::Result;
@@ -30,6 +31,8 @@ struct Arguments {
 enum Command {
     /// Compare Meridian's sidecars with a peer's
     Run(Options),
+    /// What the control planes cost: simulated proxies and zones at real ones
+    Scale(scale::Options),
     /// Load one address: what `run` starts as a program of its own; prints JSON
     Load(load::Options),
     /// The application behind the proxies: HTTP/1.1, HTTP/2 (gRPC) and TCP on three ports
@@ -72,6 +75,7 @@ pub(crate) struct Options {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(options) => run::run(&options),
+        Command::Scale(options) => scale::run(&options),
         Command::Load(options) => load::run(&options),
         Command::Upstream { http1, http2, tcp } => upstream::run(http1, http2, tcp),
     };
