@@ -7,9 +7,13 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use meridian_pki::link::ServerTrust;
 use serde_json::Value;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long the diagnostics port may take to answer.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// One control plane; ended when dropped.
 pub(super) struct Plane {
@@ -20,6 +24,7 @@ pub(super) struct Plane {
     folder: PathBuf,
     role: &'static str,
     http: SocketAddr,
+    diagnostics: SocketAddr,
     /// Zones, or proxies, connect here.
     pub(super) grpc: SocketAddr,
 }
@@ -82,7 +87,7 @@ impl Plane {
         words.extend(more.iter().cloned());
         let folder = folder.to_owned();
         let mut plane =
-            Self { process: None, program: program.to_owned(), words, folder, role, http, grpc };
+            Self { process: None, program: program.to_owned(), words, folder, role, http, diagnostics, grpc };
         plane.begin()?;
         Ok(plane)
     }
@@ -91,8 +96,7 @@ impl Plane {
     pub(super) fn begin(&mut self) -> Result<()> {
         let words: Vec<&str> = self.words.iter().map(String::as_str).collect();
         let mut process = Process::start(self.role, &self.program, &words, &self.folder)?;
-        process.wait_listening(self.grpc)?;
-        process.wait_listening(self.http)?;
+        process.wait("to be ready", || is_ready(self.diagnostics).unwrap_or(false))?;
         self.process = Some(process);
         Ok(())
     }
@@ -175,6 +179,15 @@ impl Plane {
         ensure!(status.is_success(), "{method} {path}: {status}: {text}");
         Ok(text)
     }
+}
+
+fn is_ready(diagnostics: SocketAddr) -> Result<bool> {
+    let mut stream = TcpStream::connect(diagnostics)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    stream.write_all(b"GET /ready HTTP/1.1\r\nhost: control-plane\r\nconnection: close\r\n\r\n")?;
+    let mut status = [0; 12];
+    stream.read_exact(&mut status)?;
+    Ok(&status == b"HTTP/1.1 200")
 }
 
 /// Ports that are free now.
