@@ -11,8 +11,7 @@ use meridian_proxy_config::types;
 use serde_json::{Value, json};
 
 /// Makes the change of a round; the answer is how many sidecars get it.
-pub(super) type ProxyChange =
-    for<'a> fn(&'a Fleet, &'a Plane, usize) -> LocalBoxFuture<'a, Result<usize>>;
+pub(super) type ProxyChange = for<'a> fn(&'a Fleet, &'a Plane, usize) -> LocalBoxFuture<'a, Result<usize>>;
 
 pub(super) const PROXY_CHANGES: [(&str, ProxyChange); 5] = [
     ("one endpoint's health", |fleet, _, round| health(fleet, round).boxed_local()),
@@ -21,9 +20,7 @@ pub(super) const PROXY_CHANGES: [(&str, ProxyChange); 5] = [
     ("a timeout for calls to one service", |fleet, global, round| {
         timeout(fleet, global, round).boxed_local()
     }),
-    ("a permission for the whole mesh", |fleet, global, round| {
-        mesh_wide(fleet, global, round).boxed_local()
-    }),
+    ("a permission for the whole mesh", |fleet, global, round| mesh_wide(fleet, global, round).boxed_local()),
 ];
 
 /// The last of them, to be taken away.

@@ -71,9 +71,7 @@ pub(super) enum Mark {
 impl Mark {
     fn is_on(&self, resource: &Encoded) -> bool {
         match self {
-            Self::Body(text) => {
-                resource.body.windows(text.len()).any(|window| window == text.as_bytes())
-            }
+            Self::Body(text) => resource.body.windows(text.len()).any(|window| window == text.as_bytes()),
             Self::Name(type_, text) => *resource.type_ == **type_ && resource.name.contains(text.as_str()),
         }
     }
@@ -116,11 +114,22 @@ pub(super) struct Holding {
     seen: u64,
     /// Moves when a resource of the awaited type has come.
     awaited: Option<(&'static str, watch::Sender<bool>)>,
+    whole: Whole,
+}
+
+/// When the present stream first said that nothing is missing; none before. Clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Whole(Arc<Mutex<Option<Instant>>>);
+
+impl Whole {
+    pub(super) fn at(&self) -> Option<Instant> {
+        *lock(&self.0)
+    }
 }
 
 impl Holding {
-    pub(super) fn new(common: Arc<Common>) -> Self {
-        Self { common, position: None, held: BTreeMap::new(), seen: 0, awaited: None }
+    pub(super) fn new(common: Arc<Common>, whole: Whole) -> Self {
+        Self { common, position: None, held: BTreeMap::new(), seen: 0, awaited: None, whole }
     }
 
     /// Says when the first resource of that type is there.
@@ -162,6 +171,7 @@ impl Holding {
 
 impl Sink for Holding {
     async fn resume(&mut self) -> Result<Resume, SinkError> {
+        *lock(&self.whole.0) = None;
         let names = lock(&self.common.names);
         let versions = lock(&self.common.versions);
         let pair = |(id, version): (&u32, &u32)| Some((names.value(*id)?, versions.value(*version)?));
@@ -170,6 +180,9 @@ impl Sink for Holding {
 
     async fn apply(&mut self, batch: Batch) -> Result<Vec<Rejected>, SinkError> {
         self.take(&batch);
+        if batch.complete {
+            lock(&self.whole.0).get_or_insert_with(Instant::now);
+        }
         Ok(Vec::new())
     }
 }

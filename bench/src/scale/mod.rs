@@ -22,7 +22,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use peer::Simulated;
 use plane::{Plane, Used};
 use proxies::{Fleet, Shape};
-use report::{Arrival, Results, Rest, Storm, ZoneResults, ZonesResults};
+use report::{Arrival, Rest, Results, Storm, ZoneResults, ZonesResults};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zones::Zones;

@@ -1,10 +1,11 @@
 //! One simulated peer of a control plane: both streams, over the connection that real ones make.
 
-use super::held::Holding;
+use super::held::{Holding, Whole};
 use anyhow::Result;
 use meridian_delta::client::{Connector, TlsSource, TokenSource};
 use meridian_delta::{
-    Behind, Control, Encoded, Node, Peer, Publisher, Revision, StoreId, Subscriber, Version, View, ViewChange,
+    Behind, Control, Encoded, Node, Peer, PeerState, Publisher, Revision, StoreId, Subscriber, Version, View,
+    ViewChange,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ pub(super) struct Simulated {
     view: Arc<View>,
     pulled: Peer,
     pushed: Peer,
+    pub(super) whole: Whole,
 }
 
 /// What a peer subscribes to and publishes; empty: all.
@@ -37,6 +39,7 @@ impl Simulated {
             view: View::new(StoreId(store), Revision(0)),
             pulled: Peer::new(),
             pushed: Peer::new(),
+            whole: Whole::default(),
         })
     }
 
@@ -71,13 +74,17 @@ impl Simulated {
         self.view.apply(Revision(millis()), resources.into_iter().map(ViewChange::Upsert));
     }
 
-    /// Whether both directions are up since then, and equal.
+    /// Whether both directions are up since then and have nothing left to say. (That a subscriber calls itself current comes
+    /// later: it waits for a heartbeat, up to 5 s.)
     pub(super) fn is_in_sync(&self, since: Instant) -> bool {
-        [&self.pulled, &self.pushed].into_iter().all(|peer| {
+        let up = |peer: &Peer, equal: fn(&PeerState) -> bool| {
             let states = peer.watch();
             let state = states.borrow();
-            state.connected && state.behind == Behind::Current && state.since.is_some_and(|at| at >= since)
-        })
+            state.connected && state.since.is_some_and(|at| at >= since) && equal(&state)
+        };
+        self.whole.at().is_some_and(|at| at >= since)
+            && up(&self.pulled, |state| state.revision >= state.announced)
+            && up(&self.pushed, |state| state.behind == Behind::Current)
     }
 
     /// Why it is not, if that is known.

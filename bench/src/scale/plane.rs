@@ -76,12 +76,8 @@ impl Plane {
         let [http, https, grpc, diagnostics] = free_addresses()?;
         let data = folder.join(role).display().to_string();
         let mut words = vec![role.to_owned()];
-        let addresses = [
-            ("--api-http", http),
-            ("--api-https", https),
-            ("--diagnostics", diagnostics),
-            (grpc_flag, grpc),
-        ];
+        let addresses =
+            [("--api-http", http), ("--api-https", https), ("--diagnostics", diagnostics), (grpc_flag, grpc)];
         words.extend(addresses.iter().flat_map(|(flag, at)| [(*flag).to_owned(), at.to_string()]));
         words.extend(["--data-dir", &data, "--tls-san", "127.0.0.1"].map(str::to_owned));
         words.extend(more.iter().cloned());
@@ -162,8 +158,7 @@ impl Plane {
     async fn ask(&self, method: &str, path: &str, body: &str) -> Result<String> {
         let token = std::fs::read_to_string(self.data().join("admin-token"))?;
         let stream = tokio::net::TcpStream::connect(self.http).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         let request = http::Request::builder()
             .method(method)

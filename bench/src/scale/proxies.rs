@@ -134,7 +134,8 @@ impl Proxy {
             self.status(true)?,
             encode(report_types::DENIALS, "self", &DenialReport { denials: vec![], overflow: 0 })?,
         ]);
-        let (holding, mut believes) = Holding::new(Arc::clone(common)).awaiting(types::BUNDLE);
+        let (holding, mut believes) =
+            Holding::new(Arc::clone(common), self.simulated.whole.clone()).awaiting(types::BUNDLE);
         self.simulated.run(&self.name, types, holding);
         let proxy = Arc::clone(self);
         tokio::spawn(async move {
@@ -189,8 +190,7 @@ impl Proxy {
     }
 
     fn status(&self, ready: bool) -> Result<Arc<Encoded>> {
-        let certificate =
-            |expires| CertificateStatus { mesh: MESH.to_owned(), expires, root: String::new() };
+        let certificate = |expires| CertificateStatus { mesh: MESH.to_owned(), expires, root: String::new() };
         let until = self.certified.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let status = ProxyStatus {
             role: Role::Sidecar,

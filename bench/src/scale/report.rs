@@ -202,7 +202,10 @@ fn tables(text: &mut String, rests: &[Rest], storms: &[Storm], arrivals: &[Arriv
     let (head, line) = if beside_global { (" global CPU |", "---|") } else { ("", "") };
     let global =
         |value: f64, unit: &str| if beside_global { format!(" {value:.2} {unit} |") } else { String::new() };
-    let _ = writeln!(text, "| a change | reaches | 50 % | 99 % | all | CPU a change |{head}\n|---|---|---|---|---|---|{line}");
+    let _ = writeln!(
+        text,
+        "| a change | reaches | 50 % | 99 % | all | CPU a change |{head}\n|---|---|---|---|---|---|{line}"
+    );
     for it in arrivals {
         let _ = writeln!(
             text,
@@ -216,7 +219,10 @@ fn tables(text: &mut String, rests: &[Rest], storms: &[Storm], arrivals: &[Arriv
             global(it.global_cpu_millis, "ms")
         );
     }
-    let _ = writeln!(text, "\n| all at once | 50 % in sync | 99 % | all | CPU | sent again |\n|---|---|---|---|---|---|");
+    let _ = writeln!(
+        text,
+        "\n| all at once | 50 % in sync | 99 % | all | CPU | sent again |\n|---|---|---|---|---|---|"
+    );
     for it in storms {
         let _ = writeln!(
             text,

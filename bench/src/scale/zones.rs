@@ -44,7 +44,11 @@ impl Zones {
     pub(super) fn connect(&self) -> Result<()> {
         for zone in &self.zones {
             zone.simulated.publish(zone.resources()?);
-            zone.simulated.run(&zone.name, &Types::default(), Holding::new(Arc::clone(&self.common)));
+            zone.simulated.run(
+                &zone.name,
+                &Types::default(),
+                Holding::new(Arc::clone(&self.common), zone.simulated.whole.clone()),
+            );
         }
         Ok(())
     }
@@ -91,7 +95,8 @@ impl Zone {
         )?];
         for number in 0..SERVICES {
             let name = format!("svc-{number}");
-            let inbound = json!({"port": 8080, "tags": {"kuma.io/service": name, "kuma.io/protocol": "http"}});
+            let inbound =
+                json!({"port": 8080, "tags": {"kuma.io/service": name, "kuma.io/protocol": "http"}});
             let networking = json!({"address": "192.0.2.1", "inbound": [inbound]});
             all.push(self.encode("Dataplane", "default", &name, json!({"networking": networking}))?);
             all.push(self.encode("MeshService", "default", &name, service(&name, 80))?);
