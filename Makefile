@@ -13,8 +13,10 @@ TEST_PACKAGES := postgresql:/usr/lib/postgresql/*/bin/initdb python3-grpcio:/usr
 
 # Further words for `make bench`: BENCH='--only HTTP/2 --rounds 3'.
 BENCH :=
+# Further words for `make bench-scale`: SCALE='--proxies 10000 --reachable 10'.
+SCALE :=
 
-.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance bench bench-propagation units release
+.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance bench bench-propagation bench-scale units release
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -58,6 +60,9 @@ bench: release ## Sidecars beside Envoy: CPU, rates, latency and memory of each 
 
 bench-propagation: build ## From the API's 200 to enforcement in the other zone, 200 changes.
 	@$(BIN)/meridian demo --bench-propagation
+
+bench-scale: release ## What the control planes cost with thousands of proxies and a hundred zones (docs/scale.md).
+	@target/release/meridian-bench scale $(SCALE)
 
 units: ## Verify the systemd units.
 	@./deploy/multizone/verify-units.sh

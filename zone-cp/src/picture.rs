@@ -20,13 +20,18 @@ use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, Kind, ParseError, Resource, Spec, labels};
 use meridian_policy::{Parsed, Policy, PolicyError, PolicyIndex, Routes, Subject};
+use rpds::RedBlackTreeMapSync;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use time::OffsetDateTime;
 
-/// Resources of one kind, by key.
-pub(crate) type Table<T> = Arc<BTreeMap<Key, Arc<Parsed<T>>>>;
+/// Sorted by key. Persistent: the engine compares the picture before a change with the one after it, and a copy of what
+/// does not differ would cost as much as there are proxies.
+type Map<K, V> = RedBlackTreeMapSync<K, V>;
+
+/// Resources of one kind.
+pub(crate) type Table<T> = Map<Key, Arc<Parsed<T>>>;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Picture {
@@ -39,10 +44,10 @@ pub(crate) struct Picture {
     pub(crate) egresses: Table<ZoneEgress>,
     pub(crate) generators: Table<HostnameGenerator>,
     /// What the zone knows of its Dataplanes beside their resources.
-    pub(crate) facts: Arc<BTreeMap<Key, Arc<Facts>>>,
+    pub(crate) facts: Map<Key, Arc<Facts>>,
     /// When the zone's Dataplanes, HostnameGenerators and MeshOpenTelemetryBackends were created: of two that contradict
     /// each other, the older wins.
-    pub(crate) created: Arc<BTreeMap<Key, OffsetDateTime>>,
+    pub(crate) created: Map<Key, OffsetDateTime>,
     /// By mesh: the root (hash of its key) that the zone's present intermediate chains to.
     pub(crate) issuers: Arc<BTreeMap<String, String>>,
     pub(crate) options: Arc<Options>,
@@ -81,7 +86,7 @@ pub(crate) struct MeshPicture {
     pub(crate) collectors: Arc<Collectors>,
     pub(crate) secrets: Table<Secret>,
     /// Dataplanes by the `kuma.io/service` of their inbounds.
-    pub(crate) by_service: Arc<BTreeMap<String, BTreeSet<Key>>>,
+    pub(crate) by_service: Map<String, BTreeSet<Key>>,
     /// What services are called: follows from the services and the generators.
     pub(crate) names: Arc<Names>,
 }
@@ -180,9 +185,7 @@ impl Picture {
     }
 
     pub(crate) fn remove(&mut self, key: &Key) {
-        if self.created.contains_key(key) {
-            Arc::make_mut(&mut self.created).remove(key);
-        }
+        self.created.remove_mut(key);
         match key.kind {
             ZoneIngress::KIND => remove(&mut self.ingresses, key),
             ZoneEgress::KIND => remove(&mut self.egresses, key),
@@ -203,10 +206,9 @@ impl Picture {
     }
 
     pub(crate) fn set_facts(&mut self, key: &Key, facts: Option<Facts>) {
-        let all = Arc::make_mut(&mut self.facts);
         match facts {
-            Some(facts) => drop(all.insert(key.clone(), Arc::new(facts))),
-            None => drop(all.remove(key)),
+            Some(facts) => self.facts.insert_mut(key.clone(), Arc::new(facts)),
+            None => drop(self.facts.remove_mut(key)),
         }
     }
 
@@ -224,7 +226,7 @@ impl Picture {
         let counts = [HostnameGenerator::KIND, MeshOpenTelemetryBackend::KIND].contains(&key.kind)
             || (key.kind == Dataplane::KIND && self.is_local(key));
         if counts && !self.created.contains_key(key) {
-            Arc::make_mut(&mut self.created).insert(key.clone(), at);
+            self.created.insert_mut(key.clone(), at);
         }
     }
 
@@ -272,11 +274,12 @@ impl MeshPicture {
                 let key = resource.key.clone();
                 let parsed = Arc::new(Parsed::<Dataplane>::new(resource)?);
                 self.unindex(&key);
-                let index = Arc::make_mut(&mut self.by_service);
                 for service in service_tags(&parsed.spec) {
-                    index.entry(service.to_owned()).or_default().insert(key.clone());
+                    let mut keys = self.by_service.get(service).cloned().unwrap_or_default();
+                    keys.insert(key.clone());
+                    self.by_service.insert_mut(service.to_owned(), keys);
                 }
-                Arc::make_mut(&mut self.dataplanes).insert(key, parsed);
+                self.dataplanes.insert_mut(key, parsed);
                 Ok(())
             }
             MeshService::KIND => insert(&mut self.services, resource),
@@ -343,14 +346,14 @@ impl MeshPicture {
     }
 
     fn unindex(&mut self, key: &Key) {
-        let Some(old) = self.dataplanes.get(key) else { return };
-        let index = Arc::make_mut(&mut self.by_service);
+        let Some(old) = self.dataplanes.get(key).cloned() else { return };
         for service in service_tags(&old.spec) {
-            if let Some(keys) = index.get_mut(service) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    index.remove(service);
-                }
+            let Some(mut keys) = self.by_service.get(service).cloned() else { continue };
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_service.remove_mut(service);
+            } else {
+                self.by_service.insert_mut(service.to_owned(), keys);
             }
         }
     }
@@ -389,7 +392,7 @@ pub(crate) fn service_tags(dataplane: &Dataplane) -> BTreeSet<&str> {
 
 fn insert<T: Spec>(table: &mut Table<T>, resource: Resource) -> Result<(), ParseError> {
     let parsed = Arc::new(Parsed::new(resource)?);
-    Arc::make_mut(table).insert(parsed.resource.key.clone(), parsed);
+    table.insert_mut(parsed.resource.key.clone(), parsed);
     Ok(())
 }
 
@@ -407,9 +410,7 @@ fn insert_policy<T: Spec + Clone>(
 }
 
 fn remove<T>(table: &mut Table<T>, key: &Key) {
-    if table.contains_key(key) {
-        Arc::make_mut(table).remove(key);
-    }
+    table.remove_mut(key);
 }
 
 /// Kinds whose resources the picture holds.

@@ -70,6 +70,8 @@ pub(super) struct Storm {
     pub(super) half: f64,
     pub(super) most: f64,
     pub(super) all: f64,
+    /// Seconds until the control plane had little to do any more.
+    pub(super) settled: f64,
     /// Of the control plane; after a restart all that its process used since.
     pub(super) cpu_seconds: f64,
     /// Resources that peers which held everything were sent anew.
@@ -97,7 +99,7 @@ pub(super) struct Arrival {
 
 impl Storm {
     pub(super) fn new(name: &'static str) -> Self {
-        Self { name, half: 0.0, most: 0.0, all: 0.0, cpu_seconds: 0.0, sent_again: 0 }
+        Self { name, half: 0.0, most: 0.0, all: 0.0, settled: 0.0, cpu_seconds: 0.0, sent_again: 0 }
     }
 }
 
@@ -221,13 +223,13 @@ fn tables(text: &mut String, rests: &[Rest], storms: &[Storm], arrivals: &[Arriv
     }
     let _ = writeln!(
         text,
-        "\n| all at once | 50 % in sync | 99 % | all | CPU | sent again |\n|---|---|---|---|---|---|"
+        "\n| all at once | 50 % in sync | 99 % | all | at rest | CPU | sent again |\n|---|---|---|---|---|---|---|"
     );
     for it in storms {
         let _ = writeln!(
             text,
-            "| {} | {:.2} s | {:.2} s | {:.2} s | {:.2} s | {} |",
-            it.name, it.half, it.most, it.all, it.cpu_seconds, it.sent_again
+            "| {} | {:.2} s | {:.2} s | {:.2} s | {:.2} s | {:.2} s | {} |",
+            it.name, it.half, it.most, it.all, it.settled, it.cpu_seconds, it.sent_again
         );
     }
     let _ = writeln!(text, "\n| at rest | CPU |{head}\n|---|---|{line}");
