@@ -38,7 +38,7 @@ pub(super) struct Fleet {
 pub(super) struct Shape {
     pub(super) proxies: usize,
     pub(super) services: usize,
-    /// Services that a sidecar names as its `reachableBackends`: the ones after its own. 0: none, so it reaches all.
+    /// Services that a sidecar names as reachable: its own and the ones after it. 0: none, so it reaches all.
     pub(super) reachable: usize,
 }
 
@@ -158,10 +158,14 @@ impl Proxy {
         }});
         let mut transparent = json!({"redirectPortOutbound": 15001, "redirectPortInbound": 15006});
         if self.shape.reachable > 0 {
-            let refs = (0..self.shape.reachable).map(|step| {
-                json!({"kind": "MeshService", "name": service_name((self.service + step) % self.shape.services)})
-            });
-            transparent["reachableBackends"] = json!({"refs": refs.collect::<Vec<_>>()});
+            let names: Vec<String> = (0..self.shape.reachable)
+                .map(|step| service_name((self.service + step) % self.shape.services))
+                .collect();
+            let refs: Vec<_> =
+                names.iter().map(|name| json!({"kind": "MeshService", "name": name})).collect();
+            transparent["reachableBackends"] = json!({"refs": refs});
+            // `<service>.mesh` is told of by the other list.
+            transparent["reachableServices"] = json!(names);
         }
         let networking =
             json!({"address": address, "inbound": [inbound], "transparentProxying": transparent});
