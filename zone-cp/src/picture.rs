@@ -19,7 +19,7 @@ use meridian_core::kinds::trust_bundle::TrustBundle;
 use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, Kind, ParseError, Resource, Spec, labels};
-use meridian_policy::{Parsed, Policy, PolicyError, PolicyIndex, Routes, Subject};
+use meridian_policy::{Parsed, Policy, PolicyError, PolicyIndex, Routes, Subject, service_tag};
 use rpds::RedBlackTreeMapSync;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,6 +87,8 @@ pub(crate) struct MeshPicture {
     pub(crate) secrets: Table<Secret>,
     /// Dataplanes by the `kuma.io/service` of their inbounds.
     pub(crate) by_service: Map<String, BTreeSet<Key>>,
+    /// MeshServices by the `kuma.io/service` that they are of.
+    pub(crate) services_by_tag: Map<String, BTreeSet<Key>>,
     /// What services are called: follows from the services and the generators.
     pub(crate) names: Arc<Names>,
 }
@@ -275,14 +277,24 @@ impl MeshPicture {
                 let parsed = Arc::new(Parsed::<Dataplane>::new(resource)?);
                 self.unindex(&key);
                 for service in service_tags(&parsed.spec) {
-                    let mut keys = self.by_service.get(service).cloned().unwrap_or_default();
-                    keys.insert(key.clone());
-                    self.by_service.insert_mut(service.to_owned(), keys);
+                    index(&mut self.by_service, service, &key);
                 }
                 self.dataplanes.insert_mut(key, parsed);
                 Ok(())
             }
-            MeshService::KIND => insert(&mut self.services, resource),
+            MeshService::KIND => {
+                let parsed = Arc::new(Parsed::<MeshService>::new(resource)?);
+                let key = parsed.resource.key.clone();
+                let before = self.services.get(&key).and_then(|it| service_tag(&it.spec));
+                let after = service_tag(&parsed.spec);
+                if before != after {
+                    let before = before.map(str::to_owned);
+                    before.iter().for_each(|tag| unindex(&mut self.services_by_tag, tag, &key));
+                    after.iter().for_each(|tag| index(&mut self.services_by_tag, tag, &key));
+                }
+                self.services.insert_mut(key, parsed);
+                Ok(())
+            }
             MeshMultiZoneService::KIND => insert(&mut self.multi_zone_services, resource),
             ExternalService::KIND => insert(&mut self.external_services, resource),
             MeshExternalService::KIND => insert(&mut self.mesh_external_services, resource),
@@ -301,7 +313,12 @@ impl MeshPicture {
                 self.unindex(key);
                 remove(&mut self.dataplanes, key);
             }
-            MeshService::KIND => remove(&mut self.services, key),
+            MeshService::KIND => {
+                if let Some(tag) = self.services.get(key).and_then(|it| service_tag(&it.spec)) {
+                    unindex(&mut self.services_by_tag, tag, key);
+                }
+                remove(&mut self.services, key);
+            }
             MeshMultiZoneService::KIND => remove(&mut self.multi_zone_services, key),
             ExternalService::KIND => remove(&mut self.external_services, key),
             MeshExternalService::KIND => remove(&mut self.mesh_external_services, key),
@@ -348,13 +365,7 @@ impl MeshPicture {
     fn unindex(&mut self, key: &Key) {
         let Some(old) = self.dataplanes.get(key).cloned() else { return };
         for service in service_tags(&old.spec) {
-            let Some(mut keys) = self.by_service.get(service).cloned() else { continue };
-            keys.remove(key);
-            if keys.is_empty() {
-                self.by_service.remove_mut(service);
-            } else {
-                self.by_service.insert_mut(service.to_owned(), keys);
-            }
+            unindex(&mut self.by_service, service, key);
         }
     }
 
@@ -388,6 +399,22 @@ pub(crate) fn display_name(resource: &Resource) -> &str {
 pub(crate) fn service_tags(dataplane: &Dataplane) -> BTreeSet<&str> {
     let inbounds = dataplane.networking.iter().flat_map(|networking| &networking.inbound);
     inbounds.filter_map(|inbound| inbound.service()).collect()
+}
+
+fn index(of: &mut Map<String, BTreeSet<Key>>, tag: &str, key: &Key) {
+    let mut keys = of.get(tag).cloned().unwrap_or_default();
+    keys.insert(key.clone());
+    of.insert_mut(tag.to_owned(), keys);
+}
+
+fn unindex(of: &mut Map<String, BTreeSet<Key>>, tag: &str, key: &Key) {
+    let Some(mut keys) = of.get(tag).cloned() else { return };
+    keys.remove(key);
+    if keys.is_empty() {
+        of.remove_mut(tag);
+    } else {
+        of.insert_mut(tag.to_owned(), keys);
+    }
 }
 
 fn insert<T: Spec>(table: &mut Table<T>, resource: Resource) -> Result<(), ParseError> {
