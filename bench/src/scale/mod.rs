@@ -220,14 +220,18 @@ async fn zones(options: &Options, program: &Path) -> Result<ZonesResults> {
     })
 }
 
-/// Waits until the control plane has little to do; the answer is how many seconds that was after `began`.
+/// Waits until the control plane has little to do, twice in a row: what one part has done may only begin to occupy another. The
+/// answer is how many seconds that was after `began`.
 fn settle(plane: &Plane, seconds: f64, began: Instant) -> Result<f64> {
+    let mut quiet_since = None;
     loop {
         let (passed, before) = (began.elapsed(), plane.look()?);
         pause(seconds);
         let used = plane.since(before)?;
-        if used.cpu_millis < SETTLED * used.seconds * 1e3 {
-            return Ok(passed.as_secs_f64());
+        if used.cpu_millis >= SETTLED * used.seconds * 1e3 {
+            quiet_since = None;
+        } else if let Some(since) = quiet_since.replace(passed) {
+            return Ok(since.as_secs_f64());
         }
         ensure!(passed < PATIENCE, "the control plane is still busy after {passed:?}");
     }
