@@ -18,8 +18,10 @@ SUITES := github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible google.gol
 
 # Further words for `make bench`: BENCH='--only HTTP/2 --rounds 3'.
 BENCH :=
+# Further words for `make bench-scale`: SCALE='--proxies 10000 --reachable 10'.
+SCALE :=
 
-.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance conformance-kuma conformance-suites bench torture bench-propagation units release
+.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance conformance-kuma conformance-suites bench torture bench-propagation bench-scale units release
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -75,6 +77,9 @@ torture: build ## Odd HTTP, to sidecars and to Envoy: what each makes of it (ins
 
 bench-propagation: build ## From the API's 200 to enforcement in the other zone, 200 changes.
 	@$(BIN)/meridian demo --bench-propagation
+
+bench-scale: release ## What the control planes cost with thousands of proxies and a hundred zones (docs/scale.md).
+	@target/release/meridian-bench scale $(SCALE)
 
 units: ## Verify the systemd units.
 	@./deploy/multizone/verify-units.sh

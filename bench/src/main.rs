@@ -13,6 +13,7 @@ mod peer;
 mod process;
 mod report;
 mod run;
+mod scale;
 mod torture;
 mod upstream;
 
@@ -36,6 +37,8 @@ enum Command {
     Torture(torture::Options),
     /// Run third-party suites (h2spec, gRPC's interop client and server) against a pair of sidecars
     Conformance(conformance::Options),
+    /// What the control planes cost: simulated proxies and zones at real ones
+    Scale(scale::Options),
     /// Load one address: what `run` starts as a program of its own; prints JSON
     Load(load::Options),
     /// The application behind the proxies: HTTP/1.1, HTTP/2 (gRPC), TCP and HTTPS on four ports
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Torture(options) => torture::run(&options),
         Command::Conformance(options) => conformance::run(&options),
+        Command::Scale(options) => scale::run(&options),
         Command::Load(options) => load::run(&options),
         Command::Upstream(options) => upstream::run(&options),
     };

@@ -78,7 +78,8 @@ impl Process {
     pub(crate) fn cpu(&self) -> Result<u64> {
         let mut all = 0;
         for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-            let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+            // One that has ended since the list was read is no longer counted.
+            let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
             all += text.split_whitespace().next().unwrap_or("0").parse::<u64>()?;
         }
         Ok(all)

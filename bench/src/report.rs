@@ -65,10 +65,10 @@ pub(crate) fn versions(stacks: &[Stack]) -> Vec<(String, String)> {
 }
 
 #[derive(Debug, Serialize)]
-struct Machine {
-    cpus: usize,
-    model: String,
-    kernel: String,
+pub(crate) struct Machine {
+    pub(crate) cpus: usize,
+    pub(crate) model: String,
+    pub(crate) kernel: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -258,7 +258,7 @@ impl Figure {
 }
 
 impl Machine {
-    fn here() -> Self {
+    pub(crate) fn here() -> Self {
         let cpus = std::thread::available_parallelism().map_or(0, usize::from);
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));

@@ -5,7 +5,7 @@
 
 use crate::audiences::{Audiences, Counters, Views};
 use crate::compile::Unit;
-use crate::compile::touched::{Touched, everything, touched, touched_by_facts};
+use crate::compile::touched::{Touched, everything, touched, touched_by_certificates, touched_by_facts};
 use crate::generate::{self, Action};
 use crate::outgoing::Outgoing;
 use crate::picture::{Facts, Picture, is_compiled};
@@ -226,6 +226,8 @@ impl Engine {
     async fn take_commands(&mut self, commands: Vec<Command>) -> Touched {
         let mut out = Touched::default();
         let mut writes = Vec::new();
+        // Looked at once for all commands: it takes a look at every proxy of the mesh.
+        let mut certified = BTreeSet::new();
         for command in commands {
             match command {
                 Command::Facts { key, facts } => {
@@ -234,8 +236,12 @@ impl Engine {
                         (None, Some(_)) => continue,
                         (None, None) => Facts::default(),
                     };
-                    if self.picture.facts(&key) == Some(&next) {
+                    let before = self.picture.facts(&key);
+                    if before == Some(&next) {
                         continue;
+                    }
+                    if before.is_none_or(|before| before.certified != next.certified) {
+                        certified.insert(key.mesh.clone());
                     }
                     writes.push(put_private(FACTS, &facts_name(&key), &next));
                     self.picture.set_facts(&key, Some(next));
@@ -250,9 +256,13 @@ impl Engine {
                         writes.push(Change::DeletePrivate { bucket: FACTS.into(), key: facts_name(&key) });
                         self.picture.set_facts(&key, None);
                         out.extend(touched_by_facts(&self.picture, &key));
+                        certified.insert(key.mesh.clone());
                     }
                 }
             }
+        }
+        for mesh in certified {
+            out.extend(touched_by_certificates(&self.picture, &mesh));
         }
         if !writes.is_empty()
             && let Err(error) = self.store.write(&Author::system(), last_of_each(writes)).await

@@ -221,7 +221,7 @@ fn with_findings(
 
 /// All of the mesh's sidecars in this zone have certificates: those behind the service, and those that call it. A
 /// client without one could not follow the change to mTLS without failing requests.
-fn everyone_certified(picture: &Picture, mesh: &MeshPicture, name: &str) -> bool {
+pub(crate) fn everyone_certified(picture: &Picture, mesh: &MeshPicture, name: &str) -> bool {
     mesh.dataplanes.keys().all(|key| picture.facts(key).is_some_and(|facts| facts.certified.contains(name)))
 }
 

@@ -19,14 +19,19 @@ use meridian_core::kinds::trust_bundle::TrustBundle;
 use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, Kind, ParseError, Resource, Spec, labels};
-use meridian_policy::{Parsed, Policy, PolicyError, PolicyIndex, Routes, Subject};
+use meridian_policy::{Parsed, Policy, PolicyError, PolicyIndex, Routes, Subject, service_tag};
+use rpds::RedBlackTreeMapSync;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use time::OffsetDateTime;
 
-/// Resources of one kind, by key.
-pub(crate) type Table<T> = Arc<BTreeMap<Key, Arc<Parsed<T>>>>;
+/// Sorted by key. Persistent: the engine compares the picture before a change with the one after it, and a copy of what
+/// does not differ would cost as much as there are proxies.
+type Map<K, V> = RedBlackTreeMapSync<K, V>;
+
+/// Resources of one kind.
+pub(crate) type Table<T> = Map<Key, Arc<Parsed<T>>>;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Picture {
@@ -39,10 +44,10 @@ pub(crate) struct Picture {
     pub(crate) egresses: Table<ZoneEgress>,
     pub(crate) generators: Table<HostnameGenerator>,
     /// What the zone knows of its Dataplanes beside their resources.
-    pub(crate) facts: Arc<BTreeMap<Key, Arc<Facts>>>,
+    pub(crate) facts: Map<Key, Arc<Facts>>,
     /// When the zone's Dataplanes, HostnameGenerators and MeshOpenTelemetryBackends were created: of two that contradict
     /// each other, the older wins.
-    pub(crate) created: Arc<BTreeMap<Key, OffsetDateTime>>,
+    pub(crate) created: Map<Key, OffsetDateTime>,
     /// By mesh: the root (hash of its key) that the zone's present intermediate chains to.
     pub(crate) issuers: Arc<BTreeMap<String, String>>,
     pub(crate) options: Arc<Options>,
@@ -81,7 +86,9 @@ pub(crate) struct MeshPicture {
     pub(crate) collectors: Arc<Collectors>,
     pub(crate) secrets: Table<Secret>,
     /// Dataplanes by the `kuma.io/service` of their inbounds.
-    pub(crate) by_service: Arc<BTreeMap<String, BTreeSet<Key>>>,
+    pub(crate) by_service: Map<String, BTreeSet<Key>>,
+    /// MeshServices by the `kuma.io/service` that they are of.
+    pub(crate) services_by_tag: Map<String, BTreeSet<Key>>,
     /// What services are called: follows from the services and the generators.
     pub(crate) names: Arc<Names>,
 }
@@ -180,9 +187,7 @@ impl Picture {
     }
 
     pub(crate) fn remove(&mut self, key: &Key) {
-        if self.created.contains_key(key) {
-            Arc::make_mut(&mut self.created).remove(key);
-        }
+        self.created.remove_mut(key);
         match key.kind {
             ZoneIngress::KIND => remove(&mut self.ingresses, key),
             ZoneEgress::KIND => remove(&mut self.egresses, key),
@@ -203,10 +208,9 @@ impl Picture {
     }
 
     pub(crate) fn set_facts(&mut self, key: &Key, facts: Option<Facts>) {
-        let all = Arc::make_mut(&mut self.facts);
         match facts {
-            Some(facts) => drop(all.insert(key.clone(), Arc::new(facts))),
-            None => drop(all.remove(key)),
+            Some(facts) => self.facts.insert_mut(key.clone(), Arc::new(facts)),
+            None => drop(self.facts.remove_mut(key)),
         }
     }
 
@@ -224,7 +228,7 @@ impl Picture {
         let counts = [HostnameGenerator::KIND, MeshOpenTelemetryBackend::KIND].contains(&key.kind)
             || (key.kind == Dataplane::KIND && self.is_local(key));
         if counts && !self.created.contains_key(key) {
-            Arc::make_mut(&mut self.created).insert(key.clone(), at);
+            self.created.insert_mut(key.clone(), at);
         }
     }
 
@@ -272,14 +276,25 @@ impl MeshPicture {
                 let key = resource.key.clone();
                 let parsed = Arc::new(Parsed::<Dataplane>::new(resource)?);
                 self.unindex(&key);
-                let index = Arc::make_mut(&mut self.by_service);
                 for service in service_tags(&parsed.spec) {
-                    index.entry(service.to_owned()).or_default().insert(key.clone());
+                    index(&mut self.by_service, service, &key);
                 }
-                Arc::make_mut(&mut self.dataplanes).insert(key, parsed);
+                self.dataplanes.insert_mut(key, parsed);
                 Ok(())
             }
-            MeshService::KIND => insert(&mut self.services, resource),
+            MeshService::KIND => {
+                let parsed = Arc::new(Parsed::<MeshService>::new(resource)?);
+                let key = parsed.resource.key.clone();
+                let before = self.services.get(&key).and_then(|it| service_tag(&it.spec));
+                let after = service_tag(&parsed.spec);
+                if before != after {
+                    let before = before.map(str::to_owned);
+                    before.iter().for_each(|tag| unindex(&mut self.services_by_tag, tag, &key));
+                    after.iter().for_each(|tag| index(&mut self.services_by_tag, tag, &key));
+                }
+                self.services.insert_mut(key, parsed);
+                Ok(())
+            }
             MeshMultiZoneService::KIND => insert(&mut self.multi_zone_services, resource),
             ExternalService::KIND => insert(&mut self.external_services, resource),
             MeshExternalService::KIND => insert(&mut self.mesh_external_services, resource),
@@ -298,7 +313,12 @@ impl MeshPicture {
                 self.unindex(key);
                 remove(&mut self.dataplanes, key);
             }
-            MeshService::KIND => remove(&mut self.services, key),
+            MeshService::KIND => {
+                if let Some(tag) = self.services.get(key).and_then(|it| service_tag(&it.spec)) {
+                    unindex(&mut self.services_by_tag, tag, key);
+                }
+                remove(&mut self.services, key);
+            }
             MeshMultiZoneService::KIND => remove(&mut self.multi_zone_services, key),
             ExternalService::KIND => remove(&mut self.external_services, key),
             MeshExternalService::KIND => remove(&mut self.mesh_external_services, key),
@@ -343,15 +363,9 @@ impl MeshPicture {
     }
 
     fn unindex(&mut self, key: &Key) {
-        let Some(old) = self.dataplanes.get(key) else { return };
-        let index = Arc::make_mut(&mut self.by_service);
+        let Some(old) = self.dataplanes.get(key).cloned() else { return };
         for service in service_tags(&old.spec) {
-            if let Some(keys) = index.get_mut(service) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    index.remove(service);
-                }
-            }
+            unindex(&mut self.by_service, service, key);
         }
     }
 
@@ -387,9 +401,25 @@ pub(crate) fn service_tags(dataplane: &Dataplane) -> BTreeSet<&str> {
     inbounds.filter_map(|inbound| inbound.service()).collect()
 }
 
+fn index(of: &mut Map<String, BTreeSet<Key>>, tag: &str, key: &Key) {
+    let mut keys = of.get(tag).cloned().unwrap_or_default();
+    keys.insert(key.clone());
+    of.insert_mut(tag.to_owned(), keys);
+}
+
+fn unindex(of: &mut Map<String, BTreeSet<Key>>, tag: &str, key: &Key) {
+    let Some(mut keys) = of.get(tag).cloned() else { return };
+    keys.remove(key);
+    if keys.is_empty() {
+        of.remove_mut(tag);
+    } else {
+        of.insert_mut(tag.to_owned(), keys);
+    }
+}
+
 fn insert<T: Spec>(table: &mut Table<T>, resource: Resource) -> Result<(), ParseError> {
     let parsed = Arc::new(Parsed::new(resource)?);
-    Arc::make_mut(table).insert(parsed.resource.key.clone(), parsed);
+    table.insert_mut(parsed.resource.key.clone(), parsed);
     Ok(())
 }
 
@@ -407,9 +437,7 @@ fn insert_policy<T: Spec + Clone>(
 }
 
 fn remove<T>(table: &mut Table<T>, key: &Key) {
-    if table.contains_key(key) {
-        Arc::make_mut(table).remove(key);
-    }
+    table.remove_mut(key);
 }
 
 /// Kinds whose resources the picture holds.

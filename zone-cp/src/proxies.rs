@@ -251,15 +251,15 @@ impl Proxies {
     /// The proxy that calls: by its token's name, by the streams of its connection, or as the only one of its subject.
     fn caller(&self, subject: &Subject, connection: SocketAddr) -> Option<Key> {
         let streams = self.streams();
-        let same = streams.values().filter(|live| live.subject == *subject);
-        let here: BTreeSet<&Key> =
-            same.clone().filter(|it| it.connection == connection).map(|it| &it.key).collect();
-        let all: BTreeSet<&Key> = same.map(|live| &live.key).collect();
-        match (here.len(), all.len()) {
-            (1, _) => here.first().map(|key| (*key).clone()),
-            (0, 1) => all.first().map(|key| (*key).clone()),
-            _ => None,
+        // By the connection first: comparing subjects of every stream would cost a storm of proxies its square.
+        let here = streams.values().filter(|it| it.connection == connection && it.subject == *subject);
+        let here: BTreeSet<&Key> = here.map(|it| &it.key).collect();
+        if !here.is_empty() {
+            return here.first().filter(|_| here.len() == 1).map(|key| (*key).clone());
         }
+        let all: BTreeSet<&Key> =
+            streams.values().filter(|it| it.subject == *subject).map(|it| &it.key).collect();
+        all.first().filter(|_| all.len() == 1).map(|key| (*key).clone())
     }
 }
 

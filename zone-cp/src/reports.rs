@@ -85,7 +85,7 @@ impl Reports {
             proxy.online = true;
             proxy.connected_at = Some(OffsetDateTime::now_utc());
             proxy.disconnected_at = None;
-            acknowledge(state, |it| it == key);
+            acknowledge(state, key);
             state.changed.insert(key.clone());
         });
     }
@@ -144,7 +144,7 @@ impl Reports {
     /// The state of a proxy's stream has changed.
     pub(crate) fn moved(&self, key: &Key) {
         self.change(|state| {
-            acknowledge(state, |it| it == key);
+            acknowledge(state, key);
             state.changed.insert(key.clone());
         });
     }
@@ -178,7 +178,8 @@ impl Reports {
             if state.bundles != bundles {
                 state.changed.extend(state.proxies.keys().cloned());
                 state.bundles = bundles;
-                acknowledge(state, |_| true);
+                let all: Vec<Key> = state.proxies.keys().cloned().collect();
+                all.iter().for_each(|key| acknowledge(state, key));
             }
         });
     }
@@ -251,23 +252,22 @@ impl Reports {
 }
 
 /// A proxy that has applied everything up to a bundle's revision, and not refused it, believes its roots.
-fn acknowledge(state: &mut State, which: impl Fn(&Key) -> bool) {
+fn acknowledge(state: &mut State, key: &Key) {
     let State { proxies, peers, bundles, .. } = state;
-    for (key, proxy) in proxies.iter_mut().filter(|(key, _)| which(key)) {
-        let Some(peer) = peers.get(key).map(|(_, peer)| peer.state()) else { continue };
-        let has = |mesh: &str| match key.kind {
-            Dataplane::KIND => key.mesh == mesh,
-            ZoneEgress::KIND => true,
-            _ => false,
-        };
-        for (mesh, (revision, roots)) in bundles.iter().filter(|(mesh, _)| has(mesh)) {
-            let refused = peer.rejected.iter().any(|it| *it.id.type_ == *BUNDLE && *it.id.name == **mesh);
-            if peer.revision.is_some_and(|reached| reached.0 >= *revision) && !refused {
-                proxy.trusted_roots.insert(mesh.clone(), roots.clone());
-            }
+    let (Some(proxy), Some((_, peer))) = (proxies.get_mut(key), peers.get(key)) else { return };
+    let peer = peer.state();
+    let has = |mesh: &str| match key.kind {
+        Dataplane::KIND => key.mesh == mesh,
+        ZoneEgress::KIND => true,
+        _ => false,
+    };
+    for (mesh, (revision, roots)) in bundles.iter().filter(|(mesh, _)| has(mesh)) {
+        let refused = peer.rejected.iter().any(|it| *it.id.type_ == *BUNDLE && *it.id.name == **mesh);
+        if peer.revision.is_some_and(|reached| reached.0 >= *revision) && !refused {
+            proxy.trusted_roots.insert(mesh.clone(), roots.clone());
         }
-        proxy.trusted_roots.retain(|mesh, _| bundles.contains_key(mesh));
     }
+    proxy.trusted_roots.retain(|mesh, _| bundles.contains_key(mesh));
 }
 
 fn json<T: Serialize>(value: &T) -> Vec<u8> {

@@ -85,7 +85,8 @@ impl Connection {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            connections: 10_000,
+            // 10,000 peers, each of which may be back before its old connection is known to be dead.
+            connections: 20_000,
             streams: 32,
             max_age: Duration::from_mins(30),
             drain: Duration::from_secs(10),

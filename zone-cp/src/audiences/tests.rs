@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::compile::fixture::*;
-use crate::compile::touched::touched_by_facts;
+use crate::compile::touched::{touched_by_certificates, touched_by_facts};
 use crate::generate::{Action, generate};
 use crate::picture::Facts;
 use meridian_core::Resource;
@@ -602,4 +602,28 @@ fn a_policy_for_some_sidecars_costs_the_others_nothing() {
         (4, 2, 2),
         "web-1 alone: its new unit, there and at the egress, the one that it gives up, and which of them is its"
     );
+}
+
+#[test]
+fn services_wait_for_the_last_certificate_of_the_mesh_and_are_looked_at_once() {
+    let mut picture = zone("east", "10.1.0", Vec::new());
+    let dataplanes = ["web", "backend"]
+        .map(|service| dataplane("east", &format!("{service}-1"), service, "10.1.0.1", 8080, "http"));
+    for dataplane in &dataplanes {
+        picture.put(dataplane.clone()).unwrap();
+    }
+    let certify = |picture: &mut Picture, at: usize| {
+        picture.set_facts(&dataplanes[at].key, Some(healthy(&dataplanes[at])));
+    };
+    certify(&mut picture, 0);
+    generate_all(&mut picture);
+    assert!(touched_by_certificates(&picture, "default").is_empty(), "one is without");
+    certify(&mut picture, 1);
+    let touched = touched_by_certificates(&picture, "default");
+    let named = |names: &[&str]| -> BTreeSet<(String, String)> {
+        names.iter().map(|name| ("default".to_owned(), (*name).to_owned())).collect()
+    };
+    assert_eq!(touched.services, named(&["backend", "web"]));
+    generate_all(&mut picture);
+    assert!(touched_by_certificates(&picture, "default").is_empty(), "none waits any more");
 }

@@ -45,7 +45,7 @@ pub(crate) fn legacy_owner(picture: &Picture, mesh: &str, service: &str) -> Opti
     let (picture, hostname) = (picture.mesh(mesh)?, hostnames::legacy(service));
     let exists = has_legacy_names(picture)
         && picture.names.listed(&hostname).is_none()
-        && picture.services.values().any(|it| service_of(&it.spec) == Some(service));
+        && picture.services_by_tag.contains_key(service);
     exists.then(|| host_owner(mesh, &hostname))
 }
 

@@ -3,7 +3,6 @@
 //! A zone says itself which services it has. What it says must not fill other zones' sidecars, nor decide for what the
 //! others have.
 
-use super::services::service_of;
 use super::{Compiled, protocol};
 use crate::picture::{MeshPicture, Picture};
 use meridian_core::Key;
@@ -83,8 +82,8 @@ pub(crate) struct Legacy<'a> {
 
 impl<'a> Legacy<'a> {
     pub(crate) fn of(picture: &Picture, mesh: &'a MeshPicture, tag: &str) -> Self {
-        let all = mesh.services.values().map(AsRef::as_ref);
-        let taken = Taken::of(picture, all.filter(|it| service_of(&it.spec) == Some(tag)));
+        let all = mesh.services_by_tag.get(tag).into_iter().flatten();
+        let taken = Taken::of(picture, all.filter_map(|key| mesh.service(key)));
         let mut by_zone: BTreeMap<&str, (&Key, BTreeSet<u32>)> = BTreeMap::new();
         for service in taken.services.iter().filter(|it| !picture.is_local(&it.resource.key)) {
             let key = &service.resource.key;

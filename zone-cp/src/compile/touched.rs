@@ -10,6 +10,7 @@ use super::Unit;
 use super::members::{Group, is_external, reaches_less};
 use super::services::{selected, selected_inbounds, service_of, tls_ready};
 use super::{external, multi_zone, policies};
+use crate::generate::everyone_certified;
 use crate::hostnames;
 use crate::picture::{MeshPicture, Picture};
 use meridian_core::Key;
@@ -177,11 +178,19 @@ pub(crate) fn touched_by_facts(picture: &Picture, key: &Key) -> Touched {
     let mut out = Touched::default();
     if let Some(mesh) = picture.mesh(&key.mesh) {
         services_of_dataplane(mesh, key, &mut out);
-        // A service's clients change over to mTLS once all that could be its clients have certificates.
+    }
+    out
+}
+
+/// What may be touched beside that once certificates of a mesh have come, or proxies without one have gone: a service's
+/// clients change over to mTLS once all that could be its clients have certificates.
+pub(crate) fn touched_by_certificates(picture: &Picture, mesh_name: &str) -> Touched {
+    let mut out = Touched::default();
+    let Some(mesh) = picture.mesh(mesh_name).filter(|mesh| mesh.mtls()) else { return out };
+    if everyone_certified(picture, mesh, mesh_name) {
         let waiting =
             mesh.services.iter().filter(|(it, service)| picture.is_local(it) && !tls_ready(service));
-        let waiting = waiting.filter(|_| mesh.mtls()).map(|(it, _)| (key.mesh.clone(), it.name.clone()));
-        out.services.extend(waiting.collect::<Vec<_>>());
+        out.services.extend(waiting.map(|(it, _)| (mesh_name.to_owned(), it.name.clone())));
     }
     out
 }
