@@ -156,17 +156,21 @@ impl Proxy {
         let inbound = json!({"port": PORT, "tags": {
             "kuma.io/service": service_name(self.service), "kuma.io/protocol": "http",
         }});
-        let mut transparent = json!({"redirectPortOutbound": 15001, "redirectPortInbound": 15006});
-        if self.shape.reachable > 0 {
-            let names: Vec<String> = (0..self.shape.reachable)
-                .map(|step| service_name((self.service + step) % self.shape.services))
-                .collect();
-            let refs: Vec<_> =
-                names.iter().map(|name| json!({"kind": "MeshService", "name": name})).collect();
-            transparent["reachableBackends"] = json!({"refs": refs});
-            // `<service>.mesh` is told of by the other list.
-            transparent["reachableServices"] = json!(names);
-        }
+        let names: Vec<String> = (0..self.shape.reachable)
+            .map(|step| service_name((self.service + step) % self.shape.services))
+            .collect();
+        let transparent = match names.is_empty() {
+            true => json!({"redirectPortOutbound": 15001, "redirectPortInbound": 15006}),
+            false => json!({
+                "redirectPortOutbound": 15001,
+                "redirectPortInbound": 15006,
+                "reachableBackends": {"refs": names.iter().map(|name| {
+                    json!({"kind": "MeshService", "name": name})
+                }).collect::<Vec<_>>()},
+                // `<service>.mesh` is told of by this list.
+                "reachableServices": names,
+            }),
+        };
         let networking =
             json!({"address": address, "inbound": [inbound], "transparentProxying": transparent});
         let kind = Kind::named("Dataplane").context("the kind Dataplane")?;
