@@ -20,7 +20,7 @@ use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, Kind, ParseError, Resource, Spec, labels};
 use meridian_policy::{Parsed, Policy, PolicyError, PolicyIndex, Routes, Subject, service_tag};
-use rpds::RedBlackTreeMapSync;
+use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,6 +29,9 @@ use time::OffsetDateTime;
 /// Sorted by key. Persistent: the engine compares the picture before a change with the one after it, and a copy of what
 /// does not differ would cost as much as there are proxies.
 type Map<K, V> = RedBlackTreeMapSync<K, V>;
+
+/// By a tag, the resources that have it. The sets, too: a service may have as many Dataplanes as there are.
+type Index = Map<String, RedBlackTreeSetSync<Key>>;
 
 /// Resources of one kind.
 pub(crate) type Table<T> = Map<Key, Arc<Parsed<T>>>;
@@ -86,9 +89,9 @@ pub(crate) struct MeshPicture {
     pub(crate) collectors: Arc<Collectors>,
     pub(crate) secrets: Table<Secret>,
     /// Dataplanes by the `kuma.io/service` of their inbounds.
-    pub(crate) by_service: Map<String, BTreeSet<Key>>,
+    pub(crate) by_service: Index,
     /// MeshServices by the `kuma.io/service` that they are of.
-    pub(crate) services_by_tag: Map<String, BTreeSet<Key>>,
+    pub(crate) services_by_tag: Index,
     /// What services are called: follows from the services and the generators.
     pub(crate) names: Arc<Names>,
 }
@@ -401,15 +404,15 @@ pub(crate) fn service_tags(dataplane: &Dataplane) -> BTreeSet<&str> {
     inbounds.filter_map(|inbound| inbound.service()).collect()
 }
 
-fn index(of: &mut Map<String, BTreeSet<Key>>, tag: &str, key: &Key) {
+fn index(of: &mut Index, tag: &str, key: &Key) {
     let mut keys = of.get(tag).cloned().unwrap_or_default();
-    keys.insert(key.clone());
+    keys.insert_mut(key.clone());
     of.insert_mut(tag.to_owned(), keys);
 }
 
-fn unindex(of: &mut Map<String, BTreeSet<Key>>, tag: &str, key: &Key) {
+fn unindex(of: &mut Index, tag: &str, key: &Key) {
     let Some(mut keys) = of.get(tag).cloned() else { return };
-    keys.remove(key);
+    keys.remove_mut(key);
     if keys.is_empty() {
         of.remove_mut(tag);
     } else {

@@ -17,6 +17,8 @@ mod scripted;
 mod serve;
 mod upgrade;
 
+use std::time::Duration;
+
 pub use body::{Body, BodyError, Counted};
 pub use filtered::Guard;
 pub use forward::{Error, ForwardError, How, copy, send};
@@ -46,3 +48,5 @@ pub(crate) use upgrade::{ToUpgrade, upgrading};
 
 /// Request and response heads larger than this are refused.
 pub const MAX_HEAD: usize = 64 << 10;
+/// An answer was taken whole: so long may what is left of its request take to be sent.
+const REST_WAIT: Duration = Duration::from_secs(30);

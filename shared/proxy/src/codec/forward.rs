@@ -27,8 +27,6 @@ pub enum How {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Hyper(#[from] hyper::Error),
-    #[error(transparent)]
     Http1(#[from] Http1Error),
     #[error(transparent)]
     Http2(#[from] h2::Error),
@@ -42,7 +40,6 @@ impl Error {
     /// Whether a request was lost since the client did not send it to its end.
     pub fn is_clients(&self) -> bool {
         match self {
-            Self::Hyper(error) => is_clients(error),
             Self::Http1(error) => matches!(error, Http1Error::Sending(_) | Http1Error::Length),
             Self::Sending(_) => true,
             Self::Http2(_) | Self::Silent => false,
@@ -51,15 +48,11 @@ impl Error {
 
     /// Whether an HTTP/2 server said that it did nothing with the request.
     pub fn is_refusal(&self) -> bool {
-        match self {
-            Self::Hyper(error) => is_refusal(error),
-            Self::Http2(error) => error.reason() == Some(h2::Reason::REFUSED_STREAM),
-            Self::Http1(_) | Self::Sending(_) | Self::Silent => false,
-        }
+        matches!(self, Self::Http2(error) if error.reason() == Some(h2::Reason::REFUSED_STREAM))
     }
 }
 
-/// The same of what hyper says.
+/// The same of what hyper says, which an egress sends by.
 pub(crate) fn is_clients(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
     error.is_user()

@@ -2,7 +2,7 @@
 
 use super::{
     Body, Incoming, MAX_HEAD, h1,
-    h2::{Batched, Driven},
+    h2::{Batched, CONNECTION_WINDOW, Driven, FRAME, PING, PING_TIMEOUT, SEND_BUFFER, STREAM_WINDOW},
     heads::Heads,
 };
 use crate::{
@@ -21,20 +21,8 @@ use std::{
 };
 use tokio::{io::AsyncReadExt, time::Instant};
 
-/// Windows: a stream's, and a connection's. The connection's has room for as many streams as a pool lets on one before it
-/// opens the next (100), so that streams whose readers have stopped can't hold up the others. It is a bound, not a buffer:
-/// what is not read takes memory, and nothing else.
-pub(super) const STREAM_WINDOW: u32 = 256 << 10;
-pub(super) const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
-pub(super) const FRAME: u32 = 32 << 10;
-/// Bytes of one stream that wait to be sent: back-pressure bounds memory.
-pub(super) const SEND_BUFFER: usize = 256 << 10;
 /// Streams that a peer may have open on one connection.
 const MAX_STREAMS: u32 = 1_000;
-/// With streams open, a silent peer is asked so often...
-pub(super) const PING: Duration = Duration::from_secs(10);
-/// ...and given up after so long.
-pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// An HTTP/1.1 connection that is drained has this long to bring one more request, whose answer says that it is the
 /// last. Closed at once, it would cross with a request on its way, which a client can't safely send again.
 const LAST_REQUEST: Duration = Duration::from_secs(5);

@@ -436,11 +436,9 @@ impl Multiplexed {
         self: &Rc<Self>,
         request: Box<Request<Body>>,
     ) -> Result<(Response<Incoming>, Sending), SendError> {
+        let sending = Sending(Some(Kind::Stream { connection: self.clone(), _open: self.client.open() }));
         match self.client.send(request).await {
-            Ok((response, open)) => {
-                let sending = Sending(Some(Kind::Stream { connection: self.clone(), _open: open }));
-                Ok((response.map(Incoming::Http2), sending))
-            }
+            Ok(response) => Ok((response.map(Incoming::Http2), sending)),
             Err(error) => {
                 let sent = error.request.is_none();
                 Err(SendError { error: error.error, request: error.request, sent })

@@ -6,11 +6,12 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{
     body::{Frame, Incoming},
-    service::service_fn,
+    service::{Service, service_fn},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::{
     convert::Infallible,
+    error::Error,
     net::SocketAddr,
     sync::{
         Arc,
@@ -73,19 +74,7 @@ pub(crate) async fn http_app(http2: bool) -> (SocketAddr, Seen) {
                 seen.requests.fetch_add(1, Ordering::Relaxed);
                 async move { Ok::<_, Infallible>(answer(request).await) }
             });
-            tokio::spawn(async move {
-                let io = TokioIo::new(stream);
-                if http2 {
-                    drop(
-                        hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                            .serve_connection(io, handler)
-                            .await,
-                    );
-                } else {
-                    let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, handler);
-                    drop(connection.with_upgrades().await);
-                }
-            });
+            tokio::spawn(serve(stream, http2, handler));
         }
     });
     (at, seen)
@@ -178,18 +167,28 @@ pub(crate) async fn failing_app(
                     Ok::<_, Infallible>(if number < times { failure() } else { echo() })
                 }
             });
-            tokio::spawn(async move {
-                let io = TokioIo::new(stream);
-                if http2 {
-                    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                    drop(builder.serve_connection(io, handler).await);
-                } else {
-                    drop(hyper::server::conn::http1::Builder::new().serve_connection(io, handler).await);
-                }
-            });
+            tokio::spawn(serve(stream, http2, handler));
         }
     });
     (at, seen)
+}
+
+/// Serves one connection, to its end.
+pub(crate) async fn serve<S, B>(stream: TcpStream, http2: bool, service: S)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + 'static>
+        + Send
+        + 'static,
+    B: hyper::body::Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
+    let io = TokioIo::new(stream);
+    if http2 {
+        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        drop(builder.serve_connection(io, service).await);
+    } else {
+        let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
+        drop(connection.with_upgrades().await);
+    }
 }
 
 /// A TCP application.

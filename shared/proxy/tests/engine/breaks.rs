@@ -2,7 +2,7 @@
 //! told in the same second, and never that what came was all.
 
 use crate::{
-    apps::{H2, Payload, absolute, call, http_app, http2, streaming, tcp_app, text},
+    apps::{H2, Payload, absolute, call, http_app, http2, serve, streaming, tcp_app, text},
     world::{Pair, soon, until},
 };
 use bytes::Bytes;
@@ -13,7 +13,6 @@ use hyper::{
     body::{Frame, Incoming},
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_proxy_config::Protocol;
 use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 use tokio::{
@@ -58,15 +57,7 @@ async fn unending(http2: bool, breaks: watch::Receiver<bool>) -> (SocketAddr, mp
             let (events, breaks) = (events.clone(), breaks.clone());
             let handler =
                 service_fn(move |request: Request<Incoming>| begun(request, events.clone(), breaks.clone()));
-            tokio::spawn(async move {
-                let io = TokioIo::new(stream);
-                if http2 {
-                    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                    drop(builder.serve_connection(io, handler).await);
-                } else {
-                    drop(hyper::server::conn::http1::Builder::new().serve_connection(io, handler).await);
-                }
-            });
+            tokio::spawn(serve(stream, http2, handler));
         }
     });
     (at, told)

@@ -1,7 +1,7 @@
 //! MeshHealthCheck: endpoints that are not well are left out, and come back.
 
 use crate::{
-    apps::{Payload, call, tcp_app, text},
+    apps::{Payload, call, serve, tcp_app, text},
     world::{MESH, Pair, address, destination, endpoint, is_reset, resource, soon, until},
 };
 use bytes::Bytes;
@@ -11,7 +11,6 @@ use hyper::{
     body::{Frame, Incoming},
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_proxy::{engine::Engine, metrics::TrafficCell, resolve::Resolver};
 use meridian_proxy_config::{
     DestinationPolicies, DestinationTls, EndpointSet, HealthChecks, Jitter, Outbound, Panic, Protocol,
@@ -75,15 +74,7 @@ impl Moody {
                     let app = app.clone();
                     async move { Ok::<_, Infallible>(app.answer(request).await) }
                 });
-                let io = TokioIo::new(stream);
-                tokio::spawn(async move {
-                    if http2 {
-                        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                        drop(builder.serve_connection(io, handler).await);
-                    } else {
-                        drop(hyper::server::conn::http1::Builder::new().serve_connection(io, handler).await);
-                    }
-                });
+                tokio::spawn(serve(stream, http2, handler));
             }
         });
         app

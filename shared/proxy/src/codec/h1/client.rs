@@ -8,7 +8,7 @@ use super::{
     parse::{self, Partial, ResponseHead},
 };
 use crate::{
-    codec::{Body, is_upgrade_of},
+    codec::{Body, REST_WAIT, is_upgrade_of},
     io::{Rewind, Stream},
     timer::{Sleep, Timer},
 };
@@ -25,9 +25,6 @@ use std::{
 
 /// A server that never says 100 gets the body after so long (RFC 9110 10.1.1: a client does not wait for ever).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
-
-/// An answer is there whole: the server has so long to take what is left of its request.
-pub(super) const REST_WAIT: Duration = Duration::from_secs(30);
 
 /// A connection to a server, for one request at a time. Dropped, it ends.
 pub(crate) struct Client {
@@ -306,7 +303,8 @@ impl Upload {
         Ok(())
     }
 
-    /// Sends what is left behind an answer that came first; for so long, when nobody keeps the connection. A body that breaks off breaks the connection off.
+    /// Sends what is left behind an answer that came first; for [`REST_WAIT`], when nobody keeps the connection. A body that
+    /// breaks off breaks the connection off.
     async fn rest(mut self, link: Shared, use_: Rc<Use>, timer: Timer) {
         let mut patience: Option<Sleep> = None;
         let sent = poll_fn(|cx| {

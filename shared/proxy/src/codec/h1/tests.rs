@@ -1,11 +1,6 @@
 //! Client and server at the two ends of a stream, and each with bytes at the other end.
 
-use super::{
-    client::{REST_WAIT, SendError},
-    link::Link,
-    parse::Framing,
-    *,
-};
+use super::{client::SendError, link::Link, parse::Framing, *};
 use crate::{
     codec::{Body, heads::Heads, incoming},
     timer::Timer,
@@ -488,7 +483,7 @@ async fn the_rest_of_a_request_that_does_not_come_is_given_up() {
         tokio::task::yield_now().await;
         client.leave();
         let mut byte = [0];
-        let ended = tokio::time::timeout(REST_WAIT * 2, server.read(&mut byte)).await;
+        let ended = tokio::time::timeout(crate::codec::REST_WAIT * 2, server.read(&mut byte)).await;
         assert_eq!(ended.unwrap().unwrap(), 0);
     })
     .await;

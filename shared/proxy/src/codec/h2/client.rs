@@ -1,11 +1,10 @@
 //! Requests over one connection, many at a time.
 
-use super::{Batched, Driven, Received};
+use super::{
+    Batched, CONNECTION_WINDOW, Driven, FRAME, PING, PING_TIMEOUT, Received, SEND_BUFFER, STREAM_WINDOW,
+};
 use crate::{
-    codec::{
-        Body, Error, MAX_HEAD,
-        serve::{CONNECTION_WINDOW, FRAME, PING, PING_TIMEOUT, SEND_BUFFER, STREAM_WINDOW},
-    },
+    codec::{Body, Error, MAX_HEAD, REST_WAIT},
     io::Stream,
 };
 use bytes::Bytes;
@@ -17,12 +16,16 @@ use http::{HeaderValue, Method, Request, Response, header::CONTENT_LENGTH};
 use http_body::Body as _;
 use std::{
     cell::Cell,
+    convert::Infallible,
     future::{Future, poll_fn},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
-use tokio::time::{Sleep, sleep};
+use tokio::{
+    sync::oneshot,
+    time::{Sleep, sleep},
+};
 
 /// What sends requests over a connection that a [`Connection`] drives.
 pub(crate) struct Client {
@@ -97,16 +100,18 @@ impl Client {
         self.use_.streams.get()
     }
 
-    /// Sends a request. What is left of its body once the answer's head is there goes on being sent.
+    /// A stream that begins: it counts as open until this is dropped.
+    pub(crate) fn open(&self) -> Open {
+        self.use_.streams.set(self.use_.streams.get() + 1);
+        Open(self.use_.clone())
+    }
+
+    /// Sends a request, on a stream that counts. What is left of its body once the answer's head is there goes on being
+    /// sent, and for [`REST_WAIT`] when the answer was taken.
     ///
     /// # Errors
     /// Why there is no answer. No request is taken any more after an error that brings it back.
-    pub(crate) async fn send(
-        &self,
-        request: Box<Request<Body>>,
-    ) -> Result<(Response<Received>, Open), SendError> {
-        self.use_.streams.set(self.use_.streams.get() + 1);
-        let open = Open(self.use_.clone());
+    pub(crate) async fn send(&self, request: Box<Request<Body>>) -> Result<Response<Received>, SendError> {
         let mut sender = self.sender.clone();
         if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
             self.use_.over.set(true);
@@ -120,12 +125,14 @@ impl Client {
         let upload = (!bodiless).then(|| Upload { body, stream, next: None });
         let mut exchange = Exchange { answer, upload };
         let response = poll_fn(|cx| exchange.poll(cx)).await.map_err(lost)?;
-        if let Some(upload) = exchange.upload {
-            drop(tokio::task::spawn_local(upload.rest()));
-        }
         let (head, stream) = response.into_parts();
-        let received = Received::new(stream, &head.headers);
-        Ok((Response::from_parts(head, received), open))
+        let mut received = Received::new(stream, &head.headers);
+        if let Some(upload) = exchange.upload {
+            let (taken, wait) = oneshot::channel();
+            received.tell_when_taken(taken);
+            drop(tokio::task::spawn_local(upload.rest(wait)));
+        }
+        Ok(Response::from_parts(head, received))
     }
 }
 
@@ -231,9 +238,16 @@ impl Upload {
         Poll::Ready(self.stream.send_data(Bytes::new(), true).map_err(Error::from))
     }
 
-    /// Sends what is left behind an answer's head.
-    async fn rest(mut self) {
-        if let Err(error) = poll_fn(|cx| self.poll(cx)).await {
+    /// Sends what is left behind an answer's head, for so long once the answer was taken. Given up, its stream is cancelled.
+    async fn rest(mut self, taken: oneshot::Receiver<Infallible>) {
+        let sent = tokio::select! {
+            sent = poll_fn(|cx| self.poll(cx)) => sent,
+            () = async { drop(taken.await); sleep(REST_WAIT).await } => {
+                self.stream.send_reset(Reason::CANCEL);
+                return tracing::debug!("the rest of a request did not come");
+            }
+        };
+        if let Err(error) = sent {
             tracing::debug!(%error, "the rest of a request");
         }
     }

@@ -5,7 +5,11 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::{HeaderMap, header::CONTENT_LENGTH};
 use http_body::{Frame, SizeHint};
-use std::task::{Context, Poll, ready};
+use std::{
+    convert::Infallible,
+    task::{Context, Poll, ready},
+};
+use tokio::sync::oneshot;
 
 pub struct Received {
     stream: RecvStream,
@@ -13,6 +17,8 @@ pub struct Received {
     length: Option<u64>,
     /// Trailers may follow, no data.
     data_ended: bool,
+    /// Of who still sends the request: dropped with the answer.
+    _taken: Option<oneshot::Sender<Infallible>>,
 }
 
 impl Received {
@@ -21,7 +27,12 @@ impl Received {
             true => Some(0),
             false => headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok()),
         };
-        Self { stream, length, data_ended: false }
+        Self { stream, length, data_ended: false, _taken: None }
+    }
+
+    /// `taken` is dropped when nobody reads the answer any more.
+    pub(super) fn tell_when_taken(&mut self, taken: oneshot::Sender<Infallible>) {
+        self._taken = Some(taken);
     }
 
     pub(in crate::codec) fn poll(

@@ -1,5 +1,5 @@
-use super::{Batched, Client, Connection, Driven, open};
-use crate::codec::{Body, BodyError, Error, serve::PING, serve::PING_TIMEOUT};
+use super::{Batched, Client, Connection, Driven, PING, PING_TIMEOUT, open};
+use crate::codec::{Body, BodyError, Error, REST_WAIT};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -126,7 +126,10 @@ type Answered = Result<(Response<super::Received>, super::Open), super::client::
 
 fn send(client: &Rc<Client>, request: Box<Request<Body>>) -> JoinHandle<Answered> {
     let client = client.clone();
-    spawn_local(async move { client.send(request).await })
+    spawn_local(async move {
+        let open = client.open();
+        client.send(request).await.map(|answer| (answer, open))
+    })
 }
 
 #[test]
@@ -243,12 +246,32 @@ fn a_silent_peer_is_given_up_while_it_owes_an_answer_and_only_then() {
         far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
         let rests = timeout(PING * 10, connection.as_mut()).await;
         assert!(rests.is_err(), "nothing is asked while nothing is open");
-        let asked = spawn_local(async move { client.send(post(Body::empty())).await });
+        let asked = send(&Rc::new(client), post(Body::empty()));
         let began = tokio::time::Instant::now();
         let ended = connection.as_mut().await;
         drop(connection);
         assert!(matches!(ended, Err(Error::Silent)), "{ended:?}");
         assert!(began.elapsed() >= PING + PING_TIMEOUT);
         assert!(asked.await.unwrap().is_err());
+    });
+}
+
+#[test]
+fn a_rest_that_does_not_come_is_cancelled_once_the_answer_was_taken() {
+    run(async {
+        let mut world = world().await;
+        let (_to, from) = crate::codec::mirrored();
+        let asked = send(&world.client, post(Body::copy_of(from)));
+        let (request, mut respond) = world.server.accept().await.unwrap().unwrap();
+        let _server = spawn_local(async move { poll_fn(|cx| world.server.poll_closed(cx)).await });
+        respond.send_response(Response::new(()), true).unwrap();
+        let (answer, _open) = asked.await.unwrap().ok().unwrap();
+        let mut body = request.into_body();
+        assert!(timeout(REST_WAIT * 2, body.data()).await.is_err(), "the answer is still read");
+        drop(answer);
+        let began = tokio::time::Instant::now();
+        let broken = body.data().await.unwrap().unwrap_err();
+        assert_eq!(broken.reason(), Some(h2::Reason::CANCEL));
+        assert!(began.elapsed() >= REST_WAIT);
     });
 }
