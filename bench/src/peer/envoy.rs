@@ -34,7 +34,9 @@ pub(super) fn start(
     between: Between,
     services: usize,
 ) -> Result<Stack> {
-    let program = program.canonicalize().with_context(|| program.display().to_string())?;
+    let program = program
+        .canonicalize()
+        .with_context(|| format!("{}: no Envoy there; `make bench` installs one", program.display()))?;
     let (name, offset) = match between {
         Between::Same => ("envoy", 0),
         Between::Http2 => ("envoy-h2", 20),

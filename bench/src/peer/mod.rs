@@ -118,7 +118,8 @@ fn entry(first: u16) -> Entry {
 
 /// What a program says of its version, in one line.
 fn version(program: &Path) -> Result<String> {
-    let output = std::process::Command::new(program).arg("--version").output()?;
+    let output = std::process::Command::new(program).arg("--version").output();
+    let output = output.with_context(|| format!("starting {}", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     let line = text.lines().next().unwrap_or_default();
     Ok(line.rsplit_once("version:").map_or(line, |(_, version)| version).trim().to_owned())

@@ -81,6 +81,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn measure(options: &Options) -> Result<Results> {
     ensure!(options.proxies == 0 || options.services > 0, "--services must be at least 1");
+    ensure!(
+        options.proxies == 0 || options.reachable <= options.services,
+        "--reachable must be at most --services ({})",
+        options.services
+    );
     ensure!(options.changes > 0, "--changes must be at least 1");
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(most), most)?;
