@@ -48,8 +48,14 @@ impl Error {
 
     /// Whether an HTTP/2 server said that it did nothing with the request.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Http2(error) if error.reason() == Some(h2::Reason::REFUSED_STREAM))
+        matches!(self, Self::Http2(error) if is_untouched(error))
     }
+}
+
+/// A stream was refused, or came behind the last one that a server serves before it goes (RFC 9113 6.8). Streams that it
+/// does serve end otherwise when the connection breaks.
+fn is_untouched(error: &h2::Error) -> bool {
+    error.reason() == Some(h2::Reason::REFUSED_STREAM) || error.is_go_away() && error.is_remote()
 }
 
 /// The same of what hyper says, which an egress sends by.
@@ -62,7 +68,7 @@ pub(crate) fn is_clients(error: &hyper::Error) -> bool {
 /// The same of what hyper says.
 pub(crate) fn is_refusal(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
-    cause.and_then(h2::Error::reason) == Some(h2::Reason::REFUSED_STREAM)
+    cause.is_some_and(is_untouched)
 }
 
 /// Why a request was not answered.

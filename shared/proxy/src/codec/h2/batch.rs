@@ -29,6 +29,8 @@ struct Batch<S> {
     gone: usize,
     /// Something came since this was last asked.
     heard: bool,
+    /// Nothing is read now.
+    deaf: bool,
     /// Why the last write failed, until the connection is told.
     broken: Option<io::Error>,
 }
@@ -41,13 +43,18 @@ impl<S> Clone for Batched<S> {
 
 impl<S: AsyncWrite + Unpin> Batched<S> {
     pub(in crate::codec) fn new(stream: S) -> Self {
-        let batch = Batch { stream, waiting: Vec::new(), gone: 0, heard: false, broken: None };
+        let batch = Batch { stream, waiting: Vec::new(), gone: 0, heard: false, deaf: false, broken: None };
         Self(Rc::new(RefCell::new(batch)))
     }
 
     /// Whether something came since the last time.
     pub(super) fn take_heard(&self) -> bool {
         std::mem::take(&mut self.0.borrow_mut().heard)
+    }
+
+    /// Whether to read. Who stops it starts it again in the same turn: nothing wakes for what comes in between.
+    pub(super) fn hear(&self, hear: bool) {
+        self.0.borrow_mut().deaf = !hear;
     }
 
     #[cfg(test)]
@@ -109,6 +116,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Batched<S> {
         let mut batch = self.0.borrow_mut();
         if let Some(error) = batch.broken.take() {
             return Poll::Ready(Err(error));
+        }
+        if batch.deaf {
+            return Poll::Pending;
         }
         ready!(Pin::new(&mut batch.stream).poll_read(cx, buf))?;
         batch.heard = true;

@@ -37,6 +37,8 @@ pub(crate) struct Client {
 struct Use {
     /// Streams whose answers have not ended.
     streams: Cell<usize>,
+    /// Streams were opened since the connection's last turn.
+    opened: Cell<bool>,
     over: Cell<bool>,
 }
 
@@ -122,6 +124,7 @@ impl Client {
         tell_length(&mut head, &body);
         let bodiless = body.is_end_stream();
         let (answer, stream) = sender.send_request(head, bodiless).map_err(|error| lost(error.into()))?;
+        self.use_.opened.set(true);
         let upload = (!bodiless).then(|| Upload { body, stream, next: None });
         let mut exchange = Exchange { answer, upload };
         let response = poll_fn(|cx| exchange.poll(cx)).await.map_err(lost)?;
@@ -254,6 +257,15 @@ impl Upload {
 }
 
 impl<S: Stream> Connection<S> {
+    /// Writes what opens streams, before anything is read. A server that ends the connection gracefully asks by a ping
+    /// which streams are still coming: our answer must not overtake them, or it would not serve them.
+    fn poll_opened(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        self.stream.hear(false);
+        let polled = self.driven.connection().poll(cx);
+        self.stream.hear(true);
+        polled
+    }
+
     /// Whether the other side is still there; ready when it is not.
     fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(pings) = &mut self.pings else { return Poll::Pending };
@@ -282,6 +294,11 @@ impl<S: Stream> Future for Connection<S> {
     type Output = Result<(), Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.use_.opened.take()
+            && let Poll::Ready(result) = self.poll_opened(cx)
+        {
+            return Poll::Ready(result.map_err(Error::from));
+        }
         if let Poll::Ready(result) = Pin::new(&mut self.driven).poll(cx) {
             return Poll::Ready(result.map_err(Error::from));
         }

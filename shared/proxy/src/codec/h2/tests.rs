@@ -237,6 +237,46 @@ fn what_was_not_sent_comes_back() {
 }
 
 #[test]
+fn what_was_on_its_way_to_a_server_that_drains_is_served() {
+    run(async {
+        let (near, far) = duplex(64 << 10);
+        let (client, connection) = open(near).await.unwrap();
+        let mut connection = Box::pin(connection);
+        let mut server = tokio::select! {
+            server = h2::server::handshake(far) => server.unwrap(),
+            _ = connection.as_mut() => panic!("the connection ended"),
+        };
+        server.graceful_shutdown();
+        let drains = poll_fn(|cx| Poll::Ready(server.poll_accept(cx).is_pending())).await;
+        assert!(drains, "it has asked what is still coming, and we have not read it");
+        let asked = send(&Rc::new(client), post(Body::empty()));
+        tokio::task::yield_now().await;
+        let driver = spawn_local(connection);
+        let (_, mut respond) = server.accept().await.unwrap().unwrap();
+        respond.send_response(Response::new(()), true).unwrap();
+        assert!(server.accept().await.is_none(), "it was the last");
+        assert!(asked.await.unwrap().is_ok());
+        driver.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_server_that_goes_says_which_requests_it_did_not_touch() {
+    run(async {
+        let mut world = world().await;
+        let served = send(&world.client, post(Body::empty()));
+        let (_, respond) = world.server.accept().await.unwrap().unwrap();
+        // Its last stream is the first.
+        world.server.abrupt_shutdown(h2::Reason::NO_ERROR);
+        let late = send(&world.client, post(Body::empty()));
+        assert!(poll_fn(|cx| world.server.poll_closed(cx)).await.is_ok());
+        drop((world.server, respond));
+        assert!(late.await.unwrap().err().unwrap().error.is_refusal());
+        assert!(!served.await.unwrap().err().unwrap().error.is_refusal(), "it may have been served");
+    });
+}
+
+#[test]
 fn a_silent_peer_is_given_up_while_it_owes_an_answer_and_only_then() {
     run(async {
         let (near, mut far) = duplex(64 << 10);
