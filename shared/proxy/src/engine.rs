@@ -49,6 +49,17 @@ impl Engine {
     /// guards is refused; the rest applies.
     pub fn apply(&self, upserts: &[Arc<Encoded>], removals: &[Id]) -> Vec<Rejected> {
         let mut resources = self.resources();
+        let rejected = self.take(&mut resources, upserts, removals);
+        self.publish(&resources);
+        rejected
+    }
+
+    /// Takes a part of something in, and publishes nothing: that is for the next [`Self::apply`] or [`Self::republish`].
+    pub fn apply_part(&self, upserts: &[Arc<Encoded>], removals: &[Id]) -> Vec<Rejected> {
+        self.take(&mut self.resources(), upserts, removals)
+    }
+
+    fn take(&self, resources: &mut Resources, upserts: &[Arc<Encoded>], removals: &[Id]) -> Vec<Rejected> {
         for id in removals {
             resources.remove(&self.shared.tls, id);
         }
@@ -58,11 +69,10 @@ impl Engine {
                 rejected.push(Rejected { id: resource.id(), version: resource.version, reason });
             }
         }
-        self.publish(&resources);
         rejected
     }
 
-    /// Looks at every connection again: certificates or their validity changed.
+    /// Looks at every connection again: certificates or their validity changed, or parts came.
     pub fn republish(&self) {
         self.publish(&self.resources());
     }

@@ -107,7 +107,7 @@ impl EndpointHealth {
 
 /// The checks that a worker makes.
 pub struct Checks {
-    clusters: HashMap<String, OfCluster>,
+    clusters: HashMap<Arc<str>, OfCluster>,
     turns: Rc<Semaphore>,
 }
 
@@ -136,7 +136,7 @@ impl Checks {
     /// Makes the checks of a snapshot all there are. What stays the same goes on undisturbed.
     pub fn reconcile(&mut self, worker: &Rc<Worker>, snapshot: &Snapshot) {
         let checked =
-            |name: &String| snapshot.clusters.get(name).is_some_and(|cluster| cluster.health.is_some());
+            |name: &Arc<str>| snapshot.clusters.get(name).is_some_and(|cluster| cluster.health.is_some());
         self.clusters.retain(|name, _| checked(name));
         for (name, cluster) in &snapshot.clusters {
             let Some(board) = &cluster.health else { continue };

@@ -50,7 +50,7 @@ struct Caller {
 pub async fn serve(worker: Rc<Worker>, name: Option<String>, accepted: Accepted) {
     let snapshot = worker.snapshot();
     let inbound = match &name {
-        Some(name) => snapshot.inbounds.get(name),
+        Some(name) => snapshot.inbounds.get(name.as_str()),
         None => snapshot.inbound_at(accepted.original),
     };
     let Some(inbound) = inbound.cloned() else {
@@ -320,7 +320,7 @@ impl Caller {
     fn check(&self) -> Check {
         let caller = self.clone();
         Box::new(move |snapshot: &Snapshot| {
-            let inbound = snapshot.inbounds.get(&caller.inbound).ok_or(Reason::REMOVED)?;
+            let inbound = snapshot.inbounds.get(caller.inbound.as_str()).ok_or(Reason::REMOVED)?;
             let was = caller.allowed.get();
             let now = caller.verdict(inbound).is_ok();
             caller.allowed.set(now);

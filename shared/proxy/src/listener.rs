@@ -71,7 +71,7 @@ pub fn wanted(snapshot: &Snapshot) -> Vec<(Purpose, SocketAddr)> {
         }
     }
     let explicit = snapshot.outbounds.values();
-    wanted.extend(explicit.filter_map(|o| Some((Purpose::Outbound(o.name.clone()), o.config.bind?))));
+    wanted.extend(explicit.filter_map(|o| Some((Purpose::Outbound(o.name.to_string()), o.config.bind?))));
     wanted
 }
 

@@ -174,7 +174,8 @@ fn track(
     endpoint: &str,
 ) -> Tracked {
     let other = peer.map_or(endpoint, Peer::name).to_owned();
-    let info = ConnectionInfo { direction: Direction::Outbound, name: outbound.name.clone(), peer: other };
+    let info =
+        ConnectionInfo { direction: Direction::Outbound, name: outbound.name.to_string(), peer: other };
     let expected = cluster_check(cluster, peer);
     let check: Check = Box::new(move |snapshot| leads_here(snapshot).and_then(|()| expected(snapshot)));
     match peer {

@@ -54,31 +54,31 @@ pub struct Snapshot {
     pub generation: u64,
     /// `None` until the first configuration has come.
     pub proxy: Option<Arc<Proxy>>,
-    pub inbounds: BTreeMap<String, Arc<Inbound>>,
-    pub outbounds: BTreeMap<String, Arc<Outbound>>,
-    pub externals: BTreeMap<String, Arc<External>>,
+    pub inbounds: BTreeMap<Arc<str>, Arc<Inbound>>,
+    pub outbounds: BTreeMap<Arc<str>, Arc<Outbound>>,
+    pub externals: BTreeMap<Arc<str>, Arc<External>>,
     /// Egress: by key.
     pub entries: BTreeMap<String, Arc<Entry>>,
     /// Egress: by `(mesh, dataplane)`.
     pub callers: HashMap<(String, String), Arc<config::Caller>>,
     /// What policies say of calls that leave the mesh here, by the names that the control plane gave them.
-    pub outward: BTreeMap<String, Arc<Outward>>,
+    pub outward: BTreeMap<Arc<str>, Arc<Outward>>,
     pub routes: SniRoutes,
     /// Who takes this proxy's metrics; `None`: nobody.
     pub metrics: Option<Arc<Publication>>,
     /// Meshes that have a bundle. Their contents are in [`crate::tls::Tls`].
     pub meshes: Vec<String>,
     /// All clusters, by name: what stays the same is taken over into the next snapshot.
-    pub clusters: BTreeMap<String, Arc<Cluster>>,
+    pub clusters: BTreeMap<Arc<str>, Arc<Cluster>>,
     /// By the destination's name.
-    routings: BTreeMap<String, Arc<Routing>>,
+    routings: BTreeMap<Arc<str>, Arc<Routing>>,
     /// Where captured traffic to no known destination goes under passthrough through the egress.
     pub unlisted_egress: Option<Arc<Cluster>>,
     /// Of calls that leave the mesh.
     pub external_logs: AccessLogs,
     pub tracer: Option<Arc<Tracer>>,
     pub(crate) vips: HashMap<(IpAddr, u16), Arc<Outbound>>,
-    pub(crate) names: HashMap<String, Arc<[IpAddr]>>,
+    pub(crate) names: Arc<HashMap<String, Arc<[IpAddr]>>>,
     /// By virtual address: the listed name of a destination outside the mesh.
     pub(crate) vip_names: HashMap<IpAddr, String>,
     pub(crate) external_hosts: HashMap<HostMatch, Vec<Arc<External>>>,
@@ -119,7 +119,7 @@ impl Inbound {
 
 /// A place where the application's connections enter the mesh.
 pub struct Outbound {
-    pub name: String,
+    pub name: Arc<str>,
     pub config: Arc<config::Outbound>,
     pub target: Target,
     /// `None`: to the target, whatever is asked.
@@ -146,12 +146,12 @@ impl Target {
 
 /// Endpoints that a connection may be made to, and what must answer there.
 pub struct Cluster {
-    pub name: String,
+    pub name: Arc<str>,
     /// For metrics and logs.
     pub service: String,
     pub protocol: Protocol,
     /// `None`: plaintext, or (for SNI routes) bytes passed on as they are.
-    pub tls: Option<PeerRule>,
+    pub tls: Option<Arc<PeerRule>>,
     /// The next tier is used when no endpoint of the one before is usable. An endpoint with `replicas` stands as
     /// often in its tier.
     pub tiers: Vec<Vec<Arc<Endpoint>>>,
@@ -171,9 +171,9 @@ pub struct Cluster {
     pub logs: AccessLogs,
     pub scripts: Option<Chain>,
     /// Outside of the mesh: its endpoints are egresses.
-    pub leaving: Option<Leaving>,
+    pub leaving: Option<Arc<Leaving>>,
     pub traffic: Arc<Traffic>,
-    source: compile::Source,
+    origin: compile::Origin,
 }
 
 /// How an egress is asked for a destination outside of the mesh by routes.
@@ -198,20 +198,26 @@ impl Leaving {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerRule {
     pub mesh: String,
-    /// Accepted SPIFFE IDs, by the zone that answers; a zone that is not there is refused.
-    pub identities: BTreeMap<String, Vec<String>>,
+    /// Accepted SPIFFE IDs, by the zone that answers; a zone that is not there is refused. They are few: a list takes a
+    /// tenth of a map's memory.
+    identities: Box<[(String, Box<[String]>)]>,
 }
 
 impl PeerRule {
+    pub fn new(mesh: String, identities: BTreeMap<String, Vec<String>>) -> Self {
+        let identities = identities.into_iter().map(|(zone, ids)| (zone, ids.into())).collect();
+        Self { mesh, identities }
+    }
+
     /// An egress of a zone.
     pub fn egress(mesh: &str, zone: &str) -> Self {
         let identities = vec![meridian_pki::spiffe_id(mesh, EGRESS_SERVICE)];
-        Self { mesh: mesh.to_owned(), identities: BTreeMap::from([(zone.to_owned(), identities)]) }
+        Self::new(mesh.to_owned(), BTreeMap::from([(zone.to_owned(), identities)]))
     }
 
     /// Who may answer in a zone.
     pub fn in_zone(&self, zone: &str) -> &[String] {
-        self.identities.get(zone).map_or(&[], Vec::as_slice)
+        self.identities.iter().find(|(of, _)| of == zone).map_or(&[], |(_, ids)| ids)
     }
 
     /// Whether it is somebody of whom this rule speaks.

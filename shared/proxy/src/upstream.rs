@@ -56,7 +56,7 @@ const EJECT_LONGEST: Duration = Duration::from_secs(30);
 /// Balancers and pools of a worker, by cluster; and pools to its applications.
 #[derive(Default)]
 pub struct Upstreams {
-    clusters: RefCell<HashMap<String, Rc<Upstream>>>,
+    clusters: RefCell<HashMap<Arc<str>, Rc<Upstream>>>,
     applications: RefCell<HashMap<SocketAddr, Rc<Pool>>>,
     dice: Rc<Dice>,
 }

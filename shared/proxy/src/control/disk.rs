@@ -7,7 +7,7 @@ use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, OpenOptions},
-    io::{self, Write},
+    io::{self, BufWriter},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -26,18 +26,18 @@ pub(super) struct Saved {
 }
 
 #[derive(Serialize, Deserialize)]
-struct File {
+struct File<Text> {
     position: Option<Position>,
     saved_at: u64,
-    resources: Vec<Entry>,
+    resources: Vec<Entry<Text>>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Entry {
-    r#type: String,
-    name: String,
+struct Entry<Text> {
+    r#type: Text,
+    name: Text,
     /// JSON as it came: its version is a hash of the very bytes.
-    body: String,
+    body: Text,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -59,7 +59,7 @@ impl Disk {
     pub(super) fn config(&self) -> Option<Saved> {
         let path = self.directory.join("config.json");
         let text = fs::read(&path).ok()?;
-        let file: File = serde_json::from_slice(&text)
+        let file: File<String> = serde_json::from_slice(&text)
             .inspect_err(|error| tracing::error!(path = %path.display(), %error, "unreadable"))
             .ok()?;
         let resources = file
@@ -79,14 +79,14 @@ impl Disk {
             .iter()
             .filter_map(|resource| {
                 Some(Entry {
-                    r#type: resource.type_.to_string(),
-                    name: resource.name.to_string(),
-                    body: String::from_utf8(resource.body.to_vec()).ok()?,
+                    r#type: &*resource.type_,
+                    name: &*resource.name,
+                    body: std::str::from_utf8(&resource.body).ok()?,
                 })
             })
             .collect();
         let file = File { position, saved_at: super::stream::now_millis(), resources };
-        self.write("config.json", &serde_json::to_vec(&file)?)
+        self.write("config.json", &file)
     }
 
     /// Certificates by mesh; an expired one is left where it is and not used.
@@ -106,7 +106,7 @@ impl Disk {
             chain: certificates_to_pem(chain),
             key: key.to_pem().to_string(),
         };
-        self.write(&format!("identities/{}.json", sni::label(mesh)), &serde_json::to_vec(&kept)?)
+        self.write(&format!("identities/{}.json", sni::label(mesh)), &kept)
     }
 
     pub(super) fn remove_identity(&self, mesh: &str) {
@@ -114,13 +114,14 @@ impl Disk {
     }
 
     /// Whole or not at all: a crash leaves the old file.
-    fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+    fn write(&self, name: &str, content: &impl Serialize) -> io::Result<()> {
         let path = self.directory.join(name);
         let partial = path.with_extension("partial");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-        file.write_all(content)?;
-        file.sync_data()?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        // It may be megabytes, which are not to be in memory once more.
+        let mut writer = BufWriter::new(file);
+        serde_json::to_writer(&mut writer, content)?;
+        writer.into_inner()?.sync_data()?;
         fs::rename(&partial, &path)
     }
 }

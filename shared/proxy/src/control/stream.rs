@@ -9,7 +9,7 @@ use meridian_delta::{
 use meridian_proxy_config::{report_types, types};
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -77,20 +77,48 @@ pub(super) fn now_millis() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-struct Applying(Arc<Control>);
+/// So long what came of a step waits for the rest of it: compiled whole, it costs one pass instead of one a part, and
+/// nobody sees half of it. A step that takes longer is shown as far as it has come: what it takes away is to hold.
+const STEP_WAIT: Duration = Duration::from_millis(100);
+
+struct Applying {
+    control: Arc<Control>,
+    /// Since when parts wait.
+    waiting: Option<Instant>,
+}
+
+impl Applying {
+    /// Where nothing holds yet, there is nothing to take away, and half a configuration would be taken for a whole one.
+    fn may_wait(&mut self) -> bool {
+        let first = self.control.engine.shared().snapshots.load().proxy.is_none();
+        self.waiting.get_or_insert_with(Instant::now).elapsed() < STEP_WAIT || first
+    }
+}
 
 impl Sink for Applying {
     async fn resume(&mut self) -> Result<Resume, SinkError> {
-        Ok(Resume { position: self.0.stream.position(), have: self.0.engine.have() })
+        // Who begins anew says that he holds the parts, so they must hold.
+        if self.waiting.take().is_some() {
+            self.control.engine.republish();
+        }
+        Ok(Resume { position: self.control.stream.position(), have: self.control.engine.have() })
     }
 
     async fn apply(&mut self, batch: Batch) -> Result<Vec<Rejected>, SinkError> {
-        let rejected = self.0.engine.apply(&batch.upserts, &batch.removals);
-        self.0.stream.applied(batch.position);
+        let waits = !batch.complete && self.may_wait();
+        let engine = &self.control.engine;
+        let rejected = if waits {
+            engine.apply_part(&batch.upserts, &batch.removals)
+        } else {
+            self.waiting = None;
+            engine.apply(&batch.upserts, &batch.removals)
+        };
+        self.control.stream.applied(batch.position);
         tracing::debug!(
             revision = %batch.revision,
             upserts = batch.upserts.len(),
             removals = batch.removals.len(),
+            complete = batch.complete,
             rejected = rejected.len(),
             "configuration"
         );
@@ -105,7 +133,7 @@ pub(super) async fn pull(control: Arc<Control>, closing: CancellationToken) {
         node: control.node.clone(),
         peer: control.stream.pulled.clone(),
         control: Operator::new(),
-        sink: Applying(control.clone()),
+        sink: Applying { control: control.clone(), waiting: None },
     };
     control.settings.link.connector.pull(&mut subscriber, closing).boxed().await;
 }

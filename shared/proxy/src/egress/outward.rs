@@ -97,7 +97,7 @@ impl Caller {
         // Policies tell TLS from no other bytes.
         let protocol = if entry.protocol == Protocol::Tls { Protocol::Tcp } else { entry.protocol };
         let said = set.and_then(|set| {
-            let named = |name: &str| snapshot.outward.get(&policies_of_callers(set, name));
+            let named = |name: &str| snapshot.outward.get(policies_of_callers(set, name).as_str());
             named(&entry.key).or_else(|| named(policies_for_others(protocol)))
         });
         said.cloned().unwrap_or_else(|| Arc::new(Outward::unsaid()))
@@ -199,7 +199,7 @@ mod tests {
             ("b|*/http", policies(4)),
             ("b|*/tcp", policies(5)),
         ] {
-            snapshot.outward.insert(name.to_owned(), policies);
+            snapshot.outward.insert(name.into(), policies);
         }
         for (name, set) in [("web-1", "a"), ("web-2", "b"), ("web-3", "")] {
             let caller = config::Caller {

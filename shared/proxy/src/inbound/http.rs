@@ -165,7 +165,7 @@ impl Context {
         let generation = self.worker.shared.snapshots.generation();
         if self.decided.get() != generation {
             let snapshot = self.worker.snapshot();
-            let verdict = match snapshot.inbounds.get(&self.caller.inbound) {
+            let verdict = match snapshot.inbounds.get(self.caller.inbound.as_str()) {
                 Some(inbound) => {
                     *self.inbound.borrow_mut() = inbound.clone();
                     *self.terms.borrow_mut() = Rc::new(Terms::of(inbound, self.caller.peer.as_ref()));

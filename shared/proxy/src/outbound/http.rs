@@ -76,7 +76,7 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted
     let socket = Socket::new(accepted.stream);
     let reset = socket.reset();
     let peer = accepted.peer.to_string();
-    let info = ConnectionInfo { direction: Direction::Outbound, name: outbound.name.clone(), peer };
+    let info = ConnectionInfo { direction: Direction::Outbound, name: outbound.name.to_string(), peer };
     let tracked = worker.track(info, leads_to(outbound, cluster));
     let detected = tokio::select! {
         detected = detect(socket, &worker.timer) => detected,
@@ -85,7 +85,7 @@ pub(super) async fn serve(worker: Rc<Worker>, outbound: &Arc<Outbound>, accepted
     let Ok(Some((codec, stream))) = detected else { return };
     let context = Rc::new(Context {
         worker: worker.clone(),
-        name: outbound.name.clone(),
+        name: outbound.name.to_string(),
         // By the first request: what holds may change until it comes.
         cached: RefCell::new((u64::MAX, None)),
         tracer: RefCell::default(),
@@ -148,7 +148,7 @@ impl Context {
         let mut cached = self.cached.borrow_mut();
         if cached.0 != generation {
             let snapshot = self.worker.snapshot();
-            *cached = (snapshot.generation, snapshot.outbounds.get(&self.name).cloned());
+            *cached = (snapshot.generation, snapshot.outbounds.get(self.name.as_str()).cloned());
             *self.tracer.borrow_mut() = snapshot.tracer.clone();
         }
         cached.1.clone()

@@ -87,9 +87,9 @@ fn find(snapshot: &Snapshot, name: &str) -> Option<Arc<Cluster>> {
 
 fn by_name(snapshot: &Snapshot, prefix: &str, port: Option<u16>) -> Option<Arc<Cluster>> {
     let found = match port {
-        Some(port) => snapshot.clusters.get(&format!("{prefix}{port}")),
+        Some(port) => snapshot.clusters.get(format!("{prefix}{port}").as_str()),
         None => {
-            let all = snapshot.clusters.range(prefix.to_owned()..);
+            let all = snapshot.clusters.range(Arc::from(prefix)..);
             let all = all.take_while(|(name, _)| name.starts_with(prefix));
             let number = |name: &str| name.get(prefix.len()..)?.parse::<u16>().ok();
             let ports = all.filter_map(|(name, cluster)| Some((number(name)?, cluster)));

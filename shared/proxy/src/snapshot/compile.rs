@@ -3,7 +3,7 @@
 use super::{
     Cluster, Entry, External, Inbound, Leaving, Outbound, PeerRule, Resources, Routing, Snapshot, SniRoutes,
     Target,
-    resources::EntryParts,
+    resources::{DestinationParts, EntryParts},
     routing,
     tiers::{arrange, prepare},
 };
@@ -28,8 +28,8 @@ use crate::{
     preface::Preface,
 };
 use meridian_proxy_config::{
-    self as config, BackendTarget, DestinationPolicies, DestinationTls, EndpointSet, EntryKind, HostMatch,
-    Locality, Protocol, SniMatch, Unlisted, Via, routes_of_external,
+    self as config, BackendTarget, DestinationPolicies, EndpointSet, EntryKind, HostMatch, Locality,
+    Protocol, SniMatch, Unlisted, Via, routes_of_external,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -37,12 +37,21 @@ use std::{
     sync::Arc,
 };
 
-/// What a cluster was made from: equal sources give the same cluster again.
-#[derive(Clone, Default)]
-pub(super) struct Source {
-    pub(super) service: String,
-    pub(super) protocol: Option<Protocol>,
-    pub(super) tls: Option<PeerRule>,
+/// What a cluster is made from: equal sources give the same cluster again.
+struct Source {
+    service: String,
+    protocol: Protocol,
+    tls: Option<Arc<PeerRule>>,
+    retry: Option<Arc<RetryPolicy>>,
+    logs: AccessLogs,
+    scripts: Option<Chain>,
+    leaving: Option<Arc<Leaving>>,
+    origin: Origin,
+}
+
+/// The part of a cluster's source that it does not show.
+#[derive(Default)]
+pub(super) struct Origin {
     pub(super) tiers: Vec<Vec<Option<Arc<EndpointSet>>>>,
     /// Instead of the endpoints' own: server name and zone.
     pub(super) instead: Option<(String, String)>,
@@ -52,17 +61,39 @@ pub(super) struct Source {
     pub(super) only: BTreeMap<String, String>,
     /// The proxy's own tags, if endpoints are chosen by them.
     pub(super) caller_tags: BTreeMap<String, BTreeSet<String>>,
+    /// All that is compiled from them comes with them.
     pub(super) policies: Arc<DestinationPolicies>,
-    /// Compiled from `policies`.
-    pub(super) retry: Option<Arc<RetryPolicy>>,
     pub(super) health: Option<Arc<HealthPlan>>,
     pub(super) hashing: Option<Arc<Hashing>>,
-    pub(super) logs: AccessLogs,
-    pub(super) scripts: Option<Chain>,
-    pub(super) leaving: Option<Leaving>,
 }
 
-impl PartialEq for Source {
+impl Source {
+    fn new(service: String, protocol: Protocol, origin: Origin) -> Self {
+        Self {
+            service,
+            protocol,
+            tls: None,
+            retry: None,
+            logs: AccessLogs::default(),
+            scripts: None,
+            leaving: None,
+            origin,
+        }
+    }
+}
+
+impl Cluster {
+    /// Whether it was made from an equal source.
+    fn is_of(&self, source: &Source) -> bool {
+        *self.service == *source.service
+            && self.protocol == source.protocol
+            && self.tls == source.tls
+            && self.leaving == source.leaving
+            && self.origin == source.origin
+    }
+}
+
+impl PartialEq for Origin {
     fn eq(&self, other: &Self) -> bool {
         let same_sets = |a: &Vec<Option<Arc<EndpointSet>>>, b: &Vec<Option<Arc<EndpointSet>>>| {
             a.len() == b.len()
@@ -72,16 +103,12 @@ impl PartialEq for Source {
                     _ => false,
                 })
         };
-        self.service == other.service
-            && self.protocol == other.protocol
-            && self.tls == other.tls
-            && self.instead == other.instead
+        self.instead == other.instead
             && self.zone == other.zone
             && self.spans_zones == other.spans_zones
             && self.only == other.only
             && self.caller_tags == other.caller_tags
             && self.policies == other.policies
-            && self.leaving == other.leaving
             && self.tiers.len() == other.tiers.len()
             && self.tiers.iter().zip(&other.tiers).all(|(a, b)| same_sets(a, b))
     }
@@ -162,7 +189,7 @@ impl Compiler<'_> {
                 Via::Egress { mesh, zone, sni, endpoints } => {
                     let instead = (sni.clone(), zone.clone());
                     let source = self.egress_source(&config.entry, mesh, endpoints, instead);
-                    Some(self.cluster(format!("egress/{name}"), "external", source))
+                    Some(self.cluster(&format!("egress/{name}"), "external", source))
                 }
                 Via::Sidecar(_) | Via::Refused(_) => None,
             };
@@ -200,7 +227,7 @@ impl Compiler<'_> {
         }
         let host = external::host_of(config, &[])?;
         let leaving = |refused| {
-            Some(Leaving {
+            Some(Arc::new(Leaving {
                 authority: host.to_string().parse().ok()?,
                 preface: Preface {
                     entry: config.entry.clone(),
@@ -208,14 +235,13 @@ impl Compiler<'_> {
                     port: *config.ports.first()?,
                 },
                 refused,
-            })
+            }))
         };
         let source = match &config.via {
             Via::Sidecar(_) => return None,
             Via::Refused(reason) => Source {
-                service: config.entry.clone(),
                 leaving: Some(leaving(Some(Reason::given(reason)))?),
-                ..Source::default()
+                ..Source::new(config.entry.clone(), config.protocol, Origin::default())
             },
             Via::Egress { mesh, zone, sni, endpoints } => {
                 let instead = (sni.clone(), zone.clone());
@@ -228,24 +254,21 @@ impl Compiler<'_> {
             access_logs: said.config.access_logs.clone(),
             ..DestinationPolicies::default()
         };
-        let source = Source {
-            protocol: Some(config.protocol),
-            policies: Arc::new(policies),
-            logs: said.logs,
-            ..source
-        };
-        Some(self.cluster(format!("routed/{name}"), "external", source))
+        let origin = Origin { policies: Arc::new(policies), ..source.origin };
+        let source = Source { protocol: config.protocol, logs: said.logs, origin, ..source };
+        Some(self.cluster(&format!("routed/{name}"), "external", source))
     }
 
     fn outbounds(&mut self) {
-        let mut names: HashMap<String, Vec<IpAddr>> = HashMap::new();
-        for (name, config) in &self.resources.outbounds {
+        let configs = &self.resources.outbounds;
+        let mut same_names = self.previous.outbounds.len() == configs.len();
+        for (name, config) in configs {
             let target = self.target(&config.target);
             let routing = self.routing(&config.target, &target);
-            let kept = self.previous.outbounds.get(name).filter(|old| {
-                Arc::ptr_eq(&old.config, config)
-                    && same_target(&old.target, &target)
-                    && same(old.routing.as_ref(), routing.as_ref())
+            let before = self.previous.outbounds.get(name).filter(|old| Arc::ptr_eq(&old.config, config));
+            same_names &= before.is_some();
+            let kept = before.filter(|old| {
+                same_target(&old.target, &target) && same(old.routing.as_ref(), routing.as_ref())
             });
             let outbound = kept.cloned().unwrap_or_else(|| {
                 Arc::new(Outbound { name: name.clone(), config: config.clone(), target, routing })
@@ -253,12 +276,6 @@ impl Compiler<'_> {
             for vip in &config.vips {
                 let key = (vip.to_canonical(), config.port);
                 self.next.vips.entry(key).or_insert_with(|| outbound.clone());
-            }
-            for hostname in &config.hostnames {
-                let addresses = names.entry(hostname.clone()).or_default();
-                let new = config.vips.iter().filter(|vip| !addresses.contains(vip)).copied();
-                let new: Vec<_> = new.collect();
-                addresses.extend(new);
             }
             if let Target::External(_) = outbound.target
                 && let Some(hostname) = config.hostnames.first()
@@ -268,12 +285,12 @@ impl Compiler<'_> {
             }
             self.next.outbounds.insert(name.clone(), outbound);
         }
-        self.next.names = names.into_iter().map(|(name, addresses)| (name, addresses.into())).collect();
+        self.next.names = if same_names { self.previous.names.clone() } else { Arc::new(names(configs)) };
     }
 
     fn target(&mut self, target: &config::Target) -> Target {
         match target {
-            config::Target::External(name) => match self.next.externals.get(name) {
+            config::Target::External(name) => match self.next.externals.get(name.as_str()) {
                 Some(external) => Target::External(external.clone()),
                 None => Target::Missing(format!("external {name}")),
             },
@@ -294,21 +311,12 @@ impl Compiler<'_> {
             true => format!("destination/{name}"),
             false => format!("subset/{name}/{only:?}"),
         };
-        if let Some(cluster) = self.next.clusters.get(&key) {
+        if let Some(cluster) = self.next.clusters.get(key.as_str()) {
             return Some(cluster.clone());
         }
-        let destination = self.resources.destinations.get(name)?;
+        let DestinationParts { config: destination, peers } = self.resources.destinations.get(name)?;
         let policies = self.resources.policies(name, destination.protocol);
-        let tls = match &destination.tls {
-            DestinationTls::Off => None,
-            DestinationTls::Mutual { mesh, identities } => {
-                Some(PeerRule { mesh: mesh.clone(), identities: identities.clone() })
-            }
-        };
-        let source = Source {
-            service: destination.service.clone(),
-            protocol: Some(destination.protocol),
-            tls,
+        let origin = Origin {
             tiers: destination.tiers.iter().map(|tier| self.sets(tier)).collect(),
             instead: None,
             zone: self.zone().to_owned(),
@@ -316,22 +324,25 @@ impl Compiler<'_> {
             only: only.clone(),
             caller_tags: self.caller_tags(&policies.config),
             policies: policies.config,
-            retry: policies.retry,
             health: policies.health,
             hashing: policies.hashing,
+        };
+        let source = Source {
+            tls: peers.clone(),
+            retry: policies.retry,
             logs: policies.logs,
             scripts: policies.scripts,
-            leaving: None,
+            ..Source::new(destination.service.clone(), destination.protocol, origin)
         };
-        Some(self.cluster(key, "outbound", source))
+        Some(self.cluster(&key, "outbound", source))
     }
 
     /// What routes say of calls to a destination: once, whichever outbounds lead there.
     fn routing(&mut self, config: &config::Target, target: &Target) -> Option<Arc<Routing>> {
         let own = target.cluster()?;
-        let name = match config {
-            config::Target::Destination(name) => name.clone(),
-            config::Target::External(name) => routes_of_external(name),
+        let name: Arc<str> = match config {
+            config::Target::Destination(name) => name.as_str().into(),
+            config::Target::External(name) => routes_of_external(name).into(),
         };
         let compiled = self.resources.routings.get(&name)?.clone();
         if let Some(routing) = self.next.routings.get(&name) {
@@ -352,7 +363,7 @@ impl Compiler<'_> {
     fn backend(&mut self, target: &BackendTarget) -> Option<Arc<Cluster>> {
         match target {
             BackendTarget::Destination(name) => self.destination(name),
-            BackendTarget::External(name) => self.next.externals.get(name)?.routed.clone(),
+            BackendTarget::External(name) => self.next.externals.get(name.as_str())?.routed.clone(),
             BackendTarget::Subset { destination, tags } => self.subset(destination, tags),
             BackendTarget::Missing(_) => None,
         }
@@ -399,15 +410,13 @@ impl Compiler<'_> {
                 SniMatch::Exact(sni) => sni.clone(),
                 SniMatch::Zone(zone) => config::sni::label(zone),
             };
-            let source = Source {
-                service,
-                protocol: Some(Protocol::Tcp),
-                tls: None,
+            let origin = Origin {
                 tiers: vec![self.sets(&route.endpoints)],
-                zone: self.next.proxy.as_ref().map(|proxy| proxy.zone.clone()).unwrap_or_default(),
-                ..Source::default()
+                zone: self.zone().to_owned(),
+                ..Origin::default()
             };
-            let cluster = self.cluster(format!("route/{name}"), "through", source);
+            let source = Source::new(service, Protocol::Tcp, origin);
+            let cluster = self.cluster(&format!("route/{name}"), "through", source);
             table.insert(key, cluster);
         }
         self.next.routes = routes;
@@ -418,7 +427,7 @@ impl Compiler<'_> {
         if let Unlisted::Egress { endpoints, sni } = &proxy.unlisted {
             let instead = (sni.clone(), proxy.zone.clone());
             let source = self.egress_source("*", &proxy.mesh, endpoints, instead);
-            self.next.unlisted_egress = Some(self.cluster("unlisted".to_owned(), "external", source));
+            self.next.unlisted_egress = Some(self.cluster("unlisted", "external", source));
         }
     }
 
@@ -434,32 +443,31 @@ impl Compiler<'_> {
     }
 
     fn egress_source(&self, service: &str, mesh: &str, endpoints: &str, instead: (String, String)) -> Source {
-        Source {
-            service: service.to_owned(),
-            protocol: Some(Protocol::Tcp),
-            tls: Some(PeerRule::egress(mesh, &instead.1)),
+        let tls = Some(Arc::new(PeerRule::egress(mesh, &instead.1)));
+        let origin = Origin {
             tiers: vec![self.sets(std::slice::from_ref(&endpoints.to_owned()))],
             instead: Some(instead),
             zone: self.zone().to_owned(),
-            ..Source::default()
-        }
+            ..Origin::default()
+        };
+        Source { tls, ..Source::new(service.to_owned(), Protocol::Tcp, origin) }
     }
 
     fn sets(&self, names: &[String]) -> Vec<Option<Arc<EndpointSet>>> {
-        names.iter().map(|name| self.resources.endpoints.get(name).cloned()).collect()
+        names.iter().map(|name| self.resources.endpoints.get(name.as_str()).cloned()).collect()
     }
 
-    fn cluster(&mut self, name: String, direction: &'static str, source: Source) -> Arc<Cluster> {
-        let before = self.previous.clusters.get(&name);
-        let kept = before.filter(|old| old.source == source).cloned();
+    fn cluster(&mut self, name: &str, direction: &'static str, source: Source) -> Arc<Cluster> {
+        let before = self.previous.clusters.get(name);
+        let kept = before.filter(|old| old.is_of(&source)).cloned();
         let cluster = kept.unwrap_or_else(|| {
             let traffic = self.metrics.traffic(direction, &source.service);
             let health = before.and_then(|old| old.health.as_deref());
-            let cluster = build(name.clone(), traffic, source, self.metrics.workers(), health);
+            let cluster = build(name.into(), traffic, source, self.metrics.workers(), health);
             prepare(&cluster.plans, before.map(|old| old.plans.as_slice()).unwrap_or_default());
             Arc::new(cluster)
         });
-        self.next.clusters.insert(name, cluster.clone());
+        self.next.clusters.insert(cluster.name.clone(), cluster.clone());
         cluster
     }
 }
@@ -469,43 +477,59 @@ fn of_callers(timeouts: &config::CallerTimeouts) -> (config::CallerMatch, Stream
 }
 
 fn build(
-    name: String,
+    name: Arc<str>,
     traffic: Arc<Traffic>,
     source: Source,
     workers: usize,
     health: Option<&Board>,
 ) -> Cluster {
-    let protocol = source.protocol.unwrap_or(Protocol::Tcp);
-    let policies = &source.policies;
-    let (tiers, plans) = arrange(&source);
+    let Source { service, protocol, tls, retry, logs, scripts, leaving, origin } = source;
+    let policies = &origin.policies;
+    let (tiers, plans) = arrange(&origin);
     let board = |plan: &Arc<HealthPlan>| Arc::new(Board::new(plan.clone(), &tiers, health));
     let connections = ConnectionLimits::from(&policies.connection_timeouts);
-    let (connections, streams) = match &source.leaving {
+    let (connections, streams) = match &leaving {
         None => (connections, StreamLimits::outbound(&policies.stream_timeouts, protocol == Protocol::Grpc)),
         Some(_) => (ConnectionLimits { tcp_idle: None, ..connections }, StreamLimits::default()),
     };
     Cluster {
         name,
-        service: source.service.clone(),
+        service,
         protocol,
-        tls: source.tls.clone(),
-        health: source.health.as_ref().map(board),
+        tls,
+        health: origin.health.as_ref().map(board),
         panic: PanicRule::compile(policies),
         tiers,
         plans,
-        balancing: BalancingPolicy::compile(&policies.balancing, source.hashing.clone()),
+        balancing: BalancingPolicy::compile(&policies.balancing, origin.hashing.clone()),
         connections,
         streams,
-        retry: source.retry.clone(),
-        scripts: source.scripts.clone(),
+        retry,
+        scripts,
         at_once: Limits::share(&policies.at_once, workers),
         outliers: policies.outliers.as_ref().map(OutlierPolicy::compile),
         connect_attempts: connect_attempts(policies),
-        logs: source.logs.clone(),
-        leaving: source.leaving.clone(),
+        logs,
+        leaving,
         traffic,
-        source,
+        origin,
     }
+}
+
+/// What the resolver answers, by name.
+fn names(outbounds: &BTreeMap<Arc<str>, Arc<config::Outbound>>) -> HashMap<String, Arc<[IpAddr]>> {
+    let mut names: HashMap<&String, Vec<IpAddr>> = HashMap::new();
+    for config in outbounds.values() {
+        for hostname in &config.hostnames {
+            let addresses = names.entry(hostname).or_default();
+            for vip in &config.vips {
+                if !addresses.contains(vip) {
+                    addresses.push(*vip);
+                }
+            }
+        }
+    }
+    names.into_iter().map(|(name, addresses)| (name.clone(), addresses.into())).collect()
 }
 
 /// What stays the same keeps its backends.

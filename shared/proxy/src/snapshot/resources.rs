@@ -5,6 +5,7 @@
 //! is unlisted traffic. Only a bundle keeps its last readable form, since without one nobody could be believed at all; and so
 //! do the policies of calls that go out, which guard nothing, unless there are scripts among them.
 
+use super::PeerRule;
 use crate::{
     access_log::{self, AccessLogs},
     egress::Originator,
@@ -21,7 +22,7 @@ use crate::{
     trace::Tracer,
 };
 use meridian_delta::{Encoded, Id, Version};
-use meridian_proxy_config::{self as config, types};
+use meridian_proxy_config::{self as config, DestinationTls, types};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -35,25 +36,32 @@ pub struct Resources {
     refused: BTreeMap<ResourceKey, (Arc<Encoded>, String)>,
     pub(super) proxy: Option<Arc<config::Proxy>>,
     pub(super) tracer: Option<Arc<Tracer>>,
-    pub(super) inbounds: BTreeMap<String, Arc<config::Inbound>>,
+    pub(super) inbounds: BTreeMap<Arc<str>, Arc<config::Inbound>>,
     /// Of inbounds, compiled.
-    pub(super) filters: BTreeMap<String, Arc<RequestFilter>>,
-    pub(super) scripts: BTreeMap<String, Chain>,
+    pub(super) filters: BTreeMap<Arc<str>, Arc<RequestFilter>>,
+    pub(super) scripts: BTreeMap<Arc<str>, Chain>,
     programs: Programs,
-    pub(super) refused_inbounds: BTreeMap<String, Arc<config::Inbound>>,
-    pub(super) outbounds: BTreeMap<String, Arc<config::Outbound>>,
-    pub(super) destinations: BTreeMap<String, Arc<config::Destination>>,
+    pub(super) refused_inbounds: BTreeMap<Arc<str>, Arc<config::Inbound>>,
+    pub(super) outbounds: BTreeMap<Arc<str>, Arc<config::Outbound>>,
+    pub(super) destinations: BTreeMap<Arc<str>, DestinationParts>,
     /// By the destination's name, or by its protocol.
-    policies: BTreeMap<String, PolicyParts>,
+    policies: BTreeMap<Arc<str>, PolicyParts>,
     /// By the destination's name; `None`: they can't be understood, and calls to it are refused.
-    pub(super) routings: BTreeMap<String, Option<Arc<Compiled>>>,
-    pub(super) endpoints: BTreeMap<String, Arc<config::EndpointSet>>,
-    pub(super) externals: BTreeMap<String, (Arc<config::External>, Option<EntryParts>)>,
-    pub(super) entries: BTreeMap<String, EntryParts>,
-    pub(super) callers: BTreeMap<String, Arc<config::Caller>>,
-    pub(super) routes: BTreeMap<String, Arc<config::SniRoute>>,
+    pub(super) routings: BTreeMap<Arc<str>, Option<Arc<Compiled>>>,
+    pub(super) endpoints: BTreeMap<Arc<str>, Arc<config::EndpointSet>>,
+    pub(super) externals: BTreeMap<Arc<str>, (Arc<config::External>, Option<EntryParts>)>,
+    pub(super) entries: BTreeMap<Arc<str>, EntryParts>,
+    pub(super) callers: BTreeMap<Arc<str>, Arc<config::Caller>>,
+    pub(super) routes: BTreeMap<Arc<str>, Arc<config::SniRoute>>,
     pub(super) metrics: Option<Arc<Publication>>,
-    pub(super) meshes: BTreeMap<String, String>,
+    pub(super) meshes: BTreeMap<Arc<str>, String>,
+}
+
+pub(super) struct DestinationParts {
+    /// Without what its `tls` says, which is in `peers`.
+    pub(super) config: config::Destination,
+    /// Who must answer; `None`: plaintext.
+    pub(super) peers: Option<Arc<PeerRule>>,
 }
 
 #[derive(Clone, Default)]
@@ -136,12 +144,12 @@ impl Resources {
     }
 
     /// All that policies say, by name.
-    pub(super) fn all_policies(&self) -> impl Iterator<Item = (&String, &PolicyParts)> {
+    pub(super) fn all_policies(&self) -> impl Iterator<Item = (&Arc<str>, &PolicyParts)> {
         self.policies.iter()
     }
 
     fn parse(&mut self, tls: &Tls, resource: &Encoded) -> Result<(), String> {
-        let (name, body) = (resource.name.to_string(), &resource.body);
+        let (name, body) = (resource.name.clone(), &resource.body);
         match &*resource.type_ {
             types::PROXY => {
                 let proxy: Arc<config::Proxy> = read(body)?;
@@ -165,7 +173,9 @@ impl Resources {
                 self.refused_inbounds.remove(&name);
             }
             types::OUTBOUND => drop(self.outbounds.insert(name, read(body)?)),
-            types::DESTINATION => drop(self.destinations.insert(name, read(body)?)),
+            types::DESTINATION => {
+                self.destinations.insert(name, destination_parts(parsed(body)?));
+            }
             types::POLICIES => {
                 let parts = policy_parts(read(body)?, self.policies.get(&name), &mut self.programs)?;
                 self.policies.insert(name, parts);
@@ -212,22 +222,22 @@ impl Resources {
             }
             types::INBOUND => {
                 if let Some(inbound) = self.inbounds.remove(name) {
-                    self.refused_inbounds.insert(name.to_owned(), inbound);
+                    self.refused_inbounds.insert(resource.name.clone(), inbound);
                 }
             }
-            types::POLICIES if has_scripts(&resource.body) => self.close(name),
+            types::POLICIES if has_scripts(&resource.body) => self.close(&resource.name),
             types::BUNDLE | types::POLICIES => {}
-            types::ROUTES => drop(self.routings.insert(name.to_owned(), None)),
+            types::ROUTES => drop(self.routings.insert(resource.name.clone(), None)),
             other => self.forget(other, name),
         }
     }
 
     /// Calls are refused by a script in place of those that can't be understood: one of them may have been there to refuse.
-    fn close(&mut self, name: &str) {
+    fn close(&mut self, name: &Arc<str>) {
         let mut config = self.policies.get(name).map(|parts| (*parts.config).clone()).unwrap_or_default();
         config.scripts = vec![config::Script::refusing("scripts that can't be understood")];
         match policy_parts(Arc::new(config), self.policies.get(name), &mut self.programs) {
-            Ok(parts) => drop(self.policies.insert(name.to_owned(), parts)),
+            Ok(parts) => drop(self.policies.insert(name.clone(), parts)),
             Err(error) => tracing::error!(%error, "calls can't be closed"),
         }
     }
@@ -263,7 +273,20 @@ fn has_scripts(body: &[u8]) -> bool {
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Arc<T>, String> {
-    serde_json::from_slice(body).map(Arc::new).map_err(|error| error.to_string())
+    parsed(body).map(Arc::new)
+}
+
+fn parsed<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
+fn destination_parts(mut config: config::Destination) -> DestinationParts {
+    let peers = match std::mem::replace(&mut config.tls, DestinationTls::Off) {
+        DestinationTls::Off => None,
+        DestinationTls::Mutual { mesh, identities } => Some(Arc::new(PeerRule::new(mesh, identities))),
+    };
+    config.tiers.shrink_to_fit();
+    DestinationParts { config, peers }
 }
 
 /// `before`: the parts until now; the backends of logs that stay the same go on.

@@ -1,6 +1,6 @@
 //! The virtual endpoints of a cluster in their order: tiers, and in the caller's zone parts by affinity.
 
-use super::{Endpoint, compile::Source};
+use super::{Endpoint, compile::Origin};
 use crate::policy::balance::{Circle, Member, Part, TierPlan};
 use meridian_proxy_config::{self as config, ByZone, Host, Locality, Zones};
 use std::{collections::BTreeMap, sync::Arc};
@@ -9,19 +9,23 @@ use std::{collections::BTreeMap, sync::Arc};
 const REPLICAS: u32 = 32;
 
 /// Tiers, and how each is chosen in.
-pub(super) fn arrange(source: &Source) -> (Vec<Vec<Arc<Endpoint>>>, Vec<TierPlan>) {
-    let balancing = &source.policies.balancing;
+pub(super) fn arrange(origin: &Origin) -> (Vec<Vec<Arc<Endpoint>>>, Vec<TierPlan>) {
+    let balancing = &origin.policies.balancing;
     let by_zone = match &balancing.locality {
         Locality::Zones(zones) => Some(zones),
         Locality::Tiers | Locality::Alike => None,
     };
-    let arranged = tiers(source).into_iter().map(|declared| {
-        let mut tier = virtual_endpoints(source, &declared);
-        let parts = by_zone.map(|zones| part(&mut tier, zones, source)).unwrap_or_default();
+    let arranged = tiers(origin).into_iter().map(|declared| {
+        let mut tier = virtual_endpoints(origin, &declared);
+        let parts = by_zone.map(|zones| part(&mut tier, zones, origin)).unwrap_or_default();
         let circle = Circle::new(&balancing.balancer, || members(&tier, &parts));
         (tier, TierPlan { parts, circle })
     });
-    arranged.unzip()
+    let (mut tiers, mut plans): (Vec<_>, Vec<_>) = arranged.unzip();
+    // There are thousands, of a tier or two each.
+    tiers.shrink_to_fit();
+    plans.shrink_to_fit();
+    (tiers, plans)
 }
 
 /// Makes at once what requests would have to wait for, if they went by its predecessor.
@@ -36,19 +40,19 @@ fn circles(plans: &[TierPlan]) -> impl Iterator<Item = &Circle> {
 }
 
 /// The endpoints of each tier, as they were declared.
-fn tiers(source: &Source) -> Vec<Vec<&config::Endpoint>> {
+fn tiers(origin: &Origin) -> Vec<Vec<&config::Endpoint>> {
     let is_one =
-        |it: &&config::Endpoint| source.only.iter().all(|(key, value)| it.tags.get(key) == Some(value));
+        |it: &&config::Endpoint| origin.only.iter().all(|(key, value)| it.tags.get(key) == Some(value));
     let declared = || {
-        let tiers = source.tiers.iter();
+        let tiers = origin.tiers.iter();
         tiers.map(|sets| sets.iter().flatten().flat_map(|set| &set.endpoints).filter(is_one))
     };
-    match &source.policies.balancing.locality {
+    match &origin.policies.balancing.locality {
         Locality::Alike => vec![declared().flatten().collect()],
-        Locality::Zones(zones) if source.spans_zones => {
+        Locality::Zones(zones) if origin.spans_zones => {
             let mut ranked: BTreeMap<usize, Vec<&config::Endpoint>> = BTreeMap::new();
             for endpoint in declared().flatten() {
-                if let Some(rank) = rank(&endpoint.zone, &source.zone, zones) {
+                if let Some(rank) = rank(&endpoint.zone, &origin.zone, zones) {
                     ranked.entry(rank).or_default().push(endpoint);
                 }
             }
@@ -78,14 +82,14 @@ fn rank(zone: &str, caller: &str, zones: &ByZone) -> Option<usize> {
 }
 
 /// Replicas of one address are spread out, so that taking turns does not send bursts through one ingress.
-fn virtual_endpoints(source: &Source, declared: &[&config::Endpoint]) -> Vec<Arc<Endpoint>> {
+fn virtual_endpoints(origin: &Origin, declared: &[&config::Endpoint]) -> Vec<Arc<Endpoint>> {
     let replicas = |endpoint: &config::Endpoint| endpoint.replicas.clamp(1, REPLICAS);
     let most = declared.iter().map(|endpoint| replicas(endpoint)).max().unwrap_or_default();
     let mut seen = BTreeMap::new();
     let mut tier = Vec::new();
     for replica in 0..most {
         for endpoint in declared.iter().filter(|endpoint| replica < replicas(endpoint)) {
-            let (sni, zone) = match &source.instead {
+            let (sni, zone) = match &origin.instead {
                 Some((sni, zone)) => (Some(sni.clone()), zone.clone()),
                 None => (endpoint.sni.clone(), endpoint.zone.clone()),
             };
@@ -97,7 +101,7 @@ fn virtual_endpoints(source: &Source, declared: &[&config::Endpoint]) -> Vec<Arc
                 replica,
                 name: endpoint.name.clone(),
                 tags: endpoint.tags.clone(),
-                remote: endpoint.zone != source.zone,
+                remote: endpoint.zone != origin.zone,
             };
             let key = (made.host.clone(), made.port, made.sni.clone(), replica);
             if seen.insert(key, ()).is_none() {
@@ -110,12 +114,12 @@ fn virtual_endpoints(source: &Source, declared: &[&config::Endpoint]) -> Vec<Arc
 
 /// Parts of the caller's own zone by the first tag of which an endpoint has a value of the caller's; endpoints then
 /// stand part by part. None where all would be in one.
-fn part(tier: &mut [Arc<Endpoint>], zones: &ByZone, source: &Source) -> Vec<Part> {
+fn part(tier: &mut [Arc<Endpoint>], zones: &ByZone, origin: &Origin) -> Vec<Part> {
     if tier.iter().any(|endpoint| endpoint.remote) {
         return Vec::new();
     }
     let shares = |endpoint: &Endpoint, tag: &str| {
-        let values = source.caller_tags.get(tag);
+        let values = origin.caller_tags.get(tag);
         values.zip(endpoint.tags.get(tag)).is_some_and(|(values, value)| values.contains(value))
     };
     let of = |endpoint: &Endpoint| {

@@ -293,6 +293,33 @@ impl Scene {
     }
 }
 
+/// More of it than goes into one message.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_is_ready_once_all_parts_of_its_configuration_hold() {
+    let scene = scene().await;
+    let data = tempfile::tempdir().unwrap();
+    let serving = start(scene.plane.clone()).await;
+    let bound: Vec<SocketAddr> = (0..5).map(|_| address()).collect();
+    let outbounds = (0..5_000_usize).map(|number| {
+        let bind = (number % 1_000 == 500).then(|| bound[number / 1_000]);
+        let (port, target) = (bind.map_or(80, |bind| bind.port()), Target::Destination("backend".into()));
+        let hostnames = vec![format!("service-{number}.of-a-namespace.svc.of-a-zone.mesh.local")];
+        let outbound = ConfigOutbound { bind, vips: vec![], port, hostnames, target };
+        resource(types::OUTBOUND, &format!("outbound-{number:04}"), &outbound)
+    });
+    scene.plane.give(1, scene.first().into_iter().chain(outbounds));
+    let running = run(data.path(), serving.address, &serving.trust);
+    running.ready().await;
+    for address in bound {
+        // It knows no such destination, and says so by a reset; nobody listening would be something else.
+        let refused = std::io::ErrorKind::ConnectionRefused;
+        let failed = tokio::net::TcpStream::connect(address).await.err();
+        assert_ne!(failed.map(|error| error.kind()), Some(refused));
+    }
+    assert_eq!(call(scene.outbound, "/headers").await.status, 200);
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_lives_with_its_control_plane_and_without() {
     let scene = scene().await;

@@ -15,16 +15,16 @@ fn endpoint(zone: &str, n: u8, tags: &[(&str, &str)]) -> config::Endpoint {
 }
 
 /// A destination with two endpoints in east, the caller's zone, and some in others.
-fn source(locality: Locality, spans_zones: bool) -> Source {
+fn origin(locality: Locality, spans_zones: bool) -> Origin {
     let set = |endpoints| Some(Arc::new(EndpointSet { endpoints }));
     let east = vec![endpoint("east", 1, &[]), endpoint("east", 2, &[])];
     let far = vec![endpoint("west", 3, &[]), endpoint("north", 4, &[]), endpoint("south", 5, &[])];
-    Source {
+    Origin {
         tiers: vec![vec![set(east)], vec![set(far), None]],
         zone: "east".into(),
         spans_zones,
         policies: policies(locality, Balancer::default()),
-        ..Source::default()
+        ..Origin::default()
     }
 }
 
@@ -45,8 +45,8 @@ fn by_zone(failover: Vec<Failover>) -> Locality {
     Locality::Zones(ByZone { affinity: vec![], failover, enough: 5_000 })
 }
 
-fn names(source: &Source) -> Vec<Vec<String>> {
-    let (tiers, plans) = arrange(source);
+fn names(origin: &Origin) -> Vec<Vec<String>> {
+    let (tiers, plans) = arrange(origin);
     assert_eq!(tiers.len(), plans.len());
     tiers.iter().map(|tier| tier.iter().map(|endpoint| endpoint.name.clone()).collect()).collect()
 }
@@ -70,36 +70,36 @@ fn rules_make_tiers() {
             vec![east(), vec!["south-5"], vec!["west-3"], vec!["north-4"]],
         ),
     ] {
-        assert_eq!(names(&source(locality.clone(), true)), expected, "{locality:?}");
+        assert_eq!(names(&origin(locality.clone(), true)), expected, "{locality:?}");
     }
 }
 
 #[test]
 fn who_calls_one_zones_service_gets_that_zone() {
     let set = Some(Arc::new(EndpointSet { endpoints: vec![endpoint("west", 3, &[])] }));
-    let one = |locality| Source { tiers: vec![vec![set.clone()]], ..source(locality, false) };
+    let one = |locality| Origin { tiers: vec![vec![set.clone()]], ..origin(locality, false) };
     for locality in [Locality::Tiers, Locality::Alike, by_zone(vec![])] {
         assert_eq!(names(&one(locality)), [["west-3"]]);
     }
 }
 
-fn affine(tags: &[(&str, u32)], of: &[&[(&str, &str)]]) -> Source {
+fn affine(tags: &[(&str, u32)], of: &[&[(&str, &str)]]) -> Origin {
     let endpoints = (1..).zip(of).map(|(n, tags)| endpoint("east", n, tags)).collect();
     let affinity = tags
         .iter()
         .map(|(tag, weight)| Affinity { tag: (*tag).to_owned(), weight: NonZeroU32::new(*weight).unwrap() });
     let locality = Locality::Zones(ByZone { affinity: affinity.collect(), failover: vec![], enough: 5_000 });
     let own = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect::<BTreeSet<_>>();
-    Source {
+    Origin {
         tiers: vec![vec![Some(Arc::new(EndpointSet { endpoints }))]],
         caller_tags: [("rack".to_owned(), own(&["r1", "r2"])), ("row".to_owned(), own(&["a"]))].into(),
-        ..source(locality, true)
+        ..origin(locality, true)
     }
 }
 
 #[test]
 fn an_endpoint_belongs_to_the_first_tag_that_it_shares() {
-    let source = affine(
+    let origin = affine(
         &[("rack", 90), ("row", 9)],
         &[
             &[],
@@ -109,12 +109,12 @@ fn an_endpoint_belongs_to_the_first_tag_that_it_shares() {
             &[("rack", "r1")],
         ],
     );
-    assert_eq!(names(&source), [["east-3", "east-5", "east-2", "east-4", "east-1"]]);
-    let (_, plans) = arrange(&source);
+    assert_eq!(names(&origin), [["east-3", "east-5", "east-2", "east-4", "east-1"]]);
+    let (_, plans) = arrange(&origin);
     let part = |endpoints, weight| Part { endpoints, weight };
     assert_eq!(plans[0].parts, [part(0..2, 90), part(2..4, 9), part(4..5, 1)]);
     // A part's weight is that of all its endpoints together.
-    let (tiers, _) = arrange(&source);
+    let (tiers, _) = arrange(&origin);
     let weights: Vec<f64> = members(&tiers[0], &plans[0].parts).iter().map(|member| member.weight).collect();
     assert_eq!(weights, [45.0, 45.0, 4.5, 4.5, 1.0]);
 }
@@ -131,12 +131,12 @@ fn one_part_is_none() {
 fn replicas_have_identities_of_their_own_and_are_spread() {
     let mut ingress = [endpoint("west", 1, &[]), endpoint("west", 2, &[])];
     (ingress[0].replicas, ingress[1].replicas) = (2, 1_000);
-    let source = Source {
+    let origin = Origin {
         tiers: vec![vec![Some(Arc::new(EndpointSet { endpoints: ingress.to_vec() }))]],
         policies: policies(Locality::Tiers, Balancer::Maglev { size: NonZeroU32::new(101).unwrap() }),
-        ..source(Locality::Tiers, false)
+        ..origin(Locality::Tiers, false)
     };
-    let (tiers, plans) = arrange(&source);
+    let (tiers, plans) = arrange(&origin);
     let order: Vec<&str> = tiers[0].iter().take(5).map(|it| it.name.as_str()).collect();
     assert_eq!(order, ["west-1", "west-2", "west-1", "west-2", "west-2"]);
     assert_eq!(tiers[0].len(), 2 + 32);
@@ -148,8 +148,8 @@ fn replicas_have_identities_of_their_own_and_are_spread() {
 #[test]
 fn a_table_is_made_by_who_asks_or_with_what_follows_one_that_was_asked() {
     let maglev = Balancer::Maglev { size: NonZeroU32::new(101).unwrap() };
-    let source = Source { policies: policies(Locality::Tiers, maglev), ..source(Locality::Tiers, false) };
-    let plans = || arrange(&source).1;
+    let origin = Origin { policies: policies(Locality::Tiers, maglev), ..origin(Locality::Tiers, false) };
+    let plans = || arrange(&origin).1;
     let made = |plans: &[TierPlan]| -> Vec<bool> {
         plans.iter().map(|plan| plan.circle.as_ref().is_some_and(Circle::is_made)).collect()
     };
