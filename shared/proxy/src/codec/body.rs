@@ -264,6 +264,24 @@ impl Body {
         self.kind = Kind::Scripted(Box::new(wrap(Source(kind))));
     }
 
+    /// Whether its time is over, while nobody takes what it has.
+    pub(super) fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        match self.tick(cx, &Poll::Pending) {
+            Some(late) => Poll::Ready(self.late(late)),
+            None => Poll::Pending,
+        }
+    }
+
+    fn late(&self, late: Late) -> BodyError {
+        if let Some(counted) = &self.counted {
+            counted.traffic.cell(counted.worker).timeouts.inc();
+        }
+        if let Some(watch) = &self.watch {
+            watch.broken(Flags::TIMEOUT);
+        }
+        BodyError::Late(late)
+    }
+
     fn tick(&mut self, cx: &mut Context<'_>, polled: &Polled) -> Option<Late> {
         let moved = matches!(polled, Poll::Ready(Some(Ok(_))));
         match &mut self.timed {
@@ -301,7 +319,6 @@ impl Body {
                 (None, Some(trailers)) => watch.trailers(trailers),
                 (None, None) => {}
             },
-            Poll::Ready(Some(Err(BodyError::Late(_)))) => watch.broken(Flags::TIMEOUT),
             Poll::Ready(Some(Err(_))) => watch.broken(Flags::UPSTREAM_ENDED),
             Poll::Ready(Some(Ok(_)) | None) | Poll::Pending => {}
         }
@@ -322,12 +339,7 @@ impl HttpBody for Body {
         let this = &mut *self;
         let (polled, fresh) = this.kind.poll(cx);
         if let Some(late) = this.tick(cx, &polled) {
-            if let Some(counted) = &this.counted {
-                counted.traffic.cell(counted.worker).timeouts.inc();
-            }
-            let late = Poll::Ready(Some(Err(BodyError::Late(late))));
-            self.tell(&late, true);
-            return late;
+            return Poll::Ready(Some(Err(this.late(late))));
         }
         this.tell(&polled, fresh);
         match &polled {

@@ -2,7 +2,7 @@
 
 use super::{
     Body, Incoming, MAX_HEAD, h1,
-    h2::{Batched, CONNECTION_WINDOW, Driven, FRAME, PING, PING_TIMEOUT, SEND_BUFFER, STREAM_WINDOW},
+    h2::{Batched, CONNECTION_WINDOW, Driven, FRAME, PING, PING_TIMEOUT, SEND_BUFFER, STREAM_WINDOW, Server},
     heads::Heads,
 };
 use crate::{
@@ -14,15 +14,13 @@ use crate::{
 use bytes::BytesMut;
 use futures::FutureExt;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
-use hyper::{body, client, server, service::service_fn};
+use hyper::client;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
     cell::Cell, convert::Infallible, error::Error as _, future::Future, io, pin::Pin, rc::Rc, time::Duration,
 };
 use tokio::{io::AsyncReadExt, time::Instant};
 
-/// Streams that a peer may have open on one connection.
-const MAX_STREAMS: u32 = 1_000;
 /// An HTTP/1.1 connection that is drained has this long to bring one more request, whose answer says that it is the
 /// last. Closed at once, it would cross with a request on its way, which a client can't safely send again.
 const LAST_REQUEST: Duration = Duration::from_secs(5);
@@ -112,18 +110,17 @@ pub async fn serve<S, H, F>(
         }
         Codec::Http2 => {
             let stream = Batched::new(stream);
-            // Boxed: hyper moves what it runs for a stream several times.
-            let handler = service_fn(|request: Request<body::Incoming>| {
+            let unused = unused();
+            let handler = move |request: Request<Incoming>| {
                 let busy = requests.begin();
-                Box::pin(handler(request.map(Incoming::from)).map(move |response| {
+                handler(request).map(move |response| {
                     let Ok(mut response) = response;
                     response.body_mut().busy(busy);
-                    Ok::<_, Infallible>(response)
-                }))
-            });
-            let connection = http2().serve_connection(TokioIo::new(stream.clone()), handler);
-            let mut driven = Box::pin(Driven::new(connection, stream));
-            let served = until(tracked, &reset, unused(), driven.as_mut(), None, |driven| {
+                    Ok(response)
+                })
+            };
+            let mut driven = Box::pin(Driven::new(Server::new(stream.clone(), handler), stream));
+            let served = until(tracked, &reset, unused, driven.as_mut(), None, |driven| {
                 driven.get_mut().connection().graceful_shutdown();
             });
             if let Err(error) = served.await {
@@ -252,20 +249,6 @@ where
             Ok(())
         }
     }
-}
-
-fn http2() -> server::conn::http2::Builder<LocalExecutor> {
-    let mut builder = server::conn::http2::Builder::new(LocalExecutor);
-    builder
-        .auto_date_header(false)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
-        .max_pending_accept_reset_streams(Some(64))
-        .max_concurrent_streams(MAX_STREAMS);
-    builder
 }
 
 /// Opens HTTP/1.1 over a connection that asks for health: a few requests, and nothing hangs on them.

@@ -23,7 +23,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// A change is to be felt within this.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -219,8 +219,8 @@ async fn an_identity_that_is_taken_away_ends_what_it_had() {
     assert!(soon("the reset", stream.read_u8()).await.is_err());
 }
 
-/// Dials the inbound directly, as someone who has the code but not the right papers.
-async fn dial(pair: &Pair, ca: Option<&Ca>, protocol: &[u8]) -> Vec<u8> {
+/// A session with the inbound, of someone who has the code and perhaps not the right papers.
+pub(crate) async fn session(pair: &Pair, ca: Option<&Ca>, protocol: &[u8]) -> Option<TlsStream<TcpStream>> {
     let bundles = meridian_pki::Bundles::new();
     bundles.set(&pair.ca.bundle()).unwrap();
     let verifier = MeshServerVerifier::new(&bundles, MESH, vec!["spiffe://default/backend".into()], "east");
@@ -232,7 +232,12 @@ async fn dial(pair: &Pair, ca: Option<&Ca>, protocol: &[u8]) -> Vec<u8> {
     let config = client_config(identity, Arc::new(verifier), &names, &SessionTerms::default()).unwrap();
     let stream = TcpStream::connect(pair.inbound).await.unwrap();
     let name = "sni.msvc.default.east.backend.main".try_into().unwrap();
-    let Ok(mut session) = TlsConnector::from(config).connect(name, stream).await else { return Vec::new() };
+    TlsConnector::from(config).connect(name, stream).await.ok()
+}
+
+/// Dials the inbound directly.
+async fn dial(pair: &Pair, ca: Option<&Ca>, protocol: &[u8]) -> Vec<u8> {
+    let Some(mut session) = session(pair, ca, protocol).await else { return Vec::new() };
     drop(session.write_all(b"GET /headers HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n").await);
     let mut answer = Vec::new();
     drop(soon("an end", session.read_to_end(&mut answer)).await);

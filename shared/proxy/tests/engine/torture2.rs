@@ -6,20 +6,20 @@ use crate::{
     torture::application,
     world::{Pair, soon},
 };
-use meridian_proxy_config::Protocol;
+use meridian_proxy_config::{Protocol, alpn};
 use std::net::SocketAddr;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
+pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 const PING: u8 = 6;
-const GOAWAY: u8 = 7;
+pub(crate) const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
@@ -50,7 +50,10 @@ enum Outcome {
 }
 
 pub(crate) async fn open(to: SocketAddr) -> TcpStream {
-    let mut stream = TcpStream::connect(to).await.unwrap();
+    begun(TcpStream::connect(to).await.unwrap()).await
+}
+
+async fn begun<S: AsyncWrite + Unpin>(mut stream: S) -> S {
     stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
     stream
 }
@@ -136,9 +139,13 @@ async fn what_http1_would_read_otherwise_is_refused() {
 }
 
 /// Frames without end, until the proxy ends the connection or takes no more.
-async fn flood(to: SocketAddr, first: &[u8], more: impl Fn(u32) -> Vec<u8>, times: u32) -> Outcome {
-    let stream = open(to).await;
-    let (mut read, mut write) = stream.into_split();
+async fn flood(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    first: &[u8],
+    more: impl Fn(u32) -> Vec<u8>,
+    times: u32,
+) -> Outcome {
+    let (mut read, mut write) = tokio::io::split(begun(stream).await);
     write.write_all(first).await.unwrap();
     let writing = async {
         for number in 0..times {
@@ -154,7 +161,8 @@ async fn flood(to: SocketAddr, first: &[u8], more: impl Fn(u32) -> Vec<u8>, time
     };
     // Nothing that came is looked at before the flood is over: who floods does not read.
     writing.await;
-    drop(write);
+    // Behind a break there is nothing to end.
+    drop(write.shutdown().await);
     let all = soon("the end of the connection", reading).await;
     let mut rest = all.as_slice();
     while let Some((head, tail)) = rest.split_at_checked(9) {
@@ -168,26 +176,36 @@ async fn flood(to: SocketAddr, first: &[u8], more: impl Fn(u32) -> Vec<u8>, time
     Outcome::Closed
 }
 
+/// As the application of the caller, and as a caller's sidecar.
 #[tokio::test]
 async fn floods_end_the_connection_and_nobody_elses() {
     let (at, _) = http_app(false).await;
-    let pair = Pair::start(Protocol::Http, at).await;
+    let pair = &Pair::start(Protocol::Http, at).await;
+    floods(pair, async || TcpStream::connect(pair.outbound).await.unwrap()).await;
+    floods(pair, async || crate::rules::session(pair, Some(&pair.ca), alpn::HTTP2).await.unwrap()).await;
+}
+
+async fn floods<S: AsyncRead + AsyncWrite + Unpin>(pair: &Pair, connect: impl AsyncFn() -> S) {
     let to = pair.outbound;
     let request = |stream: u32, flags: u8| frame(HEADERS, flags, stream, &block(&REQUEST));
     let cancel = 8_u32.to_be_bytes();
-
     let rapid = |number: u32| {
         [request(number * 2 + 1, END_HEADERS | END_STREAM), frame(RST_STREAM, 0, number * 2 + 1, &cancel)]
             .concat()
     };
-    let ended = soon("rapid resets", flood(to, &[], rapid, 20_000)).await;
+    // Requests without a single field: each is an error of its own.
+    let empty = |number: u32| frame(HEADERS, END_HEADERS | END_STREAM, number * 2 + 1, &[]);
+    let ended = soon("rapid resets", flood(connect().await, &[], rapid, 20_000)).await;
     assert_eq!(ended, Outcome::GoAway(ENHANCE_YOUR_CALM), "rapid resets");
+    assert_eq!(call(to, "/headers").await.status, 200);
+    let ended = soon("empty heads", flood(connect().await, &[], empty, 20_000)).await;
+    assert_eq!(ended, Outcome::GoAway(ENHANCE_YOUR_CALM), "empty heads");
     assert_eq!(call(to, "/headers").await.status, 200);
 
     let filler = "y".repeat(100);
     let filler = block(&[("x-filler", filler.as_str()); 100]);
-    let ended =
-        soon("continuations", flood(to, &request(1, 0), |_| frame(CONTINUATION, 0, 1, &filler), 2_000)).await;
+    let more = |_| frame(CONTINUATION, 0, 1, &filler);
+    let ended = soon("continuations", flood(connect().await, &request(1, 0), more, 2_000)).await;
     assert_ne!(ended, Outcome::Answered, "continuations");
     assert_eq!(call(to, "/headers").await.status, 200);
 
@@ -197,7 +215,7 @@ async fn floods_end_the_connection_and_nobody_elses() {
         ("empty data", request(1, END_HEADERS), frame(DATA, 0, 1, &[])),
     ] {
         // It may take them all, or no more of them: its memory is its own matter, its other clients are ours.
-        let flooding = flood(to, &first, |_| more.clone(), 50_000);
+        let flooding = async { flood(connect().await, &first, |_| more.clone(), 50_000).await };
         tokio::select! {
             _ = flooding => {}
             served = async {

@@ -2,12 +2,15 @@
 
 use crate::{
     apps::{call, http_app},
-    torture2::{END_HEADERS, END_STREAM, HEADERS, SETTINGS, block, frame, open},
+    torture2::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, block, frame, open},
     world::{Pair, soon, until},
 };
-use meridian_proxy_config::Protocol;
+use meridian_proxy_config::{Protocol, StreamTimeouts};
 use std::net::SocketAddr;
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 /// SETTINGS_INITIAL_WINDOW_SIZE of nothing.
 const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
@@ -36,4 +39,29 @@ async fn answers_that_nobody_reads_stop_nobody_elses() {
             assert_eq!(soon("another's answer", call(pair.outbound, "/headers")).await.status, 200);
         }
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_reads_is_held_to_the_streams_limits() {
+    let (application, seen) = http_app(true).await;
+    let pair = Pair::start(Protocol::Http2, application).await;
+    let idle = StreamTimeouts { idle_millis: Some(300), ..StreamTimeouts::default() };
+    pair.policies(|policies| policies.stream_timeouts = idle).await;
+    let mut client = ask(pair.outbound, 1).await;
+    until("it to be asked", async || (seen.requests() == 1).then_some(())).await;
+    // Its stream, and not the connection.
+    let kinds = soon("the reset", async {
+        let mut kinds = Vec::new();
+        while kinds.last() != Some(&RST_STREAM) {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await.unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            client.read_exact(&mut vec![0; length as usize]).await.unwrap();
+            kinds.push(head[3]);
+        }
+        kinds
+    })
+    .await;
+    assert!(kinds.contains(&HEADERS) && !kinds.contains(&GOAWAY), "{kinds:?}");
+    assert_eq!(call(pair.outbound, "/headers").await.status, 200);
 }

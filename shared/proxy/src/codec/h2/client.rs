@@ -2,6 +2,7 @@
 
 use super::{
     Batched, CONNECTION_WINDOW, Driven, FRAME, PING, PING_TIMEOUT, Received, SEND_BUFFER, STREAM_WINDOW,
+    upload::Upload,
 };
 use crate::{
     codec::{Body, Error, MAX_HEAD, REST_WAIT},
@@ -9,7 +10,7 @@ use crate::{
 };
 use bytes::Bytes;
 use h2::{
-    Ping, PingPong, Reason, SendStream,
+    Ping, PingPong,
     client::{Builder, ResponseFuture, SendRequest},
 };
 use http::{HeaderValue, Method, Request, Response, header::CONTENT_LENGTH};
@@ -125,11 +126,11 @@ impl Client {
         let bodiless = body.is_end_stream();
         let (answer, stream) = sender.send_request(head, bodiless).map_err(|error| lost(error.into()))?;
         self.use_.opened.set(true);
-        let upload = (!bodiless).then(|| Upload { body, stream, next: None });
+        let upload = (!bodiless).then(|| Upload::request(body, stream));
         let mut exchange = Exchange { answer, upload };
         let response = poll_fn(|cx| exchange.poll(cx)).await.map_err(lost)?;
         let (head, stream) = response.into_parts();
-        let mut received = Received::new(stream, &head.headers);
+        let mut received = Received::answer(stream, &head.headers);
         if let Some(upload) = exchange.upload {
             let (taken, wait) = oneshot::channel();
             received.tell_when_taken(taken);
@@ -180,73 +181,13 @@ impl Exchange {
     }
 }
 
-/// A body on its way.
-struct Upload {
-    body: Body,
-    stream: SendStream<Bytes>,
-    /// What was read and waits for room in the window, and whether it is the last.
-    next: Option<(Bytes, bool)>,
-}
-
 impl Upload {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        loop {
-            if let Poll::Ready(reason) = self.stream.poll_reset(cx)? {
-                return Poll::Ready(Err(h2::Error::from(reason).into()));
-            }
-            if self.next.is_some() {
-                while self.stream.capacity() == 0 {
-                    match ready!(self.stream.poll_capacity(cx)) {
-                        Some(more) => more?,
-                        None => return Poll::Ready(Err(h2::Error::from(Reason::STREAM_CLOSED).into())),
-                    };
-                }
-            }
-            if let Some((data, last)) = self.next.take() {
-                self.stream.send_data(data, last)?;
-                if last {
-                    return Poll::Ready(Ok(()));
-                }
-            }
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => {
-                        // Asked for once there is something to send, and no more than shows that some of it may go: what is
-                        // reserved is taken from all streams.
-                        if !data.is_empty() {
-                            self.stream.reserve_capacity(1);
-                            self.next = Some((data, self.body.is_end_stream()));
-                        } else if self.body.is_end_stream() {
-                            return self.end();
-                        }
-                    }
-                    Err(frame) => {
-                        if let Ok(trailers) = frame.into_trailers() {
-                            self.stream.reserve_capacity(0);
-                            self.stream.send_trailers(trailers)?;
-                            return Poll::Ready(Ok(()));
-                        }
-                    }
-                },
-                Some(Err(error)) => {
-                    self.stream.send_reset(Reason::CANCEL);
-                    return Poll::Ready(Err(Error::Sending(Box::new(error))));
-                }
-                None => return self.end(),
-            }
-        }
-    }
-
-    fn end(&mut self) -> Poll<Result<(), Error>> {
-        Poll::Ready(self.stream.send_data(Bytes::new(), true).map_err(Error::from))
-    }
-
     /// Sends what is left behind an answer's head, for so long once the answer was taken. Given up, its stream is cancelled.
     async fn rest(mut self, taken: oneshot::Receiver<Infallible>) {
         let sent = tokio::select! {
             sent = poll_fn(|cx| self.poll(cx)) => sent,
             () = async { drop(taken.await); sleep(REST_WAIT).await } => {
-                self.stream.send_reset(Reason::CANCEL);
+                self.cancel();
                 return tracing::debug!("the rest of a request did not come");
             }
         };

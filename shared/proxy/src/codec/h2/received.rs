@@ -1,4 +1,4 @@
-//! The body of an answer over HTTP/2.
+//! A body that comes over HTTP/2.
 
 use crate::codec::BodyError;
 use bytes::Bytes;
@@ -17,17 +17,23 @@ pub struct Received {
     length: Option<u64>,
     /// Trailers may follow, no data.
     data_ended: bool,
+    /// It may end early without an error.
+    is_answer: bool,
     /// Of who still sends the request: dropped with the answer.
     _taken: Option<oneshot::Sender<Infallible>>,
 }
 
 impl Received {
-    pub(super) fn new(stream: RecvStream, headers: &HeaderMap) -> Self {
+    pub(super) fn answer(stream: RecvStream, headers: &HeaderMap) -> Self {
+        Self { is_answer: true, ..Self::request(stream, headers) }
+    }
+
+    pub(super) fn request(stream: RecvStream, headers: &HeaderMap) -> Self {
         let length = match stream.is_end_stream() {
             true => Some(0),
             false => headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok()),
         };
-        Self { stream, length, data_ended: false, _taken: None }
+        Self { stream, length, data_ended: false, is_answer: false, _taken: None }
     }
 
     /// `taken` is dropped when nobody reads the answer any more.
@@ -63,7 +69,10 @@ impl Received {
     /// A server may end a stream without an error once its answer is complete, when it wants no more of the request (RFC
     /// 9113 8.1). Short of its length, an answer is not.
     fn is_whole(&self, error: &h2::Error) -> bool {
-        error.is_reset() && error.reason() == Some(h2::Reason::NO_ERROR) && self.length.unwrap_or(0) == 0
+        self.is_answer
+            && error.is_reset()
+            && error.reason() == Some(h2::Reason::NO_ERROR)
+            && self.length.unwrap_or(0) == 0
     }
 
     pub(in crate::codec) fn is_end_stream(&self) -> bool {
