@@ -3,12 +3,16 @@
 use crate::cases::{Case, Way};
 use crate::external;
 use crate::load::{Outcome, Protocol};
-use crate::peer::Stack;
+use crate::peer::{Application, Stack};
 use crate::process::{Memory, Process};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+
+/// Before a load at a rate is counted: connections are opened and pools filled, at that rate.
+const RATE_WARM_UP_SECONDS: f64 = 0.5;
 
 /// What one turn gave.
 #[derive(Clone, Debug, Serialize)]
@@ -29,20 +33,41 @@ pub(crate) fn turn(stack: &Stack, case: &Case, seconds: f64, rate: Option<f64>) 
     let cpu = || -> Result<u64> { Ok(pair[0].cpu()? + pair[1].cpu()?) };
     let counter = Syscalls::begin(pair);
     let before = cpu()?;
-    let mut load = begin(stack, case, seconds, rate)?;
+    let mut load = begin(target(stack, case), &stack.external_ca, case, seconds, rate)?;
     let memory = memory_before_the_end(&mut load, pair, seconds)?;
-    let output = load.wait_with_output()?;
+    let outcome = outcome(load, stack.name, case)?;
     let used = cpu()?.saturating_sub(before);
-    if !output.status.success() {
-        bail!("{}, {}: {}", stack.name, case.name, String::from_utf8_lossy(&output.stderr));
-    }
-    let outcome: Outcome = serde_json::from_slice(&output.stdout).context("what the load printed")?;
     Ok(Turn {
         outcome,
         cpu_seconds: std::time::Duration::from_nanos(used).as_secs_f64(),
         memory,
         syscalls: counter.and_then(Syscalls::end),
     })
+}
+
+/// The same load at the application itself: what of the latencies at this rate is not the proxies'. Not for what leaves
+/// the mesh, which speaks TLS to a proxy or to the host.
+pub(crate) fn without_proxies(
+    application: &Application,
+    case: &Case,
+    seconds: f64,
+    rate: f64,
+) -> Result<Option<Outcome>> {
+    let target = match (case.way, case.protocol) {
+        (Way::Inside, Protocol::Http1) => application.http1,
+        (Way::Inside, Protocol::Http2 | Protocol::Grpc | Protocol::GrpcStream) => application.http2,
+        _ => return Ok(None),
+    };
+    let load = begin(target, &application.external.ca, case, seconds, Some(rate))?;
+    outcome(load, "no proxies", case).map(Some)
+}
+
+fn outcome(load: Child, name: &str, case: &Case) -> Result<Outcome> {
+    let output = load.wait_with_output()?;
+    if !output.status.success() {
+        bail!("{name}, {}: {}", case.name, String::from_utf8_lossy(&output.stderr));
+    }
+    serde_json::from_slice(&output.stdout).context("what the load printed")
 }
 
 fn target(stack: &Stack, case: &Case) -> SocketAddr {
@@ -57,15 +82,15 @@ fn target(stack: &Stack, case: &Case) -> SocketAddr {
     }
 }
 
-fn begin(stack: &Stack, case: &Case, seconds: f64, rate: Option<f64>) -> Result<Child> {
+fn begin(target: SocketAddr, ca: &Path, case: &Case, seconds: f64, rate: Option<f64>) -> Result<Child> {
     let protocol = clap::ValueEnum::to_possible_value(&case.protocol).context("a protocol without a name")?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["load", "--target", &target(stack, case).to_string(), "--protocol", protocol.get_name()]);
+    command.args(["load", "--target", &target.to_string(), "--protocol", protocol.get_name()]);
     command.args(["--connections", &case.connections.to_string(), "--streams", &case.streams.to_string()]);
     command.args(["--request-bytes", &case.request_bytes.to_string()]);
     command.args(["--response-bytes", &case.response_bytes.to_string(), "--seconds", &seconds.to_string()]);
     if case.protocol == Protocol::Https {
-        command.arg("--ca").arg(&stack.external_ca);
+        command.arg("--ca").arg(ca);
     }
     match (case.way, case.protocol) {
         (Way::Out, Protocol::Https) => drop(command.args(["--host", external::PASSED])),
@@ -73,12 +98,12 @@ fn begin(stack: &Stack, case: &Case, seconds: f64, rate: Option<f64>) -> Result<
         (Way::Inside, _) => {}
     }
     if let Some(rate) = rate {
-        command.args(["--rate", &rate.to_string()]);
+        command.args(["--rate", &rate.to_string(), "--warm-up", &RATE_WARM_UP_SECONDS.to_string()]);
     }
     Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
 }
 
-/// The memory when nine tenths of the time are over.
+/// The memory when nine tenths of the counted time are over, or somewhat sooner.
 fn memory_before_the_end(load: &mut Child, pair: [&Process; 2], seconds: f64) -> Result<[Memory; 2]> {
     pause(seconds * 0.9);
     if load.try_wait()?.is_some_and(|status| !status.success()) {

@@ -132,23 +132,34 @@ fn failures(turn: &Turn) -> f64 {
 }
 
 pub(crate) fn median(turns: &[Turn], of: impl Fn(&Turn) -> f64) -> f64 {
-    sorted(turns, of).get(turns.len() / 2).copied().unwrap_or(f64::NAN)
+    middle(&turns.iter().map(of).collect::<Vec<_>>())
 }
 
-fn sorted(turns: &[Turn], of: impl Fn(&Turn) -> f64) -> Vec<f64> {
-    let mut values: Vec<f64> = turns.iter().map(of).collect();
+fn middle(values: &[f64]) -> f64 {
+    sorted(values).get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     values
 }
 
 fn figure(name: &'static str, turns: &[Turn], of: impl Fn(&Turn) -> f64) -> Figure {
-    let values = sorted(turns, of);
+    let values = sorted(&turns.iter().map(of).collect::<Vec<_>>());
     let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
     Figure { name, median: at(values.len() / 2), min: at(0), max: at(values.len().saturating_sub(1)) }
 }
 
 impl StackResult {
-    pub(crate) fn new(name: &'static str, case: &Case, turns: Vec<Turn>, at_rate: Vec<Turn>) -> Self {
+    /// `direct`: the same load at the same rate without proxies.
+    pub(crate) fn new(
+        name: &'static str,
+        case: &Case,
+        turns: Vec<Turn>,
+        at_rate: Vec<Turn>,
+        direct: &[Outcome],
+    ) -> Self {
         let mut figures = match case.protocol {
             Protocol::Tcp => {
                 vec![figure("Gb/s", &turns, gigabits), figure("CPU s/GB", &turns, cpu_per_gigabyte)]
@@ -169,6 +180,8 @@ impl StackResult {
             figures.push(figure("p50 µs at rate", &at_rate, |turn| float(turn.outcome.p50_micros)));
             figures.push(figure("p99 µs at rate", &at_rate, |turn| float(turn.outcome.p99_micros)));
             figures.push(figure("p99.9 µs at rate", &at_rate, |turn| float(turn.outcome.p999_micros)));
+            let own = middle(&direct.iter().map(|outcome| float(outcome.p99_micros)).collect::<Vec<_>>());
+            figures.push(figure("p99 µs added", &at_rate, |turn| float(turn.outcome.p99_micros) - own));
         }
         figures.push(figure("RSS MiB", &turns, |turn| larger(turn, |memory| memory.rss)));
         figures.push(figure("PSS MiB", &turns, |turn| larger(turn, |memory| memory.pss)));

@@ -3,8 +3,8 @@
 use crate::Options;
 use crate::cases::{CASES, Case, FEW_SERVICES, FIRST, MANY_SERVICES, WITH_MANY_SERVICES};
 use crate::external::External;
-use crate::load::Protocol;
-use crate::measure::{Turn, pause, turn};
+use crate::load::{Outcome, Protocol};
+use crate::measure::{Turn, pause, turn, without_proxies};
 use crate::peer::{Application, Between, Stack};
 use crate::process::{Memory, Process};
 use crate::report::{self, CaseResult, Fresh, Results, StackResult};
@@ -51,7 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     fresh.extend(ask_fresh(&stacks, FEW_SERVICES)?);
     for case in CASES.iter().filter(|case| case.name.contains(&options.only)) {
         say(case.name);
-        cases.push(compare(case, &stacks, options)?);
+        cases.push(compare(case, &stacks, &application, options)?);
     }
     // Their ports are the next ones'.
     drop(stacks);
@@ -63,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             Stack::meridian(&options.bin, &many, &application, MANY_SERVICES, "")?.reaching()?,
         ];
         fresh.extend(ask_fresh(&stacks, MANY_SERVICES)?);
-        cases.push(compare(&WITH_MANY_SERVICES, &stacks, options)?);
+        cases.push(compare(&WITH_MANY_SERVICES, &stacks, &application, options)?);
     }
     report::write(&Results::new(versions, fresh, cases), &options.out)
 }
@@ -99,7 +99,12 @@ fn ask_fresh(stacks: &[Stack], services: usize) -> Result<Vec<Fresh>> {
     fresh.collect()
 }
 
-fn compare(case: &Case, stacks: &[Stack], options: &Options) -> Result<CaseResult> {
+fn compare(
+    case: &Case,
+    stacks: &[Stack],
+    application: &Application,
+    options: &Options,
+) -> Result<CaseResult> {
     let taking_part: Vec<&Stack> =
         stacks.iter().filter(|stack| case.both_modes || stack.name != "envoy-h2").collect();
     let mut turns: Vec<Vec<Turn>> = vec![Vec::new(); taking_part.len()];
@@ -115,29 +120,38 @@ fn compare(case: &Case, stacks: &[Stack], options: &Options) -> Result<CaseResul
             pause(0.2);
         }
     }
-    let at_rate = at_rate(case, &taking_part, &turns, options)?;
+    let (at_rate, direct) = at_rate(case, &taking_part, application, &turns, options)?;
     let results = taking_part.iter().zip(turns).zip(at_rate);
-    let stacks = results.map(|((stack, turns), at_rate)| StackResult::new(stack.name, case, turns, at_rate));
+    let stacks =
+        results.map(|((stack, turns), at_rate)| StackResult::new(stack.name, case, turns, at_rate, &direct));
     Ok(CaseResult { name: case.name, protocol: case.protocol, stacks: stacks.collect() })
 }
 
-/// Latencies at a rate that all can serve; for loads that have such a thing.
-fn at_rate(case: &Case, stacks: &[&Stack], turns: &[Vec<Turn>], options: &Options) -> Result<Vec<Vec<Turn>>> {
-    let mut all = vec![Vec::new(); stacks.len()];
+/// Latencies at a rate that all can serve, of each stack and without proxies; for loads that have such a thing.
+fn at_rate(
+    case: &Case,
+    stacks: &[&Stack],
+    application: &Application,
+    turns: &[Vec<Turn>],
+    options: &Options,
+) -> Result<(Vec<Vec<Turn>>, Vec<Outcome>)> {
+    let (mut all, mut direct) = (vec![Vec::new(); stacks.len()], Vec::new());
     let has_rate = matches!(
         case.protocol,
         Protocol::Http1 | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcStream | Protocol::Https
     );
     let peers = turns.first().map(|turns| report::median(turns, report::per_second)).unwrap_or_default();
     if !has_rate || peers <= 0.0 {
-        return Ok(all);
+        return Ok((all, direct));
     }
+    let rate = peers * SHARE_OF_PEER;
     for _ in 0..options.rounds {
         for (stack, turns) in stacks.iter().zip(&mut all) {
-            turns.push(turn(stack, case, options.seconds, Some(peers * SHARE_OF_PEER))?);
+            turns.push(turn(stack, case, options.seconds, Some(rate))?);
         }
+        direct.extend(without_proxies(application, case, options.seconds, rate)?);
     }
-    Ok(all)
+    Ok((all, direct))
 }
 
 fn say(text: &str) {

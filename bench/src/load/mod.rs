@@ -68,6 +68,9 @@ pub(crate) struct Options {
     pub(crate) host: String,
     #[arg(long)]
     pub(crate) seconds: f64,
+    /// Seconds before those, in which connections are opened and nothing is counted but failures
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) warm_up: f64,
     /// Requests a second in all; without it as many as go. Latency then counts from when a request was due
     #[arg(long)]
     pub(crate) rate: Option<f64>,
@@ -94,6 +97,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Tally {
     options: Options,
     began: Instant,
+    counts: Instant,
     ends: Instant,
     due: Cell<u64>,
     latencies: RefCell<Histogram<u64>>,
@@ -109,10 +113,12 @@ pub(crate) struct Tally {
 impl Tally {
     fn new(options: &Options) -> Result<Self> {
         let began = Instant::now();
+        let counts = began + Duration::from_secs_f64(options.warm_up);
         Ok(Self {
             options: options.clone(),
             began,
-            ends: began + Duration::from_secs_f64(options.seconds),
+            counts,
+            ends: counts + Duration::from_secs_f64(options.seconds),
             due: Cell::new(0),
             latencies: RefCell::new(Histogram::new_with_bounds(1, LONGEST_MICROS, 3)?),
             first: Cell::new(0),
@@ -147,6 +153,9 @@ impl Tally {
         if self.first.get() == 0 {
             self.first.set(micros.max(1));
         }
+        if start < self.counts {
+            return;
+        }
         self.latencies.borrow_mut().saturating_record(micros.max(1));
         self.bytes.set(self.bytes.get() + bytes as u64);
     }
@@ -158,7 +167,7 @@ impl Tally {
     fn outcome(&self) -> Outcome {
         let latencies = self.latencies.borrow();
         Outcome {
-            seconds: self.began.elapsed().min(Duration::from_secs_f64(self.options.seconds)).as_secs_f64(),
+            seconds: self.counts.elapsed().min(Duration::from_secs_f64(self.options.seconds)).as_secs_f64(),
             requests: latencies.len(),
             failures: self.failures.get(),
             bytes: self.bytes.get(),
@@ -175,6 +184,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.connections > 0 && options.streams > 0, "there must be a connection and a stream");
     ensure!((options.protocol == Protocol::Https) == options.ca.is_some(), "--ca goes with https");
     ensure!(options.seconds > 0.0, "--seconds must be more than 0");
+    ensure!(options.warm_up >= 0.0, "--warm-up can't be less than 0");
     ensure!(options.rate.is_none_or(|rate| rate > 0.0), "--rate must be more than 0");
     let outcome = super::on_one_thread(async {
         match options.protocol {
