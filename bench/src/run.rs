@@ -100,8 +100,8 @@ fn ask_fresh(stacks: &[Stack], services: usize) -> Result<Vec<Fresh>> {
 }
 
 fn compare(case: &Case, stacks: &[Stack], options: &Options) -> Result<CaseResult> {
-    let taking_part: Vec<&Stack> =
-        stacks.iter().filter(|stack| case.both_modes || stack.name != "envoy-h2").collect();
+    let taking_part: Vec<&Stack> = stacks.iter().filter(|stack| (stack.left_out)(case).is_none()).collect();
+    let left_out = stacks.iter().filter_map(|stack| Some((stack.name, (stack.left_out)(case)?)));
     let mut turns: Vec<Vec<Turn>> = vec![Vec::new(); taking_part.len()];
     let is_idle = case.protocol == Protocol::Idle;
     let (rounds, seconds) = if is_idle { (1, IDLE_SECONDS) } else { (options.rounds, options.seconds) };
@@ -118,7 +118,12 @@ fn compare(case: &Case, stacks: &[Stack], options: &Options) -> Result<CaseResul
     let at_rate = at_rate(case, &taking_part, &turns, options)?;
     let results = taking_part.iter().zip(turns).zip(at_rate);
     let stacks = results.map(|((stack, turns), at_rate)| StackResult::new(stack.name, case, turns, at_rate));
-    Ok(CaseResult { name: case.name, protocol: case.protocol, stacks: stacks.collect() })
+    Ok(CaseResult {
+        name: case.name,
+        protocol: case.protocol,
+        stacks: stacks.collect(),
+        left_out: left_out.collect(),
+    })
 }
 
 /// Latencies at a rate that all can serve; for loads that have such a thing.
