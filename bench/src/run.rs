@@ -5,7 +5,7 @@ use crate::cases::{CASES, Case, FEW_SERVICES, FIRST, MANY_SERVICES, WITH_MANY_SE
 use crate::external::External;
 use crate::load::Protocol;
 use crate::measure::{Turn, pause, turn};
-use crate::peer::{Application, Between, Stack};
+use crate::peer::{Application, Peer, Stack};
 use crate::process::{Memory, Process};
 use crate::report::{self, CaseResult, Fresh, Results, StackResult};
 use anyhow::{Result, ensure};
@@ -21,11 +21,12 @@ const IDLE_SECONDS: f64 = 15.0;
 const OPEN_FILES: u64 = 1 << 16;
 /// Between the start and a look at memory at rest: what a start needs is over, and what goes on at rest has come round.
 const REST_SECONDS: f64 = 30.0;
-/// Of the peer's saturation: what all can serve.
+/// Of the first peer's saturation: what all can serve.
 const SHARE_OF_PEER: f64 = 0.5;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0, "--rounds must be at least 1");
+    let peers = Peer::named(options.envoy.as_deref(), &options.peers, &options.kinds)?;
     std::fs::create_dir_all(&options.out)?;
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(most), most)?;
@@ -42,11 +43,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut cases = Vec::new();
     let mut fresh = Vec::new();
     let few = folder.path().join("few");
-    let stacks = vec![
-        Stack::envoy(&options.envoy, &few, &application, Between::Same, FEW_SERVICES)?.reaching()?,
-        Stack::envoy(&options.envoy, &few, &application, Between::Http2, FEW_SERVICES)?.reaching()?,
-        Stack::meridian(&options.bin, &few, &application, FEW_SERVICES, "")?.reaching()?,
-    ];
+    // Ours last: that is whose ratios are told.
+    let mut stacks = Vec::new();
+    for peer in &peers {
+        stacks.push(peer.start(&few, &application, FEW_SERVICES)?.reaching()?);
+        let other = peer.start_in_other_mode(&few, &application, FEW_SERVICES)?;
+        stacks.extend(other.map(Stack::reaching).transpose()?);
+    }
+    stacks.push(Stack::meridian(&options.bin, &few, &application, FEW_SERVICES, "")?.reaching()?);
     let versions = report::versions(&stacks);
     fresh.extend(ask_fresh(&stacks, FEW_SERVICES)?);
     for case in CASES.iter().filter(|case| case.name.contains(&options.only)) {
@@ -58,10 +62,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if WITH_MANY_SERVICES.name.contains(&options.only) {
         say(WITH_MANY_SERVICES.name);
         let many = folder.path().join("many");
-        let stacks = vec![
-            Stack::envoy(&options.envoy, &many, &application, Between::Same, MANY_SERVICES)?.reaching()?,
-            Stack::meridian(&options.bin, &many, &application, MANY_SERVICES, "")?.reaching()?,
-        ];
+        let mut stacks = Vec::new();
+        for peer in &peers {
+            stacks.push(peer.start(&many, &application, MANY_SERVICES)?.reaching()?);
+        }
+        stacks.push(Stack::meridian(&options.bin, &many, &application, MANY_SERVICES, "")?.reaching()?);
         fresh.extend(ask_fresh(&stacks, MANY_SERVICES)?);
         cases.push(compare(&WITH_MANY_SERVICES, &stacks, options)?);
     }

@@ -1,19 +1,24 @@
 //! The stacks that are compared: two sidecars each, between the same load and the same application.
 
 mod envoy;
+mod haproxy;
 mod identities;
+mod kind;
 mod meridian;
+mod nginx;
 
 pub(crate) use envoy::Between;
+pub(crate) use kind::{Kind, Peer};
 pub(crate) use meridian::INBOUND;
 
 use crate::cases::{Case, Way};
 use crate::external::External;
 use crate::process::Process;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 /// For a byte of the application, before another connection is tried.
@@ -181,13 +186,47 @@ fn pair(
     Ok(([listening(Role::Client)?, server], egress))
 }
 
+/// Asks a program what it makes of a configuration.
+fn says_that_it_is_well(program: &Path, words: &[&str]) -> Result<()> {
+    let output = Command::new(program).args(words).output();
+    let output = output.with_context(|| format!("starting {}", program.display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{} {}:\n{said}", program.display(), words.join(" "));
+    Ok(())
+}
+
 /// What a program says of its version when asked by `flag`, in one line.
 fn version(program: &Path, flag: &str) -> Result<String> {
-    let output = std::process::Command::new(program).arg(flag).output();
+    let output = Command::new(program).arg(flag).output();
     let output = output.with_context(|| format!("starting {}", program.display()))?;
     // nginx tells it to those who read errors.
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).trim().to_owned();
     let line = text.lines().next().unwrap_or_default();
     Ok(line.rsplit_once("version:").map_or(line, |(_, version)| version).trim().to_owned())
+}
+
+#[cfg(test)]
+mod fixtures {
+    use super::identities::{Identities, Identity};
+    use super::{Application, local};
+    use crate::external::External;
+
+    pub(super) fn identities() -> Identities {
+        let identity = |name: &str| Identity {
+            cert: format!("/{name}.pem").into(),
+            key: format!("/{name}.pem.key").into(),
+        };
+        Identities {
+            ca: "/ca.pem".into(),
+            client: identity("client"),
+            server: identity("server"),
+            egress: identity("egress"),
+        }
+    }
+
+    pub(super) fn application() -> Application {
+        let external = External { ca: "/out-ca.pem".into(), cert: "/out.pem".into(), key: "/out.key".into() };
+        Application { http1: local(1), http2: local(2), tcp: local(3), https: local(4), external }
+    }
 }
