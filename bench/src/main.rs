@@ -51,8 +51,8 @@ pub(crate) struct Options {
     /// Folder with Meridian's programs
     #[arg(long, value_name = "DIR", default_value = "target/release")]
     bin: PathBuf,
-    /// Envoy's program: it runs in both of its modes
-    #[arg(long, value_name = "FILE", required_unless_present = "peers")]
+    /// Envoy's program: it runs in both of its modes. Without it there must be a --peer
+    #[arg(long, value_name = "FILE")]
     envoy: Option<PathBuf>,
     /// Another proxy to compare with; once for each. What it is, its file's name tells, or --peer-kind
     #[arg(long = "peer", value_name = "PATH")]

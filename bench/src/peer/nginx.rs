@@ -21,8 +21,9 @@ const FIRST_PORT: u16 = 26_261;
 /// Room for 10,000 callers and their pool. The table is made at the start, 430 bytes for each.
 const CONNECTIONS: usize = 12_000;
 
-/// Most connections that rest in the pool of a service: as many as there may be callers, so that none is closed for it.
-const POOL: usize = 1_024;
+/// Most connections that rest in the pool of a service: the load's most, so that none is closed for it. A pool's table is
+/// made at the start, 190 bytes for each.
+const POOL: usize = 256;
 
 /// gRPC of the load.
 const GRPC: &str = "/bench.Echo/";
@@ -253,7 +254,7 @@ mod tests {
     #[test]
     fn each_service_has_a_pool_and_a_host() {
         let config = client(&identities(), &Ports::from(1_000), 7);
-        assert_eq!(config.matches("upstream ").count(), 3 + 7);
+        assert_eq!(config.matches("  upstream ").count(), 3 + 7);
         assert_eq!(config.matches("server_name other-").count(), 7);
     }
 
