@@ -21,8 +21,8 @@ const IDLE_SECONDS: f64 = 15.0;
 const OPEN_FILES: u64 = 1 << 16;
 /// Between the start and a look at memory at rest: what a start needs is over, and what goes on at rest has come round.
 const REST_SECONDS: f64 = 30.0;
-/// Of the first peer's saturation: what all can serve.
-const SHARE_OF_PEER: f64 = 0.5;
+/// Of what the slowest saturates at: all can serve it.
+const SHARE_OF_SLOWEST: f64 = 0.5;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0, "--rounds must be at least 1");
@@ -138,13 +138,14 @@ fn at_rate(case: &Case, stacks: &[&Stack], turns: &[Vec<Turn>], options: &Option
         case.protocol,
         Protocol::Http1 | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcStream | Protocol::Https
     );
-    let peers = turns.first().map(|turns| report::median(turns, report::per_second)).unwrap_or_default();
-    if !has_rate || peers <= 0.0 {
+    let saturated = turns.iter().map(|turns| report::median(turns, report::per_second));
+    let slowest = saturated.min_by(f64::total_cmp).unwrap_or_default();
+    if !has_rate || slowest <= 0.0 {
         return Ok(all);
     }
     for _ in 0..options.rounds {
         for (stack, turns) in stacks.iter().zip(&mut all) {
-            turns.push(turn(stack, case, options.seconds, Some(peers * SHARE_OF_PEER))?);
+            turns.push(turn(stack, case, options.seconds, Some(slowest * SHARE_OF_SLOWEST))?);
         }
     }
     Ok(all)
