@@ -22,7 +22,7 @@ const FIRST_PORT: u16 = 26_261;
 const CONNECTIONS: usize = 12_000;
 
 /// Most connections that rest in the pool of a service: the load's most, so that none is closed for it. A pool's table is
-/// made at the start, 190 bytes for each.
+/// made at the start, 160 bytes for each.
 const POOL: usize = 256;
 
 /// gRPC of the load.
