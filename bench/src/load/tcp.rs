@@ -20,7 +20,7 @@ pub(super) async fn connection(tally: Rc<Tally>) -> Result<()> {
     Ok(())
 }
 
-/// Makes a connection that reaches the other side (one answer shows it), and keeps it.
+/// Makes a connection that reaches the other side (one answer shows it), and keeps it. One that is closed has failed.
 pub(super) async fn idle(tally: Rc<Tally>) -> Result<()> {
     let opener = tally.openers.acquire().await?;
     let start = Instant::now();
@@ -28,6 +28,7 @@ pub(super) async fn idle(tally: Rc<Tally>) -> Result<()> {
     super::http1::once(&mut stream, &tally.options).await?;
     tally.answered(start, 0);
     drop(opener);
-    tokio::time::sleep_until(tally.ends).await;
+    let closed = timeout_at(tally.ends, stream.read(&mut [0])).await;
+    ensure!(closed.is_err(), "an idle connection was closed");
     Ok(())
 }

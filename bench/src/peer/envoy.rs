@@ -1,16 +1,15 @@
 //! Envoy as a mesh would configure it: the same work, told in its own words.
 
-use super::{Application, Stack, entry, local, version};
+use super::identities::{self, Identities, Identity, spiffe};
+use super::{Application, Ports, Role, Stack, entry, local, pair, version};
+use crate::cases::Case;
 use crate::external;
 use crate::process::Process;
 use anyhow::{Context, Result};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType,
-};
 use serde_json::{Value, json};
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What travels between the two Envoys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +20,8 @@ pub(crate) enum Between {
     Http2,
 }
 
-/// Of the client side; the server's follow, and the other mode's.
-const FIRST: u16 = 26_201;
-const CLIENT_ID: &str = "spiffe://default/bench-client";
-const SERVER_ID: &str = "spiffe://default/bench-server";
-const EGRESS_ID: &str = "spiffe://default/bench-egress";
+/// Of each mode.
+const FIRST_PORTS: [u16; 2] = [26_201, 26_221];
 
 pub(super) fn start(
     program: &Path,
@@ -37,94 +33,60 @@ pub(super) fn start(
     let program = program
         .canonicalize()
         .with_context(|| format!("{}: no Envoy there; `make bench` installs one", program.display()))?;
-    let (name, offset) = match between {
-        Between::Same => ("envoy", 0),
-        Between::Http2 => ("envoy-h2", 20),
+    let [same, http2] = FIRST_PORTS.map(Ports::from);
+    let (name, ports) = match between {
+        Between::Same => ("envoy", same),
+        Between::Http2 => ("envoy-h2", http2),
     };
     let folder = &folder.join(name);
     fs::create_dir_all(folder)?;
-    let identities = Identities::make(folder)?;
-    let (out, inward) = (FIRST + offset, FIRST + offset + 10);
-    let outward = inward + 5;
-    let client = Side { identities: &identities, between, first: out };
-    let client = client.client(inward, outward, services);
-    let server = Side { identities: &identities, between, first: inward }.server(application);
-    let begin = |role: &str, id: u16, config: &Value| -> Result<Process> {
+    let identities = &Identities::make(folder)?;
+    let begin = |role: Role| -> Result<Process> {
+        let first = ports.first(role);
+        let side = Side { identities, between, first };
+        let config = match role {
+            Role::Client => side.client(&ports, services),
+            Role::Server => side.server(application),
+            Role::Egress => side.egress(application),
+        };
+        let role = role.name();
         let file = folder.join(format!("{role}.json"));
-        fs::write(&file, serde_json::to_string_pretty(config)?)?;
-        let (file, id) = (file.display().to_string(), (id + offset).to_string());
+        fs::write(&file, serde_json::to_string_pretty(&config)?)?;
+        // The base ID must be one of its own; a port is.
+        let (file, id) = (file.display().to_string(), first.to_string());
         let words =
             ["-c", &file, "--concurrency", "1", "--base-id", &id, "-l", "warn", "--disable-hot-restart"];
         Process::start(&format!("{name}-{role}"), &program, &words, folder)
     };
-    let mut server = begin("server", 2, &server)?;
-    server.wait_listening(local(inward))?;
-    let egress = match between {
-        Between::Http2 => None,
-        Between::Same => {
-            let config = Side { identities: &identities, between, first: outward }.egress(application);
-            let mut egress = begin("egress", 3, &config)?;
-            egress.wait_listening(local(outward))?;
-            Some(egress)
-        }
-    };
-    let mut client = begin("client", 1, &client)?;
-    client.wait_listening(local(out))?;
-    let version = version(&program)?;
-    let external_ca = application.external.ca.clone();
+    let (pair, egress) = pair(&ports, between == Between::Same, begin)?;
     Ok(Stack {
         name,
-        version,
-        entry: entry(out),
-        pair: [client, server],
+        version: version(&program, "--version")?,
+        entry: entry(ports.client),
+        pair,
         egress,
-        external_ca,
+        external_ca: application.external.ca.clone(),
+        left_out: match between {
+            Between::Same => |_| None,
+            Between::Http2 => only_both_modes,
+        },
         _others: Vec::new(),
     })
 }
 
-/// Files of a CA, and of two identities.
-struct Identities {
-    ca: PathBuf,
-    client: (PathBuf, PathBuf),
-    server: (PathBuf, PathBuf),
-    egress: (PathBuf, PathBuf),
+fn only_both_modes(case: &Case) -> Option<&'static str> {
+    (!case.both_modes).then_some("this mode is told of where HTTP/1.1 connections stay")
 }
 
 impl Identities {
-    fn make(folder: &Path) -> Result<Self> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "bench");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        let ca = folder.join("ca.pem");
-        fs::write(&ca, issuer.pem())?;
-        let issue = |name: &str, id: &str| -> Result<(PathBuf, PathBuf)> {
-            let key = KeyPair::generate()?;
-            let mut params = CertificateParams::default();
-            params.subject_alt_names = vec![SanType::URI(id.try_into()?)];
-            let files = (folder.join(format!("{name}.pem")), folder.join(format!("{name}.key")));
-            fs::write(&files.0, params.signed_by(&key, &issuer)?.pem())?;
-            fs::write(&files.1, key.serialize_pem())?;
-            Ok(files)
-        };
-        Ok(Self {
-            client: issue("client", CLIENT_ID)?,
-            server: issue("server", SERVER_ID)?,
-            egress: issue("egress", EGRESS_ID)?,
-            ca: ca.clone(),
-        })
-    }
-
     /// TLS 1.3 only, and the other side's SPIFFE ID checked.
-    fn common(&self, own: &(PathBuf, PathBuf), peer: &str, alpn: &[&str]) -> Value {
+    fn common(&self, own: &Identity, peer: &str, alpn: &[&str]) -> Value {
         json!({
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
-            "tls_certificates": [{"certificate_chain": {"filename": own.0}, "private_key": {"filename": own.1}}],
+            "tls_certificates": [{"certificate_chain": {"filename": own.cert}, "private_key": {"filename": own.key}}],
             "validation_context": {
                 "trusted_ca": {"filename": self.ca},
-                "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": peer}}]
+                "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": spiffe(peer)}}]
             },
             "alpn_protocols": alpn
         })
@@ -138,7 +100,8 @@ struct Side<'a> {
 }
 
 impl Side<'_> {
-    fn client(&self, inward: u16, outward: u16, services: usize) -> Value {
+    fn client(&self, ports: &Ports, services: usize) -> Value {
+        let (inward, outward) = (ports.server, ports.egress);
         let others: Vec<String> = (0..services).map(|number| format!("other-{number}")).collect();
         let listeners = json!([
             listener(
@@ -159,7 +122,7 @@ impl Side<'_> {
         ]);
         let cluster = |name: &str, port: u16, http: Option<bool>| {
             let is_out = port == outward || port == outward + 1;
-            let peer = if is_out { EGRESS_ID } else { SERVER_ID };
+            let peer = if is_out { identities::EGRESS } else { identities::SERVER };
             let mut cluster = cluster(name, local(port), http);
             let alpn: &[&str] = match http {
                 None => &[],
@@ -189,13 +152,13 @@ impl Side<'_> {
     }
 
     /// What callers from the mesh are met with.
-    fn mesh_tls(&self, own: &(PathBuf, PathBuf), alpn: &[&str]) -> Value {
+    fn mesh_tls(&self, own: &Identity, alpn: &[&str]) -> Value {
         json!({
             "name": "tls",
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
                 "require_client_certificate": true,
-                "common_tls_context": self.identities.common(own, CLIENT_ID, alpn)
+                "common_tls_context": self.identities.common(own, identities::CLIENT, alpn)
             }
         })
     }
@@ -350,7 +313,7 @@ fn policies() -> Value {
         "action": "ALLOW",
         "policies": {"bench": {
             "permissions": [{"any": true}],
-            "principals": [{"authenticated": {"principal_name": {"exact": CLIENT_ID}}}]
+            "principals": [{"authenticated": {"principal_name": {"exact": spiffe(identities::CLIENT)}}}]
         }}
     })
 }

@@ -85,7 +85,7 @@ pub(super) fn start(
     let start =
         Start { meridian: programs.join("meridian"), dataplane: programs.join("meridian-dataplane"), folder };
     let egress = programs.join("meridian-zone-egress");
-    let version = version(&start.meridian)?;
+    let version = version(&start.meridian, "--version")?;
     let global =
         start.control_plane("global-cp", &GLOBAL, &["--sync-listen", &local(GLOBAL.grpc).to_string()])?;
     let token = start.meridian(&[
@@ -133,6 +133,7 @@ pub(super) fn start(
         pair: [client, server],
         egress: Some(egress),
         external_ca: application.external.ca.clone(),
+        left_out: |_| None,
         _others: vec![global, zone],
     })
 }
