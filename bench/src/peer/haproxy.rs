@@ -35,8 +35,10 @@ defaults
 /// Of the caller's side, for HTTP; the time is that without a byte of an answer.
 const REQUESTS: &str = "  timeout server 15s\n  retries 3\n  retry-on conn-failure 502 503 504\n";
 
-/// Five failures take a server out for 30 s. HAProxy puts it back by a check; while all is well there is one an hour.
-const OUTLIERS: &str = "check inter 1h downinter 30s fall 1 rise 1 error-limit 5 on-error mark-down";
+/// Five failures in a row take a server out for 30 s. HAProxy puts it back by a check; while all is well there is one an
+/// hour. (`fastinter` is when the first check after failures comes: without it, that is the hour's.)
+const OUTLIERS: &str =
+    "check inter 1h fastinter 30s downinter 30s fall 1 rise 1 error-limit 5 on-error mark-down";
 
 pub(super) fn start(
     program: &Path,
@@ -222,7 +224,12 @@ mod tests {
             } else {
                 "sni str(bench-server)"
             };
-            for word in ["ssl crt /client.pem verify required ca-file /ca.pem", name, "on-error mark-down"] {
+            for word in [
+                "ssl crt /client.pem verify required ca-file /ca.pem",
+                name,
+                "fastinter 30s",
+                "on-error mark-down",
+            ] {
                 assert!(server.contains(word), "{word}: {server}");
             }
         }
