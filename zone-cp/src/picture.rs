@@ -70,7 +70,7 @@ pub(crate) struct MeshPicture {
     /// None while only its resources have arrived.
     pub(crate) mesh: Option<Arc<Parsed<Mesh>>>,
     pub(crate) bundle: Option<Arc<Parsed<TrustBundle>>>,
-    /// Of this zone.
+    /// Of this zone; of their resources without `spec`.
     pub(crate) dataplanes: Table<Dataplane>,
     /// Of all zones.
     pub(crate) services: Table<MeshService>,
@@ -277,7 +277,10 @@ impl MeshPicture {
             }
             Dataplane::KIND => {
                 let key = resource.key.clone();
-                let parsed = Arc::new(Parsed::<Dataplane>::new(resource)?);
+                let mut parsed = Parsed::<Dataplane>::new(resource)?;
+                // Compiling reads the typed form, and there are many Dataplanes: each one's JSON takes some 20 KiB.
+                parsed.resource.spec = serde_json::Value::Null;
+                let parsed = Arc::new(parsed);
                 self.unindex(&key);
                 for service in service_tags(&parsed.spec) {
                     index(&mut self.by_service, service, &key);
