@@ -92,6 +92,8 @@ pub(crate) struct MeshPicture {
     pub(crate) by_service: Index,
     /// MeshServices by the `kuma.io/service` that they are of.
     pub(crate) services_by_tag: Index,
+    /// MeshServices that select Dataplanes by more, or other things, than tags with a `kuma.io/service` among them.
+    pub(crate) services_by_rest: RedBlackTreeSetSync<Key>,
     /// What services are called: follows from the services and the generators.
     pub(crate) names: Arc<Names>,
 }
@@ -298,6 +300,11 @@ impl MeshPicture {
                     before.iter().for_each(|tag| unindex(&mut self.services_by_tag, tag, &key));
                     after.iter().for_each(|tag| index(&mut self.services_by_tag, tag, &key));
                 }
+                if selects_by_service(&parsed.spec) {
+                    self.services_by_rest.remove_mut(&key);
+                } else {
+                    self.services_by_rest.insert_mut(key.clone());
+                }
                 self.services.insert_mut(key, parsed);
                 Ok(())
             }
@@ -323,6 +330,7 @@ impl MeshPicture {
                 if let Some(tag) = self.services.get(key).and_then(|it| service_tag(&it.spec)) {
                     unindex(&mut self.services_by_tag, tag, key);
                 }
+                self.services_by_rest.remove_mut(key);
                 remove(&mut self.services, key);
             }
             MeshMultiZoneService::KIND => remove(&mut self.multi_zone_services, key),
@@ -405,6 +413,13 @@ pub(crate) fn display_name(resource: &Resource) -> &str {
 pub(crate) fn service_tags(dataplane: &Dataplane) -> BTreeSet<&str> {
     let inbounds = dataplane.networking.iter().flat_map(|networking| &networking.inbound);
     inbounds.filter_map(|inbound| inbound.service()).collect()
+}
+
+fn selects_by_service(service: &MeshService) -> bool {
+    let selector = &service.selector;
+    selector.dataplane_ref.is_none()
+        && selector.dataplane_labels.is_none()
+        && selector.dataplane_tags.as_ref().is_none_or(|tags| tags.contains_key(labels::SERVICE))
 }
 
 fn index(of: &mut Index, tag: &str, key: &Key) {
