@@ -3,6 +3,9 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile(["delta.proto", "identity.proto", "questions.proto"], ["proto"])?;
-    tonic_prost_build::configure().bytes(".meridian.delta.v1.Resource.body").compile_fds(files)?;
+    tonic_prost_build::configure()
+        .bytes(".meridian.delta.v1.Resource.body")
+        .codec_path("crate::codec::SmallBuffers")
+        .compile_fds(files)?;
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The wire: generated from `proto/*.proto`.
 #![allow(clippy::all, unreachable_pub, missing_docs)]
 
+pub mod codec;
+
 pub mod delta {
     tonic::include_proto!("meridian.delta.v1");
 }

@@ -156,11 +156,10 @@ impl Subject {
     }
 
     /// What its certificate in this mesh says: what the Dataplane offers, held to what the token allows.
-    pub(crate) fn leaf(&self, dataplane: &Resource) -> Result<LeafSpec, Denied> {
+    pub(crate) fn leaf(&self, key: &Key, dataplane: &Dataplane) -> Result<LeafSpec, Denied> {
         let Self::Dataplane(token) = self else { return Ok(egress_leaf()) };
-        let spec: Dataplane = dataplane.parse().map_err(|_| Denied::NoService)?;
         let mut tags: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for set in tag_sets(&spec) {
+        for set in tag_sets(dataplane) {
             allowed(&token.claims, set)?;
             for (tag, value) in set.iter().filter(|(tag, _)| *tag != labels::ZONE) {
                 tags.entry(tag.clone()).or_default().insert(value.clone());
@@ -168,7 +167,7 @@ impl Subject {
         }
         let services =
             tags.get(labels::SERVICE).cloned().filter(|all| !all.is_empty()).ok_or(Denied::NoService)?;
-        Ok(LeafSpec { services, tags, dataplane: Some(dataplane.key.name.clone()), lifetime: None })
+        Ok(LeafSpec { services, tags, dataplane: Some(key.name.clone()), lifetime: None })
     }
 }
 
@@ -318,12 +317,16 @@ mod tests {
         }
     }
 
+    fn leaf(subject: &Subject, dataplane: &Resource) -> Result<LeafSpec, Denied> {
+        subject.leaf(&dataplane.key, &dataplane.parse().unwrap())
+    }
+
     #[test]
     fn nobody_takes_the_egress_name() {
         let sly = dataplane("default", "web-1", &[("kuma.io/service", "zone-egress")]);
         let subject = dataplane_token("web-1", "default", &[]);
         assert_eq!(subject.may_register("east", &sly, true), Err(Denied::ReservedService));
-        assert_eq!(subject.leaf(&sly), Err(Denied::ReservedService));
+        assert_eq!(leaf(&subject, &sly), Err(Denied::ReservedService));
     }
 
     #[test]
@@ -333,11 +336,11 @@ mod tests {
             "web-1",
             &[("kuma.io/service", "web"), ("kuma.io/zone", "west"), ("v", "1")],
         );
-        let leaf = dataplane_token("web-1", "default", &[]).leaf(&web).unwrap();
+        let leaf = leaf(&dataplane_token("web-1", "default", &[]), &web).unwrap();
         assert_eq!(leaf.services, BTreeSet::from(["web".to_owned()]));
         assert_eq!(leaf.tags.keys().collect::<Vec<_>>(), ["kuma.io/service", "v"]);
         assert_eq!(leaf.dataplane.as_deref(), Some("web-1"));
-        let egress = zone_token("east", &["egress"]).leaf(&egress("e")).unwrap();
+        let egress = egress_leaf();
         assert_eq!((egress.services.len(), egress.dataplane), (1, None));
     }
 }

@@ -18,6 +18,7 @@ use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_service::{Address, HostnameGeneratorRef, MeshService};
 use meridian_core::{Key, Kind, Resource};
 use meridian_policy::{Parsed, generated_hostname, listed_hostnames};
+use rpds::RedBlackTreeMapSync;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use time::OffsetDateTime;
@@ -36,13 +37,13 @@ pub(crate) fn is_named(kind: Kind) -> bool {
     [MeshService::KIND, MeshExternalService::KIND, MeshMultiZoneService::KIND].contains(&kind)
 }
 
-/// Names of one mesh.
+/// Names of one mesh. A clone shares what does not change: the engine keeps the picture before each change.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Names {
     /// What each resource wants.
-    made: BTreeMap<Key, Arc<[Made]>>,
+    made: RedBlackTreeMapSync<Key, Arc<[Made]>>,
     /// Who wants a name, the strongest first.
-    wanted: BTreeMap<String, BTreeSet<Claim>>,
+    wanted: RedBlackTreeMapSync<String, BTreeSet<Claim>>,
 }
 
 /// What came of one generator for one resource.
@@ -169,23 +170,26 @@ impl Names {
     }
 
     fn set(&mut self, key: &Key, elsewhere: bool, made: Vec<Made>) {
-        for old in self.made.remove(key).iter().flat_map(|made| made.iter()) {
+        let before = self.made.get(key).cloned();
+        for old in before.iter().flat_map(|made| made.iter()) {
             let Ok(name) = &old.name else { continue };
-            if let Some(claims) = self.wanted.get_mut(name) {
-                claims.retain(|claim| claim.key != *key);
-                if claims.is_empty() {
-                    self.wanted.remove(name);
-                }
+            let Some(claims) = self.wanted.get_mut(name) else { continue };
+            claims.retain(|claim| claim.key != *key);
+            if claims.is_empty() {
+                self.wanted.remove_mut(name);
             }
         }
         for new in &made {
-            if let Ok(name) = &new.name {
-                let claim = Claim { by: new.by.clone(), elsewhere, key: key.clone() };
-                self.wanted.entry(name.clone()).or_default().insert(claim);
-            }
+            let Ok(name) = &new.name else { continue };
+            let claim = Claim { by: new.by.clone(), elsewhere, key: key.clone() };
+            let mut claims = self.wanted.get(name).cloned().unwrap_or_default();
+            claims.insert(claim);
+            self.wanted.insert_mut(name.clone(), claims);
         }
-        if !made.is_empty() {
-            self.made.insert(key.clone(), made.into());
+        if made.is_empty() {
+            self.made.remove_mut(key);
+        } else {
+            self.made.insert_mut(key.clone(), made.into());
         }
     }
 }

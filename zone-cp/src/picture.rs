@@ -70,7 +70,7 @@ pub(crate) struct MeshPicture {
     /// None while only its resources have arrived.
     pub(crate) mesh: Option<Arc<Parsed<Mesh>>>,
     pub(crate) bundle: Option<Arc<Parsed<TrustBundle>>>,
-    /// Of this zone.
+    /// Of this zone; of their resources without `spec`.
     pub(crate) dataplanes: Table<Dataplane>,
     /// Of all zones.
     pub(crate) services: Table<MeshService>,
@@ -92,6 +92,8 @@ pub(crate) struct MeshPicture {
     pub(crate) by_service: Index,
     /// MeshServices by the `kuma.io/service` that they are of.
     pub(crate) services_by_tag: Index,
+    /// MeshServices that select Dataplanes by more, or other things, than tags with a `kuma.io/service` among them.
+    pub(crate) services_by_rest: RedBlackTreeSetSync<Key>,
     /// What services are called: follows from the services and the generators.
     pub(crate) names: Arc<Names>,
 }
@@ -277,7 +279,10 @@ impl MeshPicture {
             }
             Dataplane::KIND => {
                 let key = resource.key.clone();
-                let parsed = Arc::new(Parsed::<Dataplane>::new(resource)?);
+                let mut parsed = Parsed::<Dataplane>::new(resource)?;
+                // Compiling reads the typed form, and there are many Dataplanes: each one's JSON takes some 20 KiB.
+                parsed.resource.spec = serde_json::Value::Null;
+                let parsed = Arc::new(parsed);
                 self.unindex(&key);
                 for service in service_tags(&parsed.spec) {
                     index(&mut self.by_service, service, &key);
@@ -294,6 +299,11 @@ impl MeshPicture {
                     let before = before.map(str::to_owned);
                     before.iter().for_each(|tag| unindex(&mut self.services_by_tag, tag, &key));
                     after.iter().for_each(|tag| index(&mut self.services_by_tag, tag, &key));
+                }
+                if selects_by_service(&parsed.spec) {
+                    self.services_by_rest.remove_mut(&key);
+                } else {
+                    self.services_by_rest.insert_mut(key.clone());
                 }
                 self.services.insert_mut(key, parsed);
                 Ok(())
@@ -320,6 +330,7 @@ impl MeshPicture {
                 if let Some(tag) = self.services.get(key).and_then(|it| service_tag(&it.spec)) {
                     unindex(&mut self.services_by_tag, tag, key);
                 }
+                self.services_by_rest.remove_mut(key);
                 remove(&mut self.services, key);
             }
             MeshMultiZoneService::KIND => remove(&mut self.multi_zone_services, key),
@@ -402,6 +413,13 @@ pub(crate) fn display_name(resource: &Resource) -> &str {
 pub(crate) fn service_tags(dataplane: &Dataplane) -> BTreeSet<&str> {
     let inbounds = dataplane.networking.iter().flat_map(|networking| &networking.inbound);
     inbounds.filter_map(|inbound| inbound.service()).collect()
+}
+
+fn selects_by_service(service: &MeshService) -> bool {
+    let selector = &service.selector;
+    selector.dataplane_ref.is_none()
+        && selector.dataplane_labels.is_none()
+        && selector.dataplane_tags.as_ref().is_none_or(|tags| tags.contains_key(labels::SERVICE))
 }
 
 fn index(of: &mut Index, tag: &str, key: &Key) {

@@ -345,7 +345,8 @@ impl Sync for Proxies {
         let proxies = self.clone();
         tokio::spawn(async move {
             let goodbye = matches!(task.await, Ok(End::Goodbye(_)));
-            proxies.ended(&key, stream, goodbye).await;
+            // Boxed: a proxy that rests has no room for what a write to the store takes.
+            Box::pin(proxies.ended(&key, stream, goodbye)).await;
         });
         Ok(response)
     }

@@ -17,10 +17,9 @@ use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -30,7 +29,7 @@ use crate::monitor::{Failure, Monitored};
 use crate::peer::Peer;
 use crate::protocol::SILENCE;
 use crate::publish::{Pace, Publisher, publish};
-use crate::stream::{End, Inbound};
+use crate::stream::{End, Inbound, Outbound, outbound};
 use crate::subscribe::{Sink, Subscriber, subscribe};
 
 /// Asked at each connection, so that renewed certificates are used without a restart. ALPN is set here.
@@ -152,7 +151,7 @@ impl<S: Sink> Direction for Subscriber<S> {
         closing: CancellationToken,
         pulse: &watch::Sender<()>,
     ) -> End {
-        let (sender, receiver) = mpsc::channel(1);
+        let (sender, receiver) = outbound();
         let inbound = responses(async move { client(service).pull(requests(receiver)).await });
         subscribe(self, inbound, sender, closing, Some(pulse)).await
     }
@@ -173,7 +172,7 @@ impl Direction for Publisher {
         closing: CancellationToken,
         pulse: &watch::Sender<()>,
     ) -> End {
-        let (sender, receiver) = mpsc::channel(1);
+        let (sender, receiver) = outbound();
         let inbound = responses(async move { client(service).push(requests(receiver)).await });
         publish(self, inbound, sender, closing, Pace::With(pulse.subscribe())).await
     }
@@ -307,11 +306,9 @@ fn client(service: Authenticated) -> SyncClient<Authenticated> {
     SyncClient::new(service).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
 }
 
-fn requests<M: Send + 'static>(
-    receiver: mpsc::Receiver<Result<M, tonic::Status>>,
-) -> impl Stream<Item = M> + Send + 'static {
+fn requests<M: Send + 'static>(receiver: Outbound<M>) -> impl Stream<Item = M> + Send + 'static {
     // A caller has no way to say why it stops: it just does.
-    tokio_stream::StreamExt::map_while(ReceiverStream::new(receiver), Result::ok)
+    tokio_stream::StreamExt::map_while(receiver, Result::ok)
 }
 
 /// The answers of a call that is only being made: the stream begins at once, and a call that fails is its first item.

@@ -31,7 +31,7 @@ pub(crate) struct Index {
     pub(crate) known: bool,
     pub(crate) ready: bool,
     slots: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Slot>>,
-    order: BTreeMap<Order, Id>,
+    order: BTreeMap<Order, Change>,
     last: Order,
     /// Tombstones up to here were dropped: a cursor below can't be served any more.
     forgotten: Order,
@@ -40,10 +40,16 @@ pub(crate) struct Index {
     max_tombstones: usize,
 }
 
+/// The place of a name in the order, where its value is.
 struct Slot {
     order: Order,
     revision: Revision,
-    value: Option<Arc<Encoded>>,
+}
+
+/// A resource says its own name; there are many, and tombstones are few.
+enum Change {
+    Present(Arc<Encoded>),
+    Removed(Box<Id>),
 }
 
 /// What a name became.
@@ -96,11 +102,18 @@ impl Index {
     }
 
     pub(crate) fn get(&self, type_: &str, name: &str) -> Option<&Arc<Encoded>> {
-        self.slots.get(type_)?.get(name)?.value.as_ref()
+        self.at(self.slots.get(type_)?.get(name)?)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Encoded>> {
-        self.slots.values().flat_map(|names| names.values()).filter_map(|slot| slot.value.as_ref())
+        self.slots.values().flat_map(|names| names.values()).filter_map(|slot| self.at(slot))
+    }
+
+    fn at(&self, slot: &Slot) -> Option<&Arc<Encoded>> {
+        match self.order.get(&slot.order)? {
+            Change::Present(resource) => Some(resource),
+            Change::Removed(_) => None,
+        }
     }
 
     /// Whether a stream that knows of everything up to `order` can still be told what happened since.
@@ -111,9 +124,9 @@ impl Index {
     /// What changed after `cursor`, oldest first, each name once with its latest value.
     pub(crate) fn after(&self, cursor: Order) -> impl Iterator<Item = (Order, Entered<'_>)> {
         let above = (std::ops::Bound::Excluded(cursor), std::ops::Bound::Unbounded);
-        self.order.range(above).filter_map(|(order, id)| {
-            let slot = self.slots.get(&id.type_)?.get(&id.name)?;
-            Some((*order, slot.value.as_ref().map_or(Entered::Removed(id), Entered::Present)))
+        self.order.range(above).map(|(order, change)| match change {
+            Change::Present(resource) => (*order, Entered::Present(resource)),
+            Change::Removed(id) => (*order, Entered::Removed(id)),
         })
     }
 
@@ -122,12 +135,12 @@ impl Index {
         if self.get(&id.type_, &id.name).is_some_and(|there| there.version == resource.version) {
             return;
         }
-        self.enter(revision, id, Some(resource));
+        self.enter(revision, id, Change::Present(resource));
     }
 
     pub(crate) fn remove(&mut self, revision: Revision, id: &Id) {
         if self.get(&id.type_, &id.name).is_some() {
-            self.enter(revision, id.clone(), None);
+            self.enter(revision, id.clone(), Change::Removed(Box::new(id.clone())));
             self.bound_tombstones();
         }
     }
@@ -136,7 +149,7 @@ impl Index {
     /// until the history is forgotten up to there: whoever was at an older position still has to hear of it.
     pub(crate) fn record_absent(&mut self, revision: Revision, id: Id) {
         if self.get(&id.type_, &id.name).is_none() {
-            self.enter(revision, id, None);
+            self.enter(revision, id.clone(), Change::Removed(Box::new(id)));
         }
     }
 
@@ -147,6 +160,7 @@ impl Index {
             self.upsert(revision, resource);
         }
         gone.keys().for_each(|id| self.remove(revision, id));
+        self.pack();
         self.advance(revision);
     }
 
@@ -163,43 +177,51 @@ impl Index {
         let old: Vec<Order> = self
             .order
             .iter()
-            .filter(|(_, id)| {
-                self.slot(id).is_some_and(|slot| slot.value.is_none() && slot.revision <= floor)
-            })
+            .filter(|(_, change)| self.tombstone(change).is_some_and(|slot| slot.revision <= floor))
             .map(|(order, _)| *order)
             .collect();
         old.into_iter().for_each(|order| self.forget(order));
     }
 
-    fn slot(&self, id: &Id) -> Option<&Slot> {
-        self.slots.get(&id.type_)?.get(&id.name)
+    /// Where a deleted name is; none for one that is there.
+    fn tombstone(&self, change: &Change) -> Option<&Slot> {
+        match change {
+            Change::Present(_) => None,
+            Change::Removed(id) => self.slots.get(&id.type_)?.get(&id.name),
+        }
     }
 
-    fn enter(&mut self, revision: Revision, id: Id, value: Option<Arc<Encoded>>) {
+    /// Entering in order leaves the trees' nodes half empty, and a view that was filled at once changes little.
+    fn pack(&mut self) {
+        self.order = std::mem::take(&mut self.order).into_iter().collect();
+        for names in self.slots.values_mut() {
+            *names = std::mem::take(names).into_iter().collect();
+        }
+    }
+
+    fn enter(&mut self, revision: Revision, id: Id, change: Change) {
         self.last = Order(self.last.0 + 1);
         let revision = revision.max(self.revision);
-        let present = value.is_some();
-        let slot = Slot { order: self.last, revision, value };
-        let names = self.slots.entry(id.type_.clone()).or_default();
-        let before = match names.entry(id.name.clone()) {
+        let present = matches!(change, Change::Present(_));
+        let slot = Slot { order: self.last, revision };
+        let names = self.slots.entry(id.type_).or_default();
+        let before = match names.entry(id.name) {
             Entry::Vacant(vacant) => {
                 vacant.insert(slot);
                 None
             }
             Entry::Occupied(mut occupied) => Some(occupied.insert(slot)),
         };
-        if let Some(before) = before {
-            self.order.remove(&before.order);
-            match before.value {
-                Some(_) => self.live -= 1,
-                None => self.tombstones -= 1,
-            }
+        match before.and_then(|before| self.order.remove(&before.order)) {
+            Some(Change::Present(_)) => self.live -= 1,
+            Some(Change::Removed(_)) => self.tombstones -= 1,
+            None => {}
         }
         match present {
             true => self.live += 1,
             false => self.tombstones += 1,
         }
-        self.order.insert(self.last, id);
+        self.order.insert(self.last, change);
     }
 
     fn bound_tombstones(&mut self) {
@@ -211,10 +233,7 @@ impl Index {
         let oldest: Vec<(Order, Revision)> = self
             .order
             .iter()
-            .filter_map(|(order, id)| {
-                let slot = self.slot(id)?;
-                slot.value.is_none().then_some((*order, slot.revision))
-            })
+            .filter_map(|(order, change)| Some((*order, self.tombstone(change)?.revision)))
             .take(excess)
             .collect();
         for (order, revision) in oldest {
@@ -226,7 +245,7 @@ impl Index {
     }
 
     fn forget(&mut self, order: Order) {
-        let Some(id) = self.order.remove(&order) else { return };
+        let Some(Change::Removed(id)) = self.order.remove(&order) else { return };
         if let Some(names) = self.slots.get_mut(&id.type_) {
             names.remove(&id.name);
             if names.is_empty() {

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use meridian_proto::delta as wire;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::{Response, Status};
+use tonic::Response;
 
 use crate::peer::{Node, Peer, PeerStream};
 use crate::protocol::{Next, PublisherSession, TooOld};
-use crate::stream::{self, End, Inbound, Lost, Opened, Outbound, now};
+use crate::stream::{self, End, Inbound, Lost, Opened, Outbound, Sender, now};
 use crate::view::View;
 
 /// One end that publishes a view to one peer.
@@ -34,10 +34,11 @@ impl Publisher {
         opened: Opened<wire::SubscriberMessage>,
         closing: CancellationToken,
     ) -> (Response<Outbound<wire::PublisherMessage>>, JoinHandle<End>) {
-        let (sender, receiver) = mpsc::channel(1);
-        let task =
-            tokio::spawn(async move { publish(&self, opened.inbound, sender, closing, Pace::Beat).await });
-        (Response::new(Outbound::new(receiver)), task)
+        let (sender, receiver) = stream::outbound();
+        let task = tokio::spawn(async move {
+            Box::pin(publish(&self, opened.inbound, sender, closing, Pace::Beat)).await
+        });
+        (Response::new(receiver), task)
     }
 }
 
@@ -65,7 +66,7 @@ async fn pulsed(pulse: &mut Option<watch::Receiver<()>>) {
 pub(crate) async fn publish(
     publisher: &Publisher,
     inbound: Inbound<wire::SubscriberMessage>,
-    outbound: mpsc::Sender<Result<wire::PublisherMessage, Status>>,
+    outbound: Sender<wire::PublisherMessage>,
     closing: CancellationToken,
     pace: Pace,
 ) -> End {
@@ -98,7 +99,7 @@ struct Stream<'a> {
     peer: PeerStream,
     session: PublisherSession,
     inbound: Inbound<wire::SubscriberMessage>,
-    outbound: mpsc::Sender<Result<wire::PublisherMessage, Status>>,
+    outbound: Sender<wire::PublisherMessage>,
     closing: CancellationToken,
     changed: watch::Receiver<u64>,
     pulse: Option<watch::Receiver<()>>,
@@ -118,7 +119,7 @@ impl Stream<'_> {
                 },
                 Err(lost) => End::Lost(lost),
             };
-            stream::finish(&end, &self.outbound, &mut self.inbound).await;
+            stream::finish(&end, &mut self.outbound, &mut self.inbound).await;
             return end;
         }
     }
@@ -138,10 +139,10 @@ impl Stream<'_> {
                 let message = message.ok_or(Lost::Ended)?.map_err(|status| Lost::Status(Box::new(status)))?;
                 self.session.on_message(message, now())?;
             }
-            permit = self.outbound.reserve(), if busy => {
-                let permit = permit.map_err(|_| Lost::Ended)?;
+            ready = self.outbound.ready(), if busy => {
+                ready?;
                 match self.view.read(|index| self.session.poll(index, now())) {
-                    Ok(Next::Send(message)) => permit.send(Ok(message)),
+                    Ok(Next::Send(message)) => self.outbound.send(Ok(message)),
                     Ok(Next::Again) => {}
                     Ok(Next::Idle) => self.idle = true,
                     Err(TooOld) => return Err(Lost::TooOld),

@@ -147,11 +147,12 @@ impl Server {
     }
 
     async fn connection(self: Arc<Self>, tcp: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
-        let served = async {
-            let tls = self.handshake(tcp).await?;
-            self.http2(tls, peer).await
+        // Boxed, as is the session: what rests has no room for a handshake, and no second one for what was moved.
+        let served = match Box::pin(self.handshake(tcp)).await {
+            Ok(tls) => Box::pin(self.http2(Box::new(tls), peer)).await,
+            Err(failure) => Err(failure),
         };
-        if let Err(error) = served.await {
+        if let Err(error) = served {
             tracing::debug!(%peer, error = meridian_telemetry::chain(&*error), "a connection has ended");
         }
         drop(place);
@@ -179,7 +180,7 @@ impl Server {
         }
     }
 
-    async fn http2(&self, tls: TlsStream<TcpStream>, peer: SocketAddr) -> Result<(), Failure> {
+    async fn http2(&self, tls: Box<TlsStream<TcpStream>>, peer: SocketAddr) -> Result<(), Failure> {
         let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default().into();
         let connection = Connection { peer, certificates, closing: CancellationToken::new() };
         let closing = connection.closing.clone().drop_guard();

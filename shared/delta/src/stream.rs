@@ -3,12 +3,11 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use futures::channel::mpsc;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use meridian_proto::delta as wire;
 use meridian_telemetry::chain;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::data::Position;
@@ -23,7 +22,30 @@ const HELLO: Duration = Duration::from_secs(10);
 const FLUSH: Duration = Duration::from_secs(1);
 
 /// What a tonic service answers a `Pull` or a `Push` with.
-pub type Outbound<M> = ReceiverStream<Result<M, Status>>;
+pub type Outbound<M> = mpsc::Receiver<Result<M, Status>>;
+
+/// The way of a stream's messages to the transport: the next one goes in when the last was taken out, so that none waits
+/// that a newer one makes needless. No channel of tokio's: those keep room for 32 messages, 5 KiB a stream.
+pub(crate) struct Sender<M>(mpsc::Sender<Result<M, Status>>);
+
+pub(crate) fn outbound<M>() -> (Sender<M>, Outbound<M>) {
+    // One message for each sender beside the buffer's, and there is one sender.
+    let (sender, receiver) = mpsc::channel(0);
+    (Sender(sender), receiver)
+}
+
+impl<M> Sender<M> {
+    /// Waits until the transport has taken all there was. Safe to cancel.
+    pub(crate) async fn ready(&mut self) -> Result<(), Lost> {
+        std::future::poll_fn(|cx| self.0.poll_ready(cx)).await.map_err(|_| Lost::Ended)
+    }
+
+    /// Only once it is ready; else the message is lost.
+    pub(crate) fn send(&mut self, message: Result<M, Status>) {
+        // Who does not listen any more is noticed at the next turn.
+        let _ = self.0.try_send(message);
+    }
+}
 
 /// A peer's first message, checked for form. What it says of itself is not trusted.
 #[derive(Debug, Clone, Default)]
@@ -78,11 +100,7 @@ pub trait Message: Send + Sized + 'static {
 }
 
 /// Lets the last message out: dropping the inbound half at once would reset the stream under it.
-pub(crate) async fn finish<I, O>(
-    end: &End,
-    outbound: &mpsc::Sender<Result<O, Status>>,
-    inbound: &mut Inbound<I>,
-) {
+pub(crate) async fn finish<I, O>(end: &End, outbound: &mut Sender<O>, inbound: &mut Inbound<I>) {
     match end {
         End::Lost(lost) => {
             let status = match lost {
@@ -91,13 +109,13 @@ pub(crate) async fn finish<I, O>(
                 _ => Status::unavailable(chain(lost)),
             };
             // Only if there is room: the peer that is lost may not read.
-            let _ = outbound.try_send(Err(status));
+            outbound.send(Err(status));
         }
         End::Goodbye(_) => {}
         End::Closed => {
             let flushed = async {
                 // The transport took the goodbye out of the channel, then the peer ends its half.
-                let _ = outbound.reserve().await;
+                let _ = outbound.ready().await;
                 while let Some(Ok(_)) = inbound.next().await {}
             };
             let _ = tokio::time::timeout(FLUSH, flushed).await;

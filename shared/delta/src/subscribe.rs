@@ -1,20 +1,19 @@
 //! A subscriber's stream over tonic: the same for a client's `Pull` and a server's `Push`.
 
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use meridian_proto::delta as wire;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::{Response, Status};
+use tonic::Response;
 
 use crate::data::{Encoded, Id, Position, Revision, StoreId, Version};
 use crate::peer::{Node, Peer, PeerStream, Rejected};
 use crate::protocol::SubscriberSession;
-use crate::stream::{self, End, Inbound, Lost, Opened, Outbound, now};
+use crate::stream::{self, End, Inbound, Lost, Opened, Outbound, Sender, now};
 
 /// Where a subscriber's resources go.
 ///
@@ -119,10 +118,11 @@ impl<S: Sink + 'static> Subscriber<S> {
         opened: Opened<wire::PublisherMessage>,
         closing: CancellationToken,
     ) -> (Response<Outbound<wire::SubscriberMessage>>, JoinHandle<End>) {
-        let (sender, receiver) = mpsc::channel(1);
-        let task =
-            tokio::spawn(async move { subscribe(&mut self, opened.inbound, sender, closing, None).await });
-        (Response::new(Outbound::new(receiver)), task)
+        let (sender, receiver) = stream::outbound();
+        let task = tokio::spawn(async move {
+            Box::pin(subscribe(&mut self, opened.inbound, sender, closing, None)).await
+        });
+        (Response::new(receiver), task)
     }
 }
 
@@ -130,7 +130,7 @@ impl<S: Sink + 'static> Subscriber<S> {
 pub(crate) async fn subscribe<S: Sink>(
     subscriber: &mut Subscriber<S>,
     inbound: Inbound<wire::PublisherMessage>,
-    outbound: mpsc::Sender<Result<wire::SubscriberMessage, Status>>,
+    outbound: Sender<wire::SubscriberMessage>,
     closing: CancellationToken,
     pulse: Option<&watch::Sender<()>>,
 ) -> End {
@@ -139,7 +139,7 @@ pub(crate) async fn subscribe<S: Sink>(
     // Whoever dials answers what it hears; at a server many subscribers speak together.
     let beat = pulse.is_none().then(stream::beat);
     let peer = peer.begin();
-    let resume = match sink.resume().await {
+    let resume = match Box::pin(sink.resume()).await {
         Ok(resume) => resume,
         Err(error) => {
             let end = End::Lost(Lost::Sink(error));
@@ -162,7 +162,7 @@ pub(crate) async fn subscribe<S: Sink>(
     };
     let lost = stream.run(sink).await;
     let end = stream.end(lost);
-    stream::finish(&end, &stream.outbound, &mut stream.inbound).await;
+    stream::finish(&end, &mut stream.outbound, &mut stream.inbound).await;
     stream.show();
     stream.peer.end(&end, stream.session.equal());
     end
@@ -171,7 +171,7 @@ pub(crate) async fn subscribe<S: Sink>(
 struct Stream<'a> {
     session: SubscriberSession,
     inbound: Inbound<wire::PublisherMessage>,
-    outbound: mpsc::Sender<Result<wire::SubscriberMessage, Status>>,
+    outbound: Sender<wire::SubscriberMessage>,
     closing: CancellationToken,
     wishes: watch::Receiver<Wishes>,
     confirmed: Option<u64>,
@@ -195,7 +195,8 @@ impl Stream<'_> {
                     Err(lost) => return Some(lost),
                 }
             };
-            let mut applying = pin!(sink.apply(batch));
+            // Boxed: a stream that rests would keep room for all that a sink does.
+            let mut applying = Box::pin(sink.apply(batch));
             let (end, applied) = loop {
                 tokio::select! {
                     biased;
@@ -238,10 +239,10 @@ impl Stream<'_> {
                     pulse.send_replace(());
                 }
             }
-            permit = self.outbound.reserve(), if busy => {
-                let permit = permit.map_err(|_| Lost::Ended)?;
+            ready = self.outbound.ready(), if busy => {
+                ready?;
                 match self.session.poll(now()) {
-                    Some(message) => permit.send(Ok(message)),
+                    Some(message) => self.outbound.send(Ok(message)),
                     None => {
                         self.idle = true;
                         return Ok(true);

@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use meridian_proto::delta as wire;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
 use crate::publish::{Pace, publish};
-use crate::stream::{End, Inbound, Lost};
+use crate::stream::{End, Inbound, Lost, Sender, outbound};
 use crate::subscribe::subscribe;
 use crate::{
     Batch, Behind, Control, Encoded, Node, Peer, Publisher, Rejected, Resume, Revision, Sink, SinkError,
@@ -37,11 +35,11 @@ impl Sink for Gate {
     }
 }
 
-type Pipe<M> = (mpsc::Sender<Result<M, Status>>, Inbound<M>);
+type Pipe<M> = (Sender<M>, Inbound<M>);
 
 fn pipe<M: Send + 'static>() -> Pipe<M> {
-    let (sender, receiver) = mpsc::channel(1);
-    (sender, ReceiverStream::new(receiver).boxed())
+    let (sender, receiver) = outbound();
+    (sender, receiver.boxed())
 }
 
 fn publisher(view: &Arc<View>) -> Publisher {

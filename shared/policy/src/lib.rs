@@ -44,7 +44,7 @@ pub use permission::{caller_match, inbound_permission};
 pub use policy::{Form, Policy, PolicyError, sort};
 pub use proxy::proxy_conf;
 pub use routes::Routes;
-pub use services::{is_reachable, leads_to, offered, protocol, refers, service_tag, spoken};
+pub use services::{is_reachable, leads_to, offered, protocol, refers, refers_to, service_tag, spoken};
 pub use subset::{Subset, SubsetRule, Tag};
 
 use meridian_core::{Resource, Spec};

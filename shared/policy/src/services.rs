@@ -4,7 +4,7 @@ use crate::Parsed;
 use crate::meta::Meta;
 use meridian_core::kinds::dataplane::{Dataplane, Inbound, TransparentProxying};
 use meridian_core::kinds::mesh_service::{IdentityType, MeshService, Port, PortOrName};
-use meridian_core::{Resource, labels};
+use meridian_core::{Key, Resource, labels};
 use meridian_proxy_config::Protocol;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -81,14 +81,24 @@ pub fn leads_to(port: &Port, inbound: &Inbound) -> bool {
 
 /// Whether a reference by name (at home, or here) or by labels means a resource.
 pub fn refers(resource: &Resource, name: &str, wanted: &BTreeMap<String, String>) -> bool {
-    let meta = Meta::from(resource);
+    refers_to(&resource.key, &resource.labels, name, wanted)
+}
+
+/// The same of a resource of which no more is known.
+pub fn refers_to(
+    key: &Key,
+    labelled: &BTreeMap<String, String>,
+    name: &str,
+    wanted: &BTreeMap<String, String>,
+) -> bool {
+    let meta = Meta { key, labels: labelled };
     if !name.is_empty() {
-        return resource.key.name == name || meta.display() == name;
+        return key.name == name || meta.display() == name;
     }
-    let has = |(key, value): (&String, &String)| match key.as_str() {
+    let has = |(label, value): (&String, &String)| match label.as_str() {
         labels::DISPLAY_NAME => meta.display() == value,
-        labels::ZONE => resource.key.zone == *value,
-        _ => resource.labels.get(key) == Some(value),
+        labels::ZONE => key.zone == *value,
+        _ => labelled.get(label) == Some(value),
     };
     !wanted.is_empty() && wanted.iter().all(has)
 }

@@ -6,6 +6,7 @@ use crate::generate::{Action, generate};
 use crate::picture::{Facts, Options, Picture};
 use crate::vip::VipTable;
 use meridian_api::wire;
+use meridian_core::kinds::dataplane::Dataplane;
 use meridian_core::kinds::hostname_generator::defaults;
 use meridian_core::{Key, Kind, Resource, labels};
 use meridian_delta::{Revision, StoreId};
@@ -69,10 +70,13 @@ pub(crate) fn strict() -> Value {
 
 /// Ready on all its inbounds, with a certificate.
 pub(crate) fn healthy(resource: &Resource) -> Facts {
-    let spec: meridian_core::kinds::dataplane::Dataplane = resource.parse().unwrap();
-    let inbounds = spec.networking.unwrap().inbound;
+    healthy_at(&resource.key, &resource.parse().unwrap())
+}
+
+pub(crate) fn healthy_at(key: &Key, dataplane: &Dataplane) -> Facts {
+    let inbounds = &dataplane.networking.as_ref().unwrap().inbound;
     let ready = inbounds.iter().map(|inbound| inbound.section_name()).collect();
-    Facts { ready, certified: BTreeSet::from([resource.key.mesh.clone()]) }
+    Facts { ready, certified: BTreeSet::from([key.mesh.clone()]) }
 }
 
 /// What is the same in both zones.

@@ -16,7 +16,7 @@ use meridian_core::kinds::mesh_multi_zone_service::MeshMultiZoneService;
 use meridian_core::kinds::mesh_service::MeshService;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_core::{Key, Kind, Resource, labels};
-use meridian_policy::Parsed;
+use meridian_policy::{Parsed, refers_to};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Proxies that share units.
@@ -152,14 +152,44 @@ fn sidecars(picture: &Picture, name: &str, mesh: &MeshPicture, reach: &Reach) ->
     let services = mesh.external_services.values().filter(|it| named(it.spec.service()));
     units.extend(services.map(|it| Unit::External(it.resource.key.clone())));
     if super::services::has_legacy_names(mesh) {
-        let tags: BTreeSet<&str> = mesh.services.values().filter_map(|it| service_of(&it.spec)).collect();
-        units.extend(
-            tags.into_iter()
-                .filter(|tag| named(Some(tag)))
-                .flat_map(|tag| legacy_units(picture, name, mesh, tag)),
-        );
+        let known = |tag: &&String| mesh.services_by_tag.contains_key(*tag);
+        let tags: BTreeSet<&String> = match &reach.services {
+            Some(listed) => listed.iter().filter(known).collect(),
+            None => mesh.services_by_tag.keys().collect(),
+        };
+        units.extend(tags.into_iter().flat_map(|tag| legacy_units(picture, name, mesh, tag)));
     }
     units
+}
+
+/// A MeshService as a reach may mean it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Reached {
+    key: Key,
+    labels: BTreeMap<String, String>,
+    tag: Option<String>,
+}
+
+impl Reached {
+    pub(crate) fn of(service: &Parsed<MeshService>) -> Self {
+        let Resource { key, labels, .. } = &service.resource;
+        let tag = service_of(&service.spec).map(str::to_owned);
+        Self { key: key.clone(), labels: labels.clone(), tag }
+    }
+
+    /// Whether the units of sidecars with this reach may depend on the service: named by itself, by its `kuma.io/service`, or as
+    /// one of those behind a MeshMultiZoneService.
+    pub(crate) fn is_in(&self, mesh: &str, reach: &Reach) -> bool {
+        let named = |it: &BackendRef| {
+            it.kind == MeshMultiZoneService::KIND.as_str()
+                || it.kind == MeshService::KIND.as_str()
+                    && refers_to(&self.key, &self.labels, &it.name, &it.labels)
+        };
+        let tagged = |all: &Vec<String>| self.tag.as_ref().is_some_and(|tag| all.contains(tag));
+        self.key.mesh == mesh
+            && (reach.backends.as_ref().is_none_or(|all| all.iter().any(named))
+                || reach.services.as_ref().is_none_or(tagged))
+    }
 }
 
 impl Reach {

@@ -186,12 +186,12 @@ fn mtls_of_a_destination() {
     };
     let without: fn(&Picture, &Key) -> Facts = |picture, key| Facts {
         certified: Default::default(),
-        ..healthy(&picture.meshes["default"].dataplanes[key].resource)
+        ..healthy_at(key, &picture.meshes["default"].dataplanes[key].spec)
     };
     let with: fn(&Picture, &Key) -> Facts =
-        |picture, key| healthy(&picture.meshes["default"].dataplanes[key].resource);
+        |picture, key| healthy_at(key, &picture.meshes["default"].dataplanes[key].spec);
     let all_but_one: fn(&Picture, &Key) -> Facts = |picture, key| {
-        let facts = healthy(&picture.meshes["default"].dataplanes[key].resource);
+        let facts = healthy_at(key, &picture.meshes["default"].dataplanes[key].spec);
         if key.name == "backend-2" { Facts { certified: Default::default(), ..facts } } else { facts }
     };
     let lower = |mode: Value| mode.as_str().unwrap().to_lowercase();

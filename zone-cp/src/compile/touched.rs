@@ -7,7 +7,7 @@ mod names;
 mod of_policies;
 
 use super::Unit;
-use super::members::{Group, is_external, reaches_less};
+use super::members::{Group, Reached, is_external, reaches_less};
 use super::services::{selected, selected_inbounds, service_of, tls_ready};
 use super::{external, multi_zone, policies};
 use crate::generate::everyone_certified;
@@ -47,6 +47,8 @@ pub(crate) struct Touched {
 pub(crate) struct Groups {
     /// Sidecars of these meshes, whatever their reach.
     pub(crate) meshes: BTreeSet<String>,
+    /// Sidecars that these MeshServices are in the reach of, as they were and as they are.
+    pub(crate) services: BTreeSet<Reached>,
     pub(crate) ingresses: bool,
     pub(crate) egresses: bool,
 }
@@ -62,6 +64,7 @@ impl Touched {
         self.proxies.extend(other.proxies);
         self.services.extend(other.services);
         self.groups.meshes.extend(other.groups.meshes);
+        self.groups.services.extend(other.groups.services);
         self.groups.ingresses |= other.groups.ingresses;
         self.groups.egresses |= other.groups.egresses;
     }
@@ -70,7 +73,9 @@ impl Touched {
 impl Groups {
     pub(crate) fn contains(&self, group: &Group) -> bool {
         match group {
-            Group::Sidecars { mesh, .. } => self.meshes.contains(mesh),
+            Group::Sidecars { mesh, reach } => {
+                self.meshes.contains(mesh) || self.services.iter().any(|it| it.is_in(mesh, reach))
+            }
             Group::Ingresses => self.ingresses,
             Group::Egresses => self.egresses,
         }
@@ -240,11 +245,16 @@ fn dataplane(picture: &Picture, key: &Key, out: &mut Touched) {
     services_of_dataplane(mesh, key, out);
 }
 
-/// Local MeshServices that select the Dataplane: by tag through the index, the few others one by one.
+/// Local MeshServices that select the Dataplane: by tag through the index, the few others one by one. A flap of an endpoint
+/// asks for it, so it may not cost a look at every service.
 fn services_of_dataplane(mesh: &MeshPicture, key: &Key, out: &mut Touched) {
     let Some(dataplane) = mesh.dataplane(key) else { return };
     let tags = crate::picture::service_tags(&dataplane.spec);
-    for (service_key, service) in mesh.services.iter().filter(|(it, _)| it.zone == key.zone) {
+    let tagged = tags.iter().filter_map(|tag| mesh.services_by_tag.get(*tag)).flatten();
+    let candidates: BTreeSet<&Key> =
+        tagged.chain(mesh.services_by_rest.iter()).filter(|it| it.zone == key.zone).collect();
+    for service_key in candidates {
+        let Some(service) = mesh.service(service_key) else { continue };
         let by_tag = service_of(&service.spec).is_some_and(|tag| tags.contains(tag));
         let selector = &service.spec.selector;
         let by_inbound = selector.dataplane_tags.is_some()
@@ -289,7 +299,7 @@ fn service(picture: &Picture, key: &Key, out: &mut Touched) {
     }
     service_units(picture, mesh, key, out);
     out.policies.insert(key.mesh.clone());
-    out.groups.meshes.insert(key.mesh.clone());
+    out.groups.services.extend(mesh.service(key).map(Reached::of));
     out.groups.ingresses |= picture.is_local(key);
     explicit_outbounds(mesh, out);
     routed(mesh, out);

@@ -55,7 +55,7 @@ fn leaf_spec(
         Dataplane::KIND if key.mesh == mesh => {
             let missing = || Status::failed_precondition("the Dataplane is not registered (yet)");
             let dataplane = there.dataplane(key).ok_or_else(missing)?;
-            let leaf = subject.leaf(&dataplane.resource);
+            let leaf = subject.leaf(key, &dataplane.spec);
             leaf.map_err(|denied| Status::permission_denied(denied.to_string()))?
         }
         ZoneEgress::KIND => crate::claims::egress_leaf(),
