@@ -1,8 +1,8 @@
 //! HTTP/2 over the `h2` crate itself.
 //!
 //! hyper's client has a task for each request beside the one that waits for the answer, and channels between them and the
-//! connection; its server has a task for each request, too. Here a request opens its stream itself, and sends and receives
-//! on it until the answer's head is there; and a connection's task answers all of its requests.
+//! connection. Here a request opens its stream itself, and sends and receives on it until the answer's head is there. What
+//! serves is here for what hyper's server does not do: a body's time passes while its client gives no window.
 
 mod batch;
 mod client;

@@ -1,7 +1,7 @@
-//! Requests of one connection, answered in its own task.
+//! Requests of one connection, each answered in a task of its own.
 //!
-//! What answers them runs beside the connection and not in tasks of its own: nothing is scheduled twice for a request, and
-//! the connection's end is theirs.
+//! Answered in the connection's task, they would be fewer tasks and more work: what a stream has to do runs between two
+//! turns of the connection, so that the connection finds more to write at once.
 
 use super::{
     Batched, CONNECTION_WINDOW, FRAME, MAX_STREAMS, PENDING_RESETS, Received, SEND_BUFFER, STREAM_WINDOW,
@@ -12,11 +12,6 @@ use crate::{
     io::Stream,
 };
 use bytes::Bytes;
-use futures::{
-    StreamExt,
-    stream::FuturesUnordered,
-    task::{ArcWake, AtomicWaker, waker},
-};
 use h2::{
     Reason, RecvStream,
     server::{Builder, Connection, Handshake, SendResponse},
@@ -27,15 +22,9 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
-/// Others have their turn after so many rounds of one connection.
-const ROUNDS: usize = 4;
 /// What no answer over HTTP/2 may have (RFC 9113 8.2.2).
 const OF_CONNECTIONS: [header::HeaderName; 5] = [
     header::CONNECTION,
@@ -45,14 +34,10 @@ const OF_CONNECTIONS: [header::HeaderName; 5] = [
     header::HeaderName::from_static("proxy-connection"),
 ];
 
-/// Serves a connection. Resolves when it is over, and drops what is still being answered.
-pub(in crate::codec) struct Server<S, H, F> {
+/// Serves a connection. Resolves when it is over; what is still being answered learns of it, and ends.
+pub(in crate::codec) struct Server<S, H> {
     state: State<S>,
     handler: H,
-    answers: FuturesUnordered<Answering<F>>,
-    /// Wakes the connection alone, which has much to look at: most of what wakes an answer is no matter of it.
-    bell: Arc<Bell>,
-    waker: Waker,
     /// It was to end before it had begun.
     drains: bool,
 }
@@ -73,11 +58,11 @@ enum Answer<F> {
     Sent(Box<Upload>),
 }
 
-impl<S, H, F> Server<S, H, F>
+impl<S, H, F> Server<S, H>
 where
     S: Stream,
     H: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Result<Response<Body>, Infallible>>,
+    F: Future<Output = Result<Response<Body>, Infallible>> + 'static,
 {
     pub(in crate::codec) fn new(stream: Batched<S>, handler: H) -> Self {
         let mut builder = Builder::new();
@@ -90,35 +75,15 @@ where
             .max_pending_accept_reset_streams(PENDING_RESETS)
             .max_concurrent_streams(MAX_STREAMS);
         let state = State::Begins(Box::pin(builder.handshake(stream)));
-        let bell = Arc::new(Bell { rung: AtomicBool::new(true), ..Bell::default() });
-        let waker = waker(bell.clone());
-        Self { state, handler, answers: FuturesUnordered::new(), bell, waker, drains: false }
+        Self { state, handler, drains: false }
     }
 
     /// Takes no more requests than are on their way, and ends once they are answered.
     pub(in crate::codec) fn graceful_shutdown(&mut self) {
-        self.bell.rung.store(true, Ordering::SeqCst);
         match &mut self.state {
             State::Begins(_) => self.drains = true,
             State::Serves(connection) => connection.graceful_shutdown(),
         }
-    }
-
-    /// What there is to do, until nothing is left. What answers write rings, so that it goes with this turn, together.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        for _ in 0..ROUNDS {
-            if self.bell.rung.swap(false, Ordering::SeqCst) {
-                let waker = self.waker.clone();
-                if let Poll::Ready(result) = self.poll_requests(&mut Context::from_waker(&waker)) {
-                    return Poll::Ready(result);
-                }
-            }
-            while let Poll::Ready(Some(())) = self.answers.poll_next_unpin(cx) {}
-            if !self.bell.rung.load(Ordering::SeqCst) {
-                break;
-            }
-        }
-        Poll::Pending
     }
 
     /// Takes requests as they come. Ready: the connection is over.
@@ -138,7 +103,7 @@ where
                     };
                     let (request, respond) = request?;
                     let state = Answer::Made(Box::pin((self.handler)(received(request))));
-                    self.answers.push(Answering { respond, state });
+                    drop(tokio::task::spawn_local(Answering { respond, state }));
                 }
             }
         }
@@ -151,42 +116,16 @@ fn received(request: Request<RecvStream>) -> Request<Incoming> {
     Request::from_parts(head, Incoming::Http2(body))
 }
 
-impl<S, H, F> Future for Server<S, H, F>
+impl<S, H, F> Future for Server<S, H>
 where
     S: Stream,
     H: Fn(Request<Incoming>) -> F + Unpin,
-    F: Future<Output = Result<Response<Body>, Infallible>>,
+    F: Future<Output = Result<Response<Body>, Infallible>> + 'static,
 {
     type Output = Result<(), h2::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.bell.task.register(cx.waker());
-        self.bell.heard.store(true, Ordering::SeqCst);
-        let result = self.turn(cx);
-        self.bell.heard.store(false, Ordering::SeqCst);
-        // By another thread, since it was last looked at.
-        if result.is_pending() && self.bell.rung.load(Ordering::SeqCst) {
-            cx.waker().wake_by_ref();
-        }
-        result
-    }
-}
-
-/// What wakes a connection.
-#[derive(Default)]
-struct Bell {
-    rung: AtomicBool,
-    /// It is looked at before its turn ends.
-    heard: AtomicBool,
-    task: AtomicWaker,
-}
-
-impl ArcWake for Bell {
-    fn wake_by_ref(bell: &Arc<Self>) {
-        bell.rung.store(true, Ordering::SeqCst);
-        if !bell.heard.load(Ordering::SeqCst) {
-            bell.task.wake();
-        }
+        self.poll_requests(cx)
     }
 }
 
