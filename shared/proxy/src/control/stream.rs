@@ -9,9 +9,9 @@ use meridian_delta::{
 use meridian_proxy_config::{report_types, types};
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
 /// What is known of the stream, and what this proxy says over it.
@@ -83,35 +83,43 @@ const STEP_WAIT: Duration = Duration::from_millis(100);
 
 struct Applying {
     control: Arc<Control>,
-    /// Since when parts wait.
-    waiting: Option<Instant>,
+    /// Shows what has come of a step that is not whole.
+    showing: Option<AbortHandle>,
 }
 
 impl Applying {
-    /// Where nothing holds yet, there is nothing to take away, and half a configuration would be taken for a whole one.
-    fn may_wait(&mut self) -> bool {
+    /// Shows parts after a while, whether more comes or not: the link may be cut by then. Where nothing holds yet, there
+    /// is nothing to take away, and half a configuration would be taken for a whole one.
+    fn show_soon(&mut self) {
         let first = self.control.engine.shared().snapshots.load().proxy.is_none();
-        self.waiting.get_or_insert_with(Instant::now).elapsed() < STEP_WAIT || first
+        if first || self.showing.as_ref().is_some_and(|showing| !showing.is_finished()) {
+            return;
+        }
+        let control = self.control.clone();
+        let showing = tokio::spawn(async move {
+            tokio::time::sleep(STEP_WAIT).await;
+            control.engine.republish();
+        });
+        self.showing = Some(showing.abort_handle());
     }
 }
 
 impl Sink for Applying {
     async fn resume(&mut self) -> Result<Resume, SinkError> {
-        // Who begins anew says that he holds the parts, so they must hold.
-        if self.waiting.take().is_some() {
-            self.control.engine.republish();
-        }
         Ok(Resume { position: self.control.stream.position(), have: self.control.engine.have() })
     }
 
     async fn apply(&mut self, batch: Batch) -> Result<Vec<Rejected>, SinkError> {
-        let waits = !batch.complete && self.may_wait();
         let engine = &self.control.engine;
-        let rejected = if waits {
-            engine.apply_part(&batch.upserts, &batch.removals)
-        } else {
-            self.waiting = None;
+        let rejected = if batch.complete {
+            if let Some(showing) = self.showing.take() {
+                showing.abort();
+            }
             engine.apply(&batch.upserts, &batch.removals)
+        } else {
+            let rejected = engine.apply_part(&batch.upserts, &batch.removals);
+            self.show_soon();
+            rejected
         };
         self.control.stream.applied(batch.position);
         tracing::debug!(
@@ -133,7 +141,7 @@ pub(super) async fn pull(control: Arc<Control>, closing: CancellationToken) {
         node: control.node.clone(),
         peer: control.stream.pulled.clone(),
         control: Operator::new(),
-        sink: Applying { control: control.clone(), waiting: None },
+        sink: Applying { control: control.clone(), showing: None },
     };
     control.settings.link.connector.pull(&mut subscriber, closing).boxed().await;
 }
