@@ -4,6 +4,7 @@ use crate::{
     apps::{Seen, call, http_app},
     world::{Ca, MESH, Sidecar, address, allow, destination, endpoint, resource, soon, until},
 };
+use futures::{SinkExt, StreamExt, channel::mpsc, lock::Mutex as AsyncMutex};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use meridian_delta::{
@@ -18,7 +19,10 @@ use meridian_pki::{
     link::{self, ServerTrust},
 };
 use meridian_proto::{
-    delta::{PublisherMessage, SubscriberMessage, sync_server},
+    delta::{
+        Position, PublisherHello, PublisherMessage, Resource, SubscriberMessage, Update,
+        publisher_message::Message, subscriber_message::Message as Heard, sync_server,
+    },
     identity::{Certificate, SignLeafRequest, proxy_identity_server},
 };
 use meridian_proxy::control::{self, Link, Registration, Settings};
@@ -49,6 +53,39 @@ struct Plane {
     pushed: Shown,
     ca: Arc<Mutex<Arc<Ca>>>,
     tokens: Arc<Mutex<Vec<String>>>,
+    /// In place of the view: updates as the test says them, one after the other.
+    by_hand: Option<Arc<AsyncMutex<mpsc::UnboundedReceiver<Update>>>>,
+}
+
+/// Publishes updates, and is silent between them.
+async fn say(
+    mut asked: Streaming<SubscriberMessage>,
+    updates: Arc<AsyncMutex<mpsc::UnboundedReceiver<Update>>>,
+    mut to: mpsc::Sender<Result<PublisherMessage, Status>>,
+) {
+    let position = Some(Position { store_id: vec![7; 16], revision: 0 });
+    let hello = PublisherHello { protocol: meridian_delta::PROTOCOL, position, ..PublisherHello::default() };
+    to.send(Ok(PublisherMessage { message: Some(Message::Hello(hello)) })).await.unwrap();
+    loop {
+        let heard = asked.next().await.unwrap().unwrap();
+        if matches!(heard.message, Some(Heard::Have(have)) if have.last) {
+            break;
+        }
+    }
+    let mut updates = updates.lock().await;
+    while let Some(update) = updates.next().await {
+        to.send(Ok(PublisherMessage { message: Some(Message::Update(update)) })).await.unwrap();
+    }
+}
+
+fn update(revision: u64, more: bool, resources: impl IntoIterator<Item = Arc<Encoded>>) -> Update {
+    let upserts = resources.into_iter().map(|resource| Resource {
+        r#type: resource.type_.to_string(),
+        name: resource.name.to_string(),
+        version: resource.version.0.to_vec(),
+        body: resource.body.clone(),
+    });
+    Update { nonce: revision, revision, more, upserts: upserts.collect(), removals: Vec::new() }
 }
 
 /// `docs/metrics.md` names what a proxy counts, and nothing else.
@@ -104,6 +141,11 @@ impl sync_server::Sync for Plane {
         request: Request<Streaming<SubscriberMessage>>,
     ) -> Result<Response<Self::PullStream>, Status> {
         let closing = self.closing(&request);
+        if let Some(updates) = self.by_hand.clone() {
+            let (to, from) = mpsc::channel(1);
+            tokio::spawn(say(request.into_inner(), updates, to));
+            return Ok(Response::new(from));
+        }
         let opened = Opened::read(request.into_inner()).await?;
         assert_eq!(opened.hello.node.name, "default/backend-1");
         let (view, peer) = (self.view.clone(), self.pulled.clone());
@@ -275,6 +317,7 @@ async fn scene() -> Scene {
         pushed: Shown::default(),
         ca: Arc::new(Mutex::new(ca)),
         tokens: Arc::default(),
+        by_hand: None,
     };
     Scene { plane, web, outbound, inbound, application, seen, template }
 }
@@ -291,6 +334,22 @@ impl Scene {
         let known = self.template.engine.all();
         known.into_iter().chain([self.inbound_for(&["web"])]).collect()
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_of_a_change_holds_though_its_rest_never_comes() {
+    let scene = scene().await;
+    let (updates, from) = mpsc::unbounded();
+    let plane = Plane { by_hand: Some(Arc::new(AsyncMutex::new(from))), ..scene.plane.clone() };
+    let data = tempfile::tempdir().unwrap();
+    let serving = start(plane).await;
+    let running = run(data.path(), serving.address, &serving.trust);
+    updates.unbounded_send(update(1, false, scene.first())).unwrap();
+    running.ready().await;
+    assert_eq!(call(scene.outbound, "/headers").await.status, 200);
+    updates.unbounded_send(update(2, true, [scene.inbound_for(&[])])).unwrap();
+    until("the refusal", async || (call(scene.outbound, "/headers").await.status == 403).then_some(())).await;
+    running.stop().await;
 }
 
 /// More of it than goes into one message.
