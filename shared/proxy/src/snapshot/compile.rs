@@ -3,7 +3,7 @@
 use super::{
     Cluster, Entry, External, Inbound, Leaving, Outbound, PeerRule, Resources, Routing, Snapshot, SniRoutes,
     Target,
-    resources::{DestinationParts, EntryParts},
+    resources::EntryParts,
     routing,
     tiers::{arrange, prepare},
 };
@@ -314,7 +314,7 @@ impl Compiler<'_> {
         if let Some(cluster) = self.next.clusters.get(key.as_str()) {
             return Some(cluster.clone());
         }
-        let DestinationParts { config: destination, peers } = self.resources.destinations.get(name)?;
+        let destination = self.resources.destinations.get(name)?;
         let policies = self.resources.policies(name, destination.protocol);
         let origin = Origin {
             tiers: destination.tiers.iter().map(|tier| self.sets(tier)).collect(),
@@ -328,7 +328,7 @@ impl Compiler<'_> {
             hashing: policies.hashing,
         };
         let source = Source {
-            tls: peers.clone(),
+            tls: destination.peers.clone(),
             retry: policies.retry,
             logs: policies.logs,
             scripts: policies.scripts,

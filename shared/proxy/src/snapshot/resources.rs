@@ -57,11 +57,14 @@ pub struct Resources {
     pub(super) meshes: BTreeMap<Arc<str>, String>,
 }
 
+/// A [`config::Destination`], with what all clusters of it share.
 pub(super) struct DestinationParts {
-    /// Without what its `tls` says, which is in `peers`.
-    pub(super) config: config::Destination,
+    pub(super) service: String,
+    pub(super) protocol: config::Protocol,
     /// Who must answer; `None`: plaintext.
     pub(super) peers: Option<Arc<PeerRule>>,
+    pub(super) tiers: Box<[Vec<String>]>,
+    pub(super) spans_zones: bool,
 }
 
 #[derive(Clone, Default)]
@@ -280,13 +283,13 @@ fn parsed<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     serde_json::from_slice(body).map_err(|error| error.to_string())
 }
 
-fn destination_parts(mut config: config::Destination) -> DestinationParts {
-    let peers = match std::mem::replace(&mut config.tls, DestinationTls::Off) {
+fn destination_parts(config: config::Destination) -> DestinationParts {
+    let config::Destination { service, protocol, tls, tiers, spans_zones } = config;
+    let peers = match tls {
         DestinationTls::Off => None,
         DestinationTls::Mutual { mesh, identities } => Some(Arc::new(PeerRule::new(mesh, identities))),
     };
-    config.tiers.shrink_to_fit();
-    DestinationParts { config, peers }
+    DestinationParts { service, protocol, peers, tiers: tiers.into(), spans_zones }
 }
 
 /// `before`: the parts until now; the backends of logs that stay the same go on.
