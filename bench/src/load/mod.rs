@@ -99,7 +99,8 @@ pub(crate) struct Tally {
     began: Instant,
     counts: Instant,
     ends: Instant,
-    due: Cell<u64>,
+    /// So many requests have been given their times, where there is a rate.
+    given: Cell<u64>,
     latencies: RefCell<Histogram<u64>>,
     /// The first latency, in µs; 0: there is none yet.
     first: Cell<u64>,
@@ -119,7 +120,7 @@ impl Tally {
             began,
             counts,
             ends: counts + Duration::from_secs_f64(options.seconds),
-            due: Cell::new(0),
+            given: Cell::new(0),
             latencies: RefCell::new(Histogram::new_with_bounds(1, LONGEST_MICROS, 3)?),
             first: Cell::new(0),
             failures: Cell::new(0),
@@ -131,21 +132,30 @@ impl Tally {
 
     /// When the next request begins, as its latency is counted; `None` when time is up.
     async fn turn(&self) -> Option<Instant> {
-        let now = Instant::now();
-        let start = match self.options.rate {
-            None => now,
-            Some(rate) => {
-                let number = self.due.get();
-                self.due.set(number + 1);
-                #[expect(clippy::cast_precision_loss, reason = "counts of requests are small")]
-                let due = self.began + Duration::from_secs_f64(number as f64 / rate);
-                if due > now && due < self.ends {
-                    tokio::time::sleep_until(due).await;
-                }
-                due
-            }
+        let Some(rate) = self.options.rate else {
+            let now = Instant::now();
+            return (now < self.ends).then_some(now);
         };
-        (start < self.ends).then_some(start)
+        if self.is_over() {
+            return None;
+        }
+        let due = self.due(self.given.replace(self.given.get() + 1), rate);
+        if due > Instant::now() {
+            tokio::time::sleep_until(due).await;
+        }
+        Some(due)
+    }
+
+    fn due(&self, number: u64, rate: f64) -> Instant {
+        #[expect(clippy::cast_precision_loss, reason = "counts of requests are small")]
+        let after = number as f64 / rate;
+        self.began + Duration::from_secs_f64(after)
+    }
+
+    /// Whether no request will begin any more: at a rate when each has been given to a connection, which is before their times.
+    fn is_over(&self) -> bool {
+        let next = self.options.rate.map_or_else(Instant::now, |rate| self.due(self.given.get(), rate));
+        next >= self.ends
     }
 
     fn answered(&self, start: Instant, bytes: usize) {
@@ -210,7 +220,7 @@ where
     let connections = (0..options.connections).map(|_| {
         let (tally, connection) = (tally.clone(), &connection);
         async move {
-            while Instant::now() < tally.ends {
+            while !tally.is_over() {
                 if connection(tally.clone()).await.is_err() {
                     tally.failed();
                     tokio::task::yield_now().await;
@@ -223,4 +233,43 @@ where
     let grace = tally.ends + Duration::from_millis(200);
     let _ = tokio::time::timeout_at(grace, all).await;
     Ok(tally.outcome())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When the last time is given away, those that wait for theirs need the thread: a connection that has none must not begin again
+    /// and again until the end.
+    #[test]
+    fn at_a_rate_a_connection_that_has_no_more_turns_is_over() {
+        const CONNECTIONS: usize = 16;
+        let options = Options {
+            target: SocketAddr::from(([127, 0, 0, 1], 1)),
+            protocol: Protocol::Http1,
+            connections: CONNECTIONS,
+            streams: 1,
+            request_bytes: 0,
+            response_bytes: 0,
+            ca: None,
+            host: String::new(),
+            seconds: 0.2,
+            warm_up: 0.0,
+            rate: Some(200.0),
+        };
+        let (begun, turns) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let (counted, taken) = (begun.clone(), turns.clone());
+        let connection = move |tally: Rc<Tally>| {
+            let (begun, turns) = (counted.clone(), taken.clone());
+            async move {
+                begun.set(begun.get() + 1);
+                while tally.turn().await.is_some() {
+                    turns.set(turns.get() + 1);
+                }
+                Ok(())
+            }
+        };
+        let _: Outcome = crate::on_one_thread(load(&options, connection)).unwrap();
+        assert_eq!((begun.get(), turns.get()), (CONNECTIONS, 40));
+    }
 }
