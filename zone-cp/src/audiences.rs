@@ -10,7 +10,7 @@ use crate::compile::{Compiled, Inputs, Problem, Unit, compile, owners};
 use crate::picture::Picture;
 use crate::vip::{Owner, VipTable};
 use meridian_core::Key;
-use meridian_delta::{Encoded, Id, Revision, StoreId, View, ViewChange};
+use meridian_delta::{Changing, Encoded, Id, Revision, Shared, StoreId, View, ViewChange};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,6 +33,11 @@ impl Views {
         all.entry(key.clone()).or_insert_with(|| View::new(self.store, Revision(0))).clone()
     }
 
+    /// What a group of proxies has in common, still empty.
+    fn shared(&self) -> Arc<Shared> {
+        Shared::new(self.store)
+    }
+
     /// The next to ask gets another view. Streams of the old one are for their owner to end.
     pub(crate) fn retire(&self, key: &Key) {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
@@ -52,7 +57,7 @@ impl Views {
 pub(crate) struct Counters {
     /// Units compiled.
     pub(crate) units: u64,
-    /// Times that a view was given something.
+    /// Times that a view was given something, by itself or by what it shares.
     pub(crate) views: u64,
     /// Times that a proxy's or a group's set of units was worked out.
     pub(crate) memberships: u64,
@@ -75,10 +80,11 @@ pub(crate) struct Audiences {
     counters: Counters,
 }
 
-#[derive(Default)]
 struct GroupState {
     members: BTreeSet<Unit>,
     proxies: BTreeSet<Key>,
+    /// The resources of its members.
+    shared: Arc<Shared>,
 }
 
 struct ProxyState {
@@ -220,7 +226,11 @@ impl Audiences {
         for group in due {
             self.counters.memberships += 1;
             let members = group_members(picture, &group);
-            let state = self.groups.entry(group.clone()).or_default();
+            let state = self.groups.entry(group.clone()).or_insert_with(|| GroupState {
+                members: BTreeSet::new(),
+                proxies: BTreeSet::new(),
+                shared: self.views.shared(),
+            });
             let change = GroupChange {
                 added: members.difference(&state.members).cloned().collect(),
                 removed: state.members.difference(&members).cloned().collect(),
@@ -263,7 +273,7 @@ impl Audiences {
         old
     }
 
-    /// Puts into each view what is new to its proxy, in one step.
+    /// Puts into what each group shares, and into each view, what is new to its proxies, in one step for each proxy.
     fn publish(
         &mut self,
         revision: Revision,
@@ -276,75 +286,55 @@ impl Audiences {
             .filter_map(|(unit, before)| Some((unit, self.difference(unit, before.as_ref()?))))
             .filter(|(_, difference)| !difference.is_empty())
             .collect();
-        let mut affected: BTreeSet<Key> = BTreeSet::new();
+        let news = News { units: &self.units, differences, old };
+        let no_change = GroupChange::default();
+        let mut told: BTreeSet<&Key> = BTreeSet::new();
+        let mut changing: Vec<Changing> = Vec::new();
         for (group, state) in &self.groups {
-            let regrouped =
-                group_changes.get(group).is_some_and(|it| !it.added.is_empty() || !it.removed.is_empty());
-            if regrouped || differences.keys().any(|unit| state.members.contains(*unit)) {
-                affected.extend(state.proxies.iter().cloned());
+            let change = group_changes.get(group).unwrap_or(&no_change);
+            let holding = Holding {
+                after: &state.members,
+                added: change.added.iter().collect(),
+                removed: change.removed.iter().collect(),
+            };
+            let changes = news.of(&holding);
+            if !changes.is_empty() {
+                let shared = state.shared.change();
+                shared.apply(revision, changes);
+                changing.push(shared);
+                told.extend(&state.proxies);
             }
         }
-        affected.extend(differences.keys().filter_map(|unit| self.own_holders.get(*unit)).flatten().cloned());
-        for key in affected.into_iter().filter(|key| !moved.contains_key(key)) {
-            let Some(state) = self.proxies.get(&key) else { continue };
-            let changes = self.stayed(state, &state.own, group_changes, &differences, old);
+        let holders = news.differences.keys().filter_map(|unit| self.own_holders.get(*unit)).flatten();
+        let affected: BTreeSet<&Key> = holders.filter(|key| !moved.contains_key(*key)).collect();
+        for key in affected {
+            let Some(state) = self.proxies.get(key) else { continue };
+            let changes = news.of(&Holding::between(&state.own, &state.own));
             if !changes.is_empty() {
-                self.counters.views += 1;
                 state.view.apply(revision, changes);
+                told.insert(key);
             }
         }
         for (key, next) in moved {
             let Some((group, own)) = next else { continue };
-            self.counters.views += 1;
-            if let Some(state) = self.proxies.get(key).filter(|state| state.group == *group) {
-                let changes = self.stayed(state, own, group_changes, &differences, old);
-                state.view.apply(revision, changes);
+            told.insert(key);
+            let before = self.proxies.get(key);
+            if let Some(state) = before.filter(|state| state.group == *group) {
+                state.view.apply(revision, news.of(&Holding::between(&state.own, own)));
                 continue;
             }
-            let members = self.groups.get(group).map(|state| &state.members);
-            let all: BTreeSet<&Unit> = members.into_iter().flatten().chain(own).collect();
-            let resources =
-                all.into_iter().filter_map(|unit| self.units.get(unit)).flat_map(|unit| &unit.resources);
-            self.views.open(key).replace(revision, resources.cloned().collect::<Vec<_>>());
+            let Some(state) = self.groups.get(group) else { continue };
+            let resources = news.all(own);
+            self.views.open(key).share(revision, state.shared.clone(), resources);
         }
-    }
-
-    /// Changes for a proxy that is in the same group as before, with these units of its own from now on.
-    fn stayed(
-        &self,
-        state: &ProxyState,
-        own_after: &BTreeSet<Unit>,
-        group_changes: &HashMap<Group, GroupChange>,
-        differences: &HashMap<&Unit, Difference>,
-        old: &HashMap<Unit, Option<Compiled>>,
-    ) -> Vec<ViewChange> {
-        let (no_change, nothing) = (GroupChange::default(), BTreeSet::new());
-        let holding = Holding {
-            own_before: &state.own,
-            own_after,
-            members: self.groups.get(&state.group).map_or(&nothing, |group| &group.members),
-            group: group_changes.get(&state.group).unwrap_or(&no_change),
-        };
-        let mut removals = Vec::new();
-        let mut upserts = Vec::new();
-        for unit in holding.removed() {
-            let before = old.get(unit).and_then(Option::as_ref).or_else(|| self.units.get(unit));
-            removals
-                .extend(before.into_iter().flat_map(|unit| &unit.resources).map(|resource| resource.id()));
-        }
-        for unit in holding.added() {
-            upserts.extend(self.units.get(unit).into_iter().flat_map(|unit| &unit.resources).cloned());
-        }
-        for (unit, difference) in differences {
-            if holding.before(unit) && holding.after(unit) {
-                removals.extend(difference.removals.iter().cloned());
-                upserts.extend(difference.upserts.iter().cloned());
+        drop(changing);
+        self.counters.views += told.len() as u64;
+        for key in told {
+            match self.proxies.get(key) {
+                Some(state) => state.view.wake(),
+                None => self.views.open(key).wake(),
             }
         }
-        // What moves from one unit to another is not taken away: if it is the same there, nothing is sent.
-        let given: HashSet<Id> = upserts.iter().map(|resource| resource.id()).collect();
-        let removals = removals.into_iter().filter(|id| !given.contains(id)).map(ViewChange::Remove);
-        removals.chain(upserts.into_iter().map(ViewChange::Upsert)).collect()
     }
 
     fn difference(&self, unit: &Unit, before: &Compiled) -> Difference {
@@ -388,7 +378,9 @@ impl Audiences {
                 gone.push(key);
                 continue;
             };
-            self.groups.entry(group.clone()).or_default().proxies.insert(key.clone());
+            if let Some(state) = self.groups.get_mut(&group) {
+                state.proxies.insert(key.clone());
+            }
             for unit in &own {
                 self.own_holders.entry(unit.clone()).or_default().insert(key.clone());
             }
@@ -436,33 +428,67 @@ fn mesh_of_policies(unit: &Unit) -> Option<&str> {
     }
 }
 
-/// What a proxy held before an update and what it holds after it.
-struct Holding<'a> {
-    own_before: &'a BTreeSet<Unit>,
-    own_after: &'a BTreeSet<Unit>,
-    /// Of its group, after.
-    members: &'a BTreeSet<Unit>,
-    group: &'a GroupChange,
+/// What an update compiled, and what was there before it.
+struct News<'a> {
+    units: &'a HashMap<Unit, Compiled>,
+    differences: HashMap<&'a Unit, Difference>,
+    old: &'a HashMap<Unit, Option<Compiled>>,
 }
 
-impl Holding<'_> {
-    fn before(&self, unit: &Unit) -> bool {
-        let in_group = self.members.contains(unit) && !self.group.added.contains(unit);
-        self.own_before.contains(unit) || in_group || self.group.removed.contains(unit)
+impl News<'_> {
+    /// Changes for whoever holds these units.
+    fn of(&self, holding: &Holding<'_>) -> Vec<ViewChange> {
+        let mut removals = Vec::new();
+        let mut upserts = Vec::new();
+        for unit in &holding.removed {
+            let before = self.old.get(*unit).and_then(Option::as_ref).or_else(|| self.units.get(*unit));
+            removals
+                .extend(before.into_iter().flat_map(|unit| &unit.resources).map(|resource| resource.id()));
+        }
+        for unit in &holding.added {
+            upserts.extend(self.units.get(*unit).into_iter().flat_map(|unit| &unit.resources).cloned());
+        }
+        for difference in self.differences_in(holding) {
+            removals.extend(difference.removals.iter().cloned());
+            upserts.extend(difference.upserts.iter().cloned());
+        }
+        // What moves from one unit to another is not taken away: if it is the same there, nothing is sent.
+        let given: HashSet<Id> = upserts.iter().map(|resource| resource.id()).collect();
+        let removals = removals.into_iter().filter(|id| !given.contains(id)).map(ViewChange::Remove);
+        removals.chain(upserts.into_iter().map(ViewChange::Upsert)).collect()
     }
 
-    fn after(&self, unit: &Unit) -> bool {
-        self.own_after.contains(unit) || self.members.contains(unit)
+    /// Of units that were held before and are after. What is looked at is what there is less of.
+    fn differences_in(&self, holding: &Holding<'_>) -> Vec<&Difference> {
+        let stayed = |unit: &Unit| holding.after.contains(unit) && !holding.added.contains(unit);
+        if self.differences.len() <= holding.after.len() {
+            return self.differences.iter().filter(|(unit, _)| stayed(unit)).map(|(_, it)| it).collect();
+        }
+        let here = holding.after.iter().filter_map(|unit| Some((unit, self.differences.get(unit)?)));
+        here.filter(|(unit, _)| stayed(unit)).map(|(_, it)| it).collect()
     }
 
-    fn removed(&self) -> BTreeSet<&Unit> {
-        let candidates = self.group.removed.iter().chain(self.own_before.difference(self.own_after));
-        candidates.filter(|unit| !self.after(unit)).collect()
+    /// All resources of these units.
+    fn all(&self, units: &BTreeSet<Unit>) -> Vec<Arc<Encoded>> {
+        units
+            .iter()
+            .filter_map(|unit| self.units.get(unit))
+            .flat_map(|unit| &unit.resources)
+            .cloned()
+            .collect()
     }
+}
 
-    fn added(&self) -> BTreeSet<&Unit> {
-        let candidates = self.group.added.iter().chain(self.own_after.difference(self.own_before));
-        candidates.filter(|unit| !self.before(unit)).collect()
+/// What a proxy or a group holds after an update, and how that differs from before.
+struct Holding<'a> {
+    after: &'a BTreeSet<Unit>,
+    added: BTreeSet<&'a Unit>,
+    removed: Vec<&'a Unit>,
+}
+
+impl<'a> Holding<'a> {
+    fn between(before: &'a BTreeSet<Unit>, after: &'a BTreeSet<Unit>) -> Self {
+        Self { after, added: after.difference(before).collect(), removed: before.difference(after).collect() }
     }
 }
 

@@ -68,8 +68,10 @@ const PATIENCE: Duration = Duration::from_mins(10);
 const CHANGE: Duration = Duration::from_mins(2);
 /// Between two looks at how far the peers are: the times of a storm are as fine as this.
 const LOOK: Duration = Duration::from_millis(50);
-/// A control plane that uses less of a core than this has settled: heartbeats of 10,000 proxies are below.
+/// A control plane that uses less of a core than this, and than what its peers may take at rest, has settled.
 const SETTLED: f64 = 0.2;
+/// Of a core, for each peer: heartbeats are half of it.
+const SETTLED_FOR_EACH: f64 = 60e-6;
 /// The share of peers whose time is shown beside the last one's.
 const MOST: f64 = 0.99;
 
@@ -121,7 +123,7 @@ async fn zone(options: &Options, program: &Path) -> Result<ZoneResults> {
     let mut first = in_sync("first contact", fleet.peers(), began).await?;
     until("every proxy has its certificate", || fleet.proxies.iter().filter(|it| !it.is_certified()).count())
         .await?;
-    first.settled = settle(&zone, options.settle, began)?;
+    first.settled = settle(&zone, options.proxies, options.settle, began)?;
     first.cpu_seconds = zone.since(before)?.cpu_millis / 1e3;
     let received = fleet.common.received();
     rests.push(rest("all proxies", options.rest, &zone, &global)?);
@@ -155,7 +157,7 @@ async fn zone(options: &Options, program: &Path) -> Result<ZoneResults> {
     let began = Instant::now();
     zone.begin()?;
     let mut storm = in_sync("restart of the zone control plane", fleet.peers(), began).await?;
-    storm.settled = settle(&zone, options.settle, began)?;
+    storm.settled = settle(&zone, options.proxies, options.settle, began)?;
     storm.cpu_seconds = zone.in_all()?.cpu_millis / 1e3;
     storm.sent_again = fleet.common.received().0 - received_before.0;
     rests.push(rest("after the restart", options.rest, &zone, &global)?);
@@ -185,7 +187,7 @@ async fn zones(options: &Options, program: &Path) -> Result<ZonesResults> {
     let (began, before) = (Instant::now(), global.look()?);
     zones.connect()?;
     let mut first = in_sync("first contact", zones.peers(), began).await?;
-    first.settled = settle(&global, options.settle, began)?;
+    first.settled = settle(&global, options.zones, options.settle, began)?;
     first.cpu_seconds = global.since(before)?.cpu_millis / 1e3;
     let mut rests = vec![rest_of(&global, "all zones", options.rest)?];
     let full = global.rss()?;
@@ -211,7 +213,7 @@ async fn zones(options: &Options, program: &Path) -> Result<ZonesResults> {
     let began = Instant::now();
     global.begin()?;
     let mut storm = in_sync("restart of the global control plane", zones.peers(), began).await?;
-    storm.settled = settle(&global, options.settle, began)?;
+    storm.settled = settle(&global, options.zones, options.settle, began)?;
     storm.cpu_seconds = global.in_all()?.cpu_millis / 1e3;
     rests.push(rest_of(&global, "after the restart", options.rest)?);
     Ok(ZonesResults {
@@ -227,13 +229,14 @@ async fn zones(options: &Options, program: &Path) -> Result<ZonesResults> {
 
 /// Waits until the control plane has little to do, twice in a row: what one part has done may only begin to occupy another. The
 /// answer is how many seconds that was after `began`.
-fn settle(plane: &Plane, seconds: f64, began: Instant) -> Result<f64> {
+fn settle(plane: &Plane, peers: usize, seconds: f64, began: Instant) -> Result<f64> {
+    let little = SETTLED + SETTLED_FOR_EACH * float(peers);
     let mut quiet_since = None;
     loop {
         let (passed, before) = (began.elapsed(), plane.look()?);
         pause(seconds);
         let used = plane.since(before)?;
-        if used.cpu_millis >= SETTLED * used.seconds * 1e3 {
+        if used.cpu_millis >= little * used.seconds * 1e3 {
             quiet_since = None;
         } else if let Some(since) = quiet_since.replace(passed) {
             return Ok(since.as_secs_f64());

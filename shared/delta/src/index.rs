@@ -1,14 +1,17 @@
 //! The contents of a view, by name and by order of change.
 //!
-//! The order is a count of this index's own changes, not the store's revision: two changes may carry one revision, and
-//! a cursor between them must not miss the second. Only the latest value of a name has a place in the order, so the
-//! index never outgrows what it holds (and a bounded number of tombstones), however much changes.
+//! The order is a count of changes, not the store's revision: two changes may carry one revision, and a cursor between
+//! them must not miss the second. It is one count for all indexes of the process, so that a stream that reads two of
+//! them ([`crate::contents`]) has one cursor. Only the latest value of a name has a place in the order, so the index
+//! never outgrows what it holds (and a bounded number of tombstones), however much changes.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::data::{Encoded, Id, Revision, StoreId};
+use crate::view::ViewChange;
 
 /// How an index knows that a name it has not was deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,9 +22,19 @@ pub enum Deletions {
     Recorded,
 }
 
-/// A place in the order of an index's changes.
+/// A place in the order of changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Order(u64);
+
+/// Places that were given away.
+static ORDERS: AtomicU64 = AtomicU64::new(0);
+
+impl Order {
+    /// Behind all others.
+    pub(crate) fn next() -> Order {
+        Order(ORDERS.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
 
 pub(crate) struct Index {
     pub(crate) store: StoreId,
@@ -101,6 +114,11 @@ impl Index {
         self.live
     }
 
+    /// Where a name is in the order, if it has a place.
+    pub(crate) fn order_of(&self, type_: &str, name: &str) -> Option<Order> {
+        self.slots.get(type_)?.get(name).map(|slot| slot.order)
+    }
+
     pub(crate) fn get(&self, type_: &str, name: &str) -> Option<&Arc<Encoded>> {
         self.at(self.slots.get(type_)?.get(name)?)
     }
@@ -130,7 +148,17 @@ impl Index {
         })
     }
 
-    pub(crate) fn upsert(&mut self, revision: Revision, resource: Arc<Encoded>) {
+    pub(crate) fn apply(&mut self, revision: Revision, changes: impl IntoIterator<Item = ViewChange>) {
+        for change in changes {
+            match change {
+                ViewChange::Upsert(resource) => self.upsert(revision, resource),
+                ViewChange::Remove(id) => self.remove(revision, &id),
+            }
+        }
+        self.advance(revision);
+    }
+
+    fn upsert(&mut self, revision: Revision, resource: Arc<Encoded>) {
         let id = resource.id();
         if self.get(&id.type_, &id.name).is_some_and(|there| there.version == resource.version) {
             return;
@@ -138,8 +166,16 @@ impl Index {
         self.enter(revision, id, Change::Present(resource));
     }
 
-    pub(crate) fn remove(&mut self, revision: Revision, id: &Id) {
+    fn remove(&mut self, revision: Revision, id: &Id) {
         if self.get(&id.type_, &id.name).is_some() {
+            self.enter(revision, id.clone(), Change::Removed(Box::new(id.clone())));
+            self.bound_tombstones();
+        }
+    }
+
+    /// A name that is not here, and was or is somewhere else, is not what it was: whoever reads on looks for it again.
+    pub(crate) fn touch(&mut self, revision: Revision, id: &Id) {
+        if self.get(&id.type_, &id.name).is_none() {
             self.enter(revision, id.clone(), Change::Removed(Box::new(id.clone())));
             self.bound_tombstones();
         }
@@ -200,7 +236,7 @@ impl Index {
     }
 
     fn enter(&mut self, revision: Revision, id: Id, change: Change) {
-        self.last = Order(self.last.0 + 1);
+        self.last = Order::next();
         let revision = revision.max(self.revision);
         let present = matches!(change, Change::Present(_));
         let slot = Slot { order: self.last, revision };

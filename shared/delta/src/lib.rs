@@ -6,6 +6,7 @@
 //! and serve both the caller's and the called end; [`client`] and [`server`] are the connections.
 
 pub mod client;
+mod contents;
 mod data;
 mod index;
 mod monitor;
@@ -26,7 +27,7 @@ pub use index::Deletions;
 pub use peer::{Behind, Counters, Node, Peer, PeerState, Rejected};
 pub use publish::Publisher;
 pub use subscribe::{Batch, Control, Resume, Sink, SinkError, Subscriber};
-pub use view::{View, ViewChange};
+pub use view::{Changing, Shared, View, ViewChange};
 
 /// The version of the protocol in the hellos. A peer with another one is refused.
 pub const PROTOCOL: u32 = 1;

@@ -130,7 +130,7 @@ impl Stream<'_> {
         // While the transport takes nothing, what is due to be sent can only wait.
         let wake = match busy {
             true => self.session.dead_at(),
-            false => self.view.read(|index| self.session.wake_at(index)),
+            false => self.view.read(|contents| self.session.wake_at(contents)),
         };
         tokio::select! {
             biased;
@@ -141,7 +141,7 @@ impl Stream<'_> {
             }
             ready = self.outbound.ready(), if busy => {
                 ready?;
-                match self.view.read(|index| self.session.poll(index, now())) {
+                match self.view.read(|contents| self.session.poll(contents, now())) {
                     Ok(Next::Send(message)) => self.outbound.send(Ok(message)),
                     Ok(Next::Again) => {}
                     Ok(Next::Idle) => self.idle = true,

@@ -1,11 +1,13 @@
 //! What one audience may see: shared by all its streams, changed by whoever compiles it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::watch;
 
-use crate::data::{Encoded, Id, Position, Revision, StoreId};
-use crate::index::{Deletions, Index};
+use crate::contents::{Contents, Switched};
+use crate::data::{Encoded, Id, Position, Revision, StoreId, Version};
+use crate::index::{Deletions, Index, Order};
 
 /// The publisher's side for one audience: a proxy, or all who get the same.
 ///
@@ -14,8 +16,70 @@ use crate::index::{Deletions, Index};
 /// be taken for one that has nothing. Cloning the `Arc` is how it is shared; the lock inside is held only to change the
 /// index or to read one message's worth of it.
 pub struct View {
-    index: Mutex<Index>,
+    layers: Mutex<Layers>,
     changed: watch::Sender<u64>,
+}
+
+struct Layers {
+    own: Index,
+    shared: Option<Arc<Shared>>,
+    switched: Option<Switched>,
+}
+
+/// What many views have in common, kept once: each shows it beside what is its own, and what is its own goes before.
+///
+/// Whoever changes it also changes the views that show it, and is alone in that. Streams wait while a
+/// [`Changing`] lasts: what is changed here and in a view together is one step to them.
+pub struct Shared(RwLock<Common>);
+
+struct Common {
+    index: Index,
+    is_changing: bool,
+}
+
+/// Changes are being made, until this is dropped. The views that show it are to be told then ([`View::wake`]).
+#[must_use]
+pub struct Changing(Arc<Shared>);
+
+impl Shared {
+    /// Empty, for views of this store.
+    pub fn new(store: StoreId) -> Arc<Shared> {
+        let index = Index::new(store, Revision(0), Deletions::Derived);
+        Arc::new(Shared(RwLock::new(Common { index, is_changing: false })))
+    }
+
+    pub fn change(self: &Arc<Shared>) -> Changing {
+        self.write().is_changing = true;
+        Changing(Arc::clone(self))
+    }
+
+    pub fn len(&self) -> usize {
+        self.read().index.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Common> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Common> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Changing {
+    pub fn apply(&self, revision: Revision, changes: impl IntoIterator<Item = ViewChange>) {
+        self.0.write().index.apply(revision, changes);
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        self.0.write().is_changing = false;
+    }
 }
 
 /// One change of a view's contents.
@@ -51,27 +115,50 @@ impl View {
     }
 
     fn with(index: Index) -> Arc<View> {
-        Arc::new(View { index: Mutex::new(index), changed: watch::Sender::new(0) })
+        let layers = Layers { own: index, shared: None, switched: None };
+        Arc::new(View { layers: Mutex::new(layers), changed: watch::Sender::new(0) })
     }
 
     /// Applies one revision's changes, all at once. An upsert equal to what is there, and the removal of what is not,
     /// change nothing. The revision may equal the present one (something beside the store changed); an older one is
     /// taken as the present.
     pub fn apply(&self, revision: Revision, changes: impl IntoIterator<Item = ViewChange>) {
-        self.change(|index| {
-            for change in changes {
-                match change {
-                    ViewChange::Upsert(resource) => index.upsert(revision, resource),
-                    ViewChange::Remove(id) => index.remove(revision, &id),
-                }
-            }
-            index.advance(revision);
-        });
+        self.change(|index| index.apply(revision, changes));
     }
 
     /// Makes `resources` the whole contents: what is equal stays untouched, what is not named goes, as a known deletion.
     pub fn replace(&self, revision: Revision, resources: impl IntoIterator<Item = Arc<Encoded>>) {
         self.change(|index| index.replace(revision, resources));
+    }
+
+    /// Makes `shared` and `resources` the whole contents, in one step. What is shared now and was there before, wherever, is
+    /// not sent again.
+    pub fn share(
+        &self,
+        revision: Revision,
+        shared: Arc<Shared>,
+        resources: impl IntoIterator<Item = Arc<Encoded>>,
+    ) {
+        {
+            let mut layers = self.lock();
+            let (before, end): (HashMap<Id, Version>, _) = layers.read(|contents| {
+                (contents.iter().map(|it| (it.id(), it.version)).collect(), contents.last())
+            });
+            let was_read = layers.own.ready;
+            layers.own.replace(revision, resources);
+            layers.shared = Some(shared);
+            if was_read {
+                layers.switched = Some(Switched { at: Order::next(), end });
+                let changed = layers.read(|contents| changed(contents, before));
+                changed.iter().for_each(|id| layers.own.touch(revision, id));
+            }
+        }
+        self.wake();
+    }
+
+    /// What it shares has changed: its streams look again.
+    pub fn wake(&self) {
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// A revision came that changed nothing here.
@@ -91,43 +178,49 @@ impl View {
 
     /// Whether it was given its contents yet.
     pub fn is_ready(&self) -> bool {
-        self.lock().ready
+        self.lock().own.ready
     }
 
     pub fn revision(&self) -> Revision {
-        self.lock().revision
+        self.read(|contents| contents.revision())
     }
 
     pub fn position(&self) -> Position {
-        let index = self.lock();
-        Position { store: index.store, revision: index.revision }
+        self.read(|contents| Position { store: contents.store(), revision: contents.revision() })
     }
 
     pub fn get(&self, type_: &str, name: &str) -> Option<Arc<Encoded>> {
-        self.lock().get(type_, name).cloned()
+        self.read(|contents| contents.get(type_, name).cloned())
     }
 
     /// Everything in it, by type and name: one consistent reading.
     pub fn list(&self) -> Vec<Arc<Encoded>> {
-        self.lock().iter().cloned().collect()
+        let mut all: Vec<_> = self.read(|contents| contents.iter().cloned().collect());
+        all.sort_by(|a, b| (&a.type_, &a.name).cmp(&(&b.type_, &b.name)));
+        all
     }
 
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.read(|contents| contents.iter().count())
+    }
+
+    /// How much of it is its own, and kept for it alone.
+    pub fn own_len(&self) -> usize {
+        self.lock().own.len()
     }
 
     /// Deletions that are remembered, each until the history is forgotten up to it or there are too many.
     pub fn tombstones(&self) -> usize {
-        self.lock().tombstones()
+        self.lock().own.tombstones()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Reads the index; the caller does no I/O meanwhile.
-    pub(crate) fn read<T>(&self, read: impl FnOnce(&Index) -> T) -> T {
-        read(&self.lock())
+    /// Reads the contents; the caller does no I/O meanwhile.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Contents<'_>) -> T) -> T {
+        self.lock().read(read)
     }
 
     /// Notified at each change; many changes may be one notification.
@@ -137,18 +230,44 @@ impl View {
 
     fn change(&self, change: impl FnOnce(&mut Index)) {
         let moved = {
-            let mut index = self.lock();
+            let index = &mut self.lock().own;
             let before = index.generation();
-            change(&mut index);
+            change(index);
             index.generation() != before
         };
         if moved {
-            self.changed.send_modify(|count| *count = count.wrapping_add(1));
+            self.wake();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Index> {
+    fn lock(&self) -> MutexGuard<'_, Layers> {
         // The index is changed by code that can't panic half-way through an invariant.
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Layers {
+    fn read<T>(&self, read: impl FnOnce(&Contents<'_>) -> T) -> T {
+        let common = self.shared.as_ref().map(|shared| shared.read());
+        read(&Contents {
+            own: &self.own,
+            shared: common.as_ref().map(|common| &common.index),
+            switched: self.switched,
+            is_changing: common.as_ref().is_some_and(|common| common.is_changing),
+        })
+    }
+}
+
+/// What is not what it was, and has no new place in the order of its own.
+fn changed(contents: &Contents<'_>, mut before: HashMap<Id, Version>) -> Vec<Id> {
+    let mut changed = Vec::new();
+    for resource in contents.iter() {
+        let id = resource.id();
+        if before.remove(&id) != Some(resource.version) {
+            changed.push(id);
+        }
+    }
+    changed.extend(before.into_keys());
+    changed.retain(|id| contents.own.get(&id.type_, &id.name).is_none());
+    changed
 }

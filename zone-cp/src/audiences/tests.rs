@@ -572,6 +572,28 @@ fn timeout(name: &str, spec: serde_json::Value) -> Resource {
     global("MeshTimeout", "default", name, spec)
 }
 
+/// Else a zone of a thousand services would need a thousand times their names for each of its sidecars.
+#[test]
+fn what_sidecars_of_a_mesh_all_hold_is_kept_once() {
+    let mut world = crowd();
+    let kept = |world: &World| {
+        let view = world.audiences.views.open(&sidecar("east", "client-7"));
+        (view.len(), view.own_len())
+    };
+    let (before, own) = kept(&world);
+    for n in 0..20 {
+        let name = format!("new-{n}");
+        let resource = dataplane("east", &name, &name, &format!("10.1.2.{n}"), 8080, "http");
+        set_facts(&mut world, &resource.key, Some(healthy(&resource)));
+        world.put(resource);
+    }
+    settle(&mut world);
+    let (after, own_after) = kept(&world);
+    assert!(after >= before + 60, "{before} and {after} resources");
+    assert_eq!(own_after, own);
+    assert!(own < 10, "{own} of {before} are its own");
+}
+
 #[test]
 fn a_policy_for_the_whole_mesh_is_compiled_once_and_is_small() {
     let mut world = crowd();

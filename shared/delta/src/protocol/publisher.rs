@@ -15,8 +15,9 @@ use wire::subscriber_message::Message as In;
 use super::parts::Filling;
 use super::refusals::Refusals;
 use super::{HEARTBEAT, MAX_HELD, SILENCE, Violation, on_beat};
+use crate::contents::{At, Contents};
 use crate::data::{Id, Position, Revision, Version};
-use crate::index::{Deletions, Entered, Index, Order};
+use crate::index::{Deletions, Order};
 use crate::peer::{Behind, Counters, Node, PeerState};
 use crate::stream::{Hello, Message};
 
@@ -179,11 +180,11 @@ impl PublisherSession {
     }
 
     /// What to send now, if anything. Called when the transport can take a message.
-    pub(crate) fn poll(&mut self, index: &Index, now: Instant) -> Result<Next, TooOld> {
+    pub(crate) fn poll(&mut self, contents: &Contents<'_>, now: Instant) -> Result<Next, TooOld> {
         if matches!(self.leaving, Leaving::Done) {
             return Ok(Next::Idle);
         }
-        if let Some(hello) = self.hello(index) {
+        if let Some(hello) = self.hello(contents) {
             return Ok(self.send(hello, now));
         }
         if let Leaving::Asked(reason) = &mut self.leaving {
@@ -191,25 +192,35 @@ impl PublisherSession {
             self.leaving = Leaving::Done;
             return Ok(self.send(Out::Goodbye(wire::Goodbye { reason }), now));
         }
-        if self.in_flight.is_none() && index.ready && matches!(self.stage, Stage::Comparing | Stage::Live) {
-            match self.step(index, now)? {
+        if contents.is_changing {
+            // Half of a step is not to be seen; the view is woken when it is whole.
+            return Ok(Next::Idle);
+        }
+        if self.in_flight.is_none()
+            && contents.is_ready()
+            && matches!(self.stage, Stage::Comparing | Stage::Live)
+        {
+            match self.step(contents, now)? {
                 Next::Idle => {}
                 next => return Ok(next),
             }
         }
-        if self.heartbeat_at(index).is_some_and(|at| at <= now) {
-            return Ok(self.heartbeat(index, now));
+        if self.heartbeat_at(contents).is_some_and(|at| at <= now) {
+            return Ok(self.heartbeat(contents, now));
         }
         Ok(Next::Idle)
     }
 
     /// When to poll again although nothing happened, after it answered that it is idle.
-    pub(crate) fn wake_at(&self, index: &Index) -> Instant {
+    pub(crate) fn wake_at(&self, contents: &Contents<'_>) -> Instant {
+        if contents.is_changing {
+            return self.dead_at();
+        }
         let retry = match self.in_flight {
             Some(_) => None,
             None => self.refusals.next_retry(),
         };
-        [self.heartbeat_at(index), retry].into_iter().flatten().fold(self.dead_at(), Instant::min)
+        [self.heartbeat_at(contents), retry].into_iter().flatten().fold(self.dead_at(), Instant::min)
     }
 
     /// The other direction has just woken both ends: a heartbeat that is due soon costs less now.
@@ -341,50 +352,52 @@ impl PublisherSession {
     }
 
     /// The hello that is due, if one is.
-    fn hello(&mut self, index: &Index) -> Option<Out> {
+    fn hello(&mut self, contents: &Contents<'_>) -> Option<Out> {
         let due = match self.greeted {
             Greeted::No => true,
-            Greeted::Pending => index.ready,
+            Greeted::Pending => contents.is_ready(),
             Greeted::Yes => false,
         };
         if !due {
             return None;
         }
-        self.greeted = if index.ready { Greeted::Yes } else { Greeted::Pending };
-        if index.ready {
-            self.announced = Some((index.revision, index.known));
+        self.greeted = if contents.is_ready() { Greeted::Yes } else { Greeted::Pending };
+        if contents.is_ready() {
+            self.announced = Some((contents.revision(), contents.is_known()));
         }
         Some(Out::Hello(wire::PublisherHello {
             protocol: crate::PROTOCOL,
-            position: index.ready.then(|| Position::new(index.store, index.revision).to_wire()),
-            floor: index.floor.0,
+            position: contents
+                .is_ready()
+                .then(|| Position::new(contents.store(), contents.revision()).to_wire()),
+            floor: contents.floor().0,
             types: self.types.iter().map(|name| name.to_string()).collect(),
             node: Some(self.node.to_wire()),
         }))
     }
 
     /// The next update, if the subscriber lacks something.
-    fn step(&mut self, index: &Index, now: Instant) -> Result<Next, TooOld> {
+    fn step(&mut self, contents: &Contents<'_>, now: Instant) -> Result<Next, TooOld> {
         if self.stage == Stage::Comparing && self.cursor == Order::default() && self.since == Order::default()
         {
-            self.since = index.last();
+            self.since = contents.now();
         }
-        if !index.reaches(self.cursor.max(self.since)) {
+        if !contents.reaches(self.cursor, self.since) {
             return Err(TooOld);
         }
         let mut filling = Filling::default();
-        self.fill_retries(index, now, &mut filling);
-        let whole = self.fill_changes(index, &mut filling) && self.fill_absent(index, &mut filling);
+        self.fill_retries(contents, now, &mut filling);
+        let whole = self.fill_changes(contents, &mut filling) && self.fill_absent(contents, &mut filling);
         if filling.is_empty() && !(whole && self.mid_step) {
             return Ok(if whole { Next::Idle } else { Next::Again });
         }
-        Ok(self.update(filling, whole, index, now))
+        Ok(self.update(filling, whole, contents, now))
     }
 
-    fn fill_retries(&mut self, index: &Index, now: Instant, filling: &mut Filling) {
+    fn fill_retries(&mut self, contents: &Contents<'_>, now: Instant, filling: &mut Filling) {
         for (id, version) in self.refusals.due(now) {
             // If it has changed, or gone, the order says so.
-            let same = index.get(&id.type_, &id.name).filter(|resource| resource.version == version);
+            let same = contents.get(&id.type_, &id.name).filter(|resource| resource.version == version);
             if let Some(resource) = same {
                 if !filling.fits(resource.cost()) {
                     return;
@@ -396,13 +409,13 @@ impl PublisherSession {
     }
 
     /// Takes in what changed above the cursor. Answers whether that was all of it.
-    fn fill_changes(&mut self, index: &Index, filling: &mut Filling) -> bool {
-        for (seen, (order, entered)) in index.after(self.cursor).enumerate() {
+    fn fill_changes(&mut self, contents: &Contents<'_>, filling: &mut Filling) -> bool {
+        for (seen, (order, at)) in contents.after(self.cursor, self.since).enumerate() {
             if seen == SCAN {
                 return false;
             }
-            match entered {
-                Entered::Present(resource) if self.wants(&resource.type_) => {
+            match at {
+                At::Present(resource) if self.wants(&resource.type_) => {
                     let id = resource.id();
                     let held = self.have.get(&id) == Some(&resource.version);
                     let refused = self.refusals.holds(&id, resource);
@@ -414,7 +427,7 @@ impl PublisherSession {
                     }
                     self.have.remove(&id);
                 }
-                Entered::Removed(id) if self.wants(&id.type_) => {
+                At::Removed(id) if self.wants(&id.type_) => {
                     if order > self.since || self.have.contains_key(id) {
                         if !filling.fits(id.cost()) {
                             return false;
@@ -432,11 +445,11 @@ impl PublisherSession {
     }
 
     /// After all that is here was compared: what the subscriber holds beyond it. Answers whether that was all.
-    fn fill_absent(&mut self, index: &Index, filling: &mut Filling) -> bool {
+    fn fill_absent(&mut self, contents: &Contents<'_>, filling: &mut Filling) -> bool {
         if self.stage == Stage::Live {
             return true;
         }
-        let cause = self.cause_of_absence(index);
+        let cause = self.cause_of_absence(contents);
         while let Some(entry) = self.have.first_entry() {
             if !filling.fits(entry.key().cost()) {
                 return false;
@@ -448,22 +461,22 @@ impl PublisherSession {
         true
     }
 
-    fn cause_of_absence(&self, index: &Index) -> wire::Cause {
+    fn cause_of_absence(&self, contents: &Contents<'_>) -> wire::Cause {
         let reaches_back = self.peer.position.is_some_and(|position| {
-            position.store == index.store
-                && position.revision >= index.floor
-                && position.revision <= index.revision
+            position.store == contents.store()
+                && position.revision >= contents.floor()
+                && position.revision <= contents.revision()
         });
-        match (reaches_back, index.deletions) {
+        match (reaches_back, contents.deletions()) {
             (false, _) => wire::Cause::Inferred,
             (true, Deletions::Derived) => wire::Cause::Known,
             (true, Deletions::Recorded) => wire::Cause::Unrecorded,
         }
     }
 
-    fn update(&mut self, filling: Filling, whole: bool, index: &Index, now: Instant) -> Next {
+    fn update(&mut self, filling: Filling, whole: bool, contents: &Contents<'_>, now: Instant) -> Next {
         self.nonce += 1;
-        self.in_flight = Some(InFlight { nonce: self.nonce, revision: index.revision, more: !whole });
+        self.in_flight = Some(InFlight { nonce: self.nonce, revision: contents.revision(), more: !whole });
         self.mid_step = !whole;
         for resource in &filling.upserts {
             self.step.insert(resource.id(), resource.version);
@@ -472,10 +485,10 @@ impl PublisherSession {
             self.step.remove(id);
         }
         if whole {
-            self.announced = Some((index.revision, self.announced.is_none_or(|(_, known)| known)));
+            self.announced = Some((contents.revision(), self.announced.is_none_or(|(_, known)| known)));
         }
         self.count(&filling, now);
-        self.send(Out::Update(filling.into_update(self.nonce, index.revision.0, !whole)), now)
+        self.send(Out::Update(filling.into_update(self.nonce, contents.revision().0, !whole)), now)
     }
 
     fn count(&mut self, filling: &Filling, now: Instant) {
@@ -495,7 +508,7 @@ impl PublisherSession {
     }
 
     /// When the next heartbeat is due.
-    fn heartbeat_at(&self, index: &Index) -> Option<Instant> {
+    fn heartbeat_at(&self, contents: &Contents<'_>) -> Option<Instant> {
         if self.greeted == Greeted::No || matches!(self.leaving, Leaving::Done) {
             return None;
         }
@@ -508,9 +521,9 @@ impl PublisherSession {
         if self.greeted == Greeted::Pending {
             return Some(regular);
         }
-        let untold_sync = self.in_sync() && self.synced != Some(index.revision);
-        let moved = self.announced.is_none_or(|(revision, _)| revision != index.revision);
-        let lost_sight = self.announced.is_none_or(|(_, known)| known != index.known);
+        let untold_sync = self.in_sync() && self.synced != Some(contents.revision());
+        let moved = self.announced.is_none_or(|(revision, _)| revision != contents.revision());
+        let lost_sight = self.announced.is_none_or(|(_, known)| known != contents.is_known());
         let at_once = lost_sight || (untold_sync && self.synced.is_none());
         match (at_once, untold_sync || moved) {
             (true, _) => Some(self.said),
@@ -519,21 +532,21 @@ impl PublisherSession {
         }
     }
 
-    fn heartbeat(&mut self, index: &Index, now: Instant) -> Next {
+    fn heartbeat(&mut self, contents: &Contents<'_>, now: Instant) -> Next {
         let in_sync = self.in_sync() && self.greeted == Greeted::Yes;
         if in_sync {
-            self.synced = Some(index.revision);
+            self.synced = Some(contents.revision());
         }
         if self.greeted == Greeted::Yes {
-            let announced = Some((index.revision, index.known));
+            let announced = Some((contents.revision(), contents.is_known()));
             // At rest it says the same every time, and whoever watches sleeps.
             self.seen.changed |= self.announced != announced;
             self.announced = announced;
         }
         self.advanced = Some(now);
         self.nudged = false;
-        let unknown = !(index.known && index.ready);
-        self.send(Out::Heartbeat(wire::Heartbeat { revision: index.revision.0, unknown, in_sync }), now)
+        let unknown = !(contents.is_known() && contents.is_ready());
+        self.send(Out::Heartbeat(wire::Heartbeat { revision: contents.revision().0, unknown, in_sync }), now)
     }
 
     fn send(&mut self, message: Out, now: Instant) -> Next {
@@ -569,7 +582,7 @@ mod tests {
         let mut session = PublisherSession::new(&[], Node::default(), None, began);
         session.greeted = Greeted::Yes;
         session.announced = Some((Revision(1), true));
-        let due = |session: &PublisherSession| view.read(|index| session.heartbeat_at(index)).unwrap();
+        let due = |session: &PublisherSession| view.read(|contents| session.heartbeat_at(contents)).unwrap();
         assert_eq!(due(&session), began + HEARTBEAT);
         session.nudge(began + HEARTBEAT / 3);
         assert_eq!(due(&session), began + HEARTBEAT);

@@ -14,7 +14,7 @@ use crate::data::{Encoded, Id, MAX_MESSAGE, Position, Revision, StoreId, Version
 use crate::index::Deletions;
 use crate::peer::{Node, PeerState, Rejected};
 use crate::subscribe::{Batch, Resume};
-use crate::view::{View, ViewChange};
+use crate::view::{Shared, View, ViewChange};
 
 /// A resource whose body says that a strict subscriber does not accept it.
 pub(super) fn is_bad(resource: &Encoded) -> bool {
@@ -42,11 +42,22 @@ pub(super) struct Simulation {
 pub(super) struct Process {
     pub(super) view: Arc<View>,
     pub(super) truth: BTreeMap<Id, Arc<Encoded>>,
+    /// Where its view shows what others show too.
+    groups: Option<Groups>,
     deleted: BTreeSet<Id>,
     mode: Deletions,
     store: StoreId,
     revision: Revision,
     floor: Revision,
+}
+
+/// What is shared, what is the view's own, and which of the two it shows now.
+#[derive(Default)]
+struct Groups {
+    shared: [BTreeMap<Id, Arc<Encoded>>; 2],
+    layers: Option<[Arc<Shared>; 2]>,
+    own: BTreeMap<Id, Arc<Encoded>>,
+    current: usize,
 }
 
 /// A subscriber with its disk.
@@ -82,6 +93,14 @@ impl Simulation {
         }
     }
 
+    /// The publisher's view shares some of what it shows.
+    pub(super) fn sharing() -> Simulation {
+        let mut simulation = Simulation::new(Deletions::Derived);
+        simulation.publisher.groups = Some(Groups::default());
+        simulation.publisher.start();
+        simulation
+    }
+
     pub(super) fn connect(&mut self) {
         self.disconnect();
         let have = self.subscriber.held.iter().map(|(id, version)| (id.clone(), *version)).collect();
@@ -106,6 +125,21 @@ impl Simulation {
     pub(super) fn restart_publisher(&mut self) {
         self.disconnect();
         self.publisher.start();
+    }
+
+    /// Changes what is shared, and what is the view's own, as one step: in the middle of it nothing is sent.
+    pub(super) fn change(&mut self, group: usize, shared: Vec<ViewChange>, own: Vec<ViewChange>) {
+        let (link, now) = (&mut self.link, self.now);
+        self.publisher.change(group, shared, own, |view, is_shown| {
+            let Some(link) = link else { return };
+            let before = link.down.len();
+            if let Err(TooOld) = link.publisher_sends(view, now) {
+                assert!(!is_shown, "it is not looked at while it changes");
+            }
+            let updates =
+                |message: &wire::PublisherMessage| matches!(message.message, Some(FromPublisher::Update(_)));
+            assert!(!is_shown || !link.down.iter().skip(before).any(updates), "half of a step was sent");
+        });
     }
 
     /// One step of one of the actors: 0 publisher sends, 1 it arrives, 2 subscriber sends, 3 it arrives, 4 the sink
@@ -191,6 +225,7 @@ impl Process {
         let mut process = Process {
             view: View::new(store, Revision(0)),
             truth: BTreeMap::new(),
+            groups: None,
             deleted: BTreeSet::new(),
             mode,
             store,
@@ -212,11 +247,76 @@ impl Process {
                 self.deleted.iter().cloned().collect::<Vec<_>>(),
             ),
         };
-        self.view.replace(self.revision, self.truth.values().cloned().collect::<Vec<_>>());
+        let Some(groups) = &mut self.groups else {
+            return self.view.replace(self.revision, self.truth.values().cloned().collect::<Vec<_>>());
+        };
+        let layers = groups.shared.each_ref().map(|resources| {
+            let layer = Shared::new(self.store);
+            layer.change().apply(self.revision, resources.values().cloned().map(ViewChange::Upsert));
+            layer
+        });
+        groups.layers = Some(layers);
+        self.show();
+    }
+
+    /// Shows what is shared by the present group, and what is its own.
+    fn show(&mut self) {
+        let Some(groups) = &self.groups else { return };
+        let Some(layers) = &groups.layers else { return };
+        let Some(layer) = layers.get(groups.current) else { return };
+        self.view.share(self.revision, layer.clone(), groups.own.values().cloned().collect::<Vec<_>>());
+        self.merge();
+    }
+
+    fn merge(&mut self) {
+        let Some(groups) = &self.groups else { return };
+        let shared = groups.shared.get(groups.current).into_iter().flatten();
+        self.truth = shared.chain(&groups.own).map(|(id, it)| (id.clone(), it.clone())).collect();
+    }
+
+    /// The view shows what another group shares.
+    pub(super) fn switch(&mut self) {
+        self.revision.0 += 1;
+        if let Some(groups) = &mut self.groups {
+            groups.current = 1 - groups.current;
+        }
+        self.show();
+    }
+
+    /// Changes what is shared, and what is the view's own, as one step; `between` happens in the middle.
+    pub(super) fn change(
+        &mut self,
+        group: usize,
+        shared: Vec<ViewChange>,
+        own: Vec<ViewChange>,
+        between: impl FnOnce(&View, bool),
+    ) {
+        self.revision.0 += 1;
+        let Some(groups) = &mut self.groups else { return };
+        let layers = groups.layers.as_ref();
+        let (Some(layer), Some(truth)) =
+            (layers.and_then(|layers| layers.get(group)), groups.shared.get_mut(group))
+        else {
+            return;
+        };
+        let is_shown = groups.current == group;
+        enter(truth, &shared);
+        enter(&mut groups.own, &own);
+        let changing = layer.change();
+        changing.apply(self.revision, shared);
+        self.view.wake();
+        between(&self.view, is_shown);
+        self.view.apply(self.revision, own);
+        drop(changing);
+        self.view.wake();
+        self.merge();
     }
 
     pub(super) fn put(&mut self, resource: Arc<Encoded>) {
         self.revision.0 += 1;
+        if let Some(groups) = &mut self.groups {
+            groups.own.insert(resource.id(), resource.clone());
+        }
         self.deleted.remove(&resource.id());
         self.truth.insert(resource.id(), resource.clone());
         self.view.apply(self.revision, [ViewChange::Upsert(resource)]);
@@ -227,7 +327,11 @@ impl Process {
         if self.truth.remove(&id).is_some() {
             self.deleted.insert(id.clone());
         }
+        if let Some(groups) = &mut self.groups {
+            groups.own.remove(&id);
+        }
         self.view.apply(self.revision, [ViewChange::Remove(id)]);
+        self.merge();
     }
 
     pub(super) fn pass_revision(&mut self) {
@@ -270,6 +374,15 @@ impl Process {
     }
 }
 
+fn enter(resources: &mut BTreeMap<Id, Arc<Encoded>>, changes: &[ViewChange]) {
+    for change in changes {
+        match change {
+            ViewChange::Upsert(resource) => drop(resources.insert(resource.id(), resource.clone())),
+            ViewChange::Remove(id) => drop(resources.remove(id)),
+        }
+    }
+}
+
 impl Holder {
     fn take(&mut self, batch: Batch) -> Vec<Rejected> {
         if self.whole_steps && !batch.complete {
@@ -300,7 +413,7 @@ impl Holder {
 impl Link {
     fn publisher_sends(&mut self, view: &View, now: Instant) -> Result<bool, TooOld> {
         let message = loop {
-            match view.read(|index| self.publisher.poll(index, now))? {
+            match view.read(|contents| self.publisher.poll(contents, now))? {
                 Next::Again => {}
                 Next::Idle => return Ok(false),
                 Next::Send(message) => break message,

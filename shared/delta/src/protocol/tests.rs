@@ -9,6 +9,7 @@ use super::{HEARTBEAT, RETRY_FIRST, SILENCE};
 use crate::data::{Id, Revision, Version};
 use crate::index::Deletions;
 use crate::peer::Behind;
+use crate::view::ViewChange;
 
 #[derive(Debug, Clone)]
 enum Act {
@@ -23,6 +24,37 @@ enum Act {
     ForgetHistory,
     Wait(u8),
     Tolerate(bool),
+    /// What a group shares, and what is the view's own: names and what they become.
+    Change(bool, Vec<(u8, Option<u8>)>, Vec<(u8, Option<u8>)>),
+    Switch,
+}
+
+/// Those of a view that shares what it shows.
+fn sharing_acts() -> impl Strategy<Value = Vec<Act>> {
+    let changes = || prop::collection::vec((0..32u8, prop::option::weighted(0.7, 0..=255u8)), 0..5);
+    let act = prop_oneof![
+        12 => (any::<bool>(), changes(), changes()).prop_map(|(group, shared, own)| Act::Change(group, shared, own)),
+        3 => Just(Act::Switch),
+        40 => (0..6u8).prop_map(Act::Step),
+        4 => Just(Act::Settle),
+        2 => Just(Act::Connect),
+        1 => Just(Act::Disconnect),
+        1 => Just(Act::RestartPublisher),
+        2 => (0..40u8).prop_map(Act::Wait),
+        1 => any::<bool>().prop_map(Act::Tolerate),
+    ];
+    prop::collection::vec(act, 0..200)
+}
+
+fn changes(of: &[(u8, Option<u8>)]) -> Vec<ViewChange> {
+    let change = |(number, value): &(u8, Option<u8>)| match value {
+        Some(value) => {
+            let (type_, name) = name(*number);
+            ViewChange::Upsert(resource(type_, &name, *value))
+        }
+        None => ViewChange::Remove(id(*number)),
+    };
+    of.iter().map(change).collect()
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -69,6 +101,8 @@ fn act(simulation: &mut Simulation, act: &Act) {
         Act::ForgetHistory => simulation.publisher.forget_history(),
         Act::Wait(seconds) => simulation.now += std::time::Duration::from_secs((*seconds).into()),
         Act::Tolerate(tolerant) => simulation.subscriber.tolerant = *tolerant,
+        Act::Change(group, shared, own) => simulation.change((*group).into(), changes(shared), changes(own)),
+        Act::Switch => simulation.publisher.switch(),
     }
 }
 
@@ -104,6 +138,35 @@ proptest! {
         prop_assert!(simulation.shown_at_subscriber.rejected.is_empty());
         prop_assert_eq!(simulation.shown_at_subscriber.behind, Behind::Current);
         prop_assert_eq!(simulation.shown_at_publisher.behind, Behind::Current);
+    }
+
+    /// The same where much of what is shown is shared, with either of two groups.
+    #[test]
+    fn when_quiet_both_are_equal_with_what_is_shared(acts in sharing_acts(), whole_steps: bool) {
+        let mut simulation = Simulation::sharing();
+        simulation.subscriber.whole_steps = whole_steps;
+        acts.iter().for_each(|each| act(&mut simulation, each));
+        simulation.subscriber.tolerant = false;
+        simulation.settle();
+        prop_assert_eq!(simulation.actual(), simulation.expected());
+        simulation.subscriber.tolerant = true;
+        simulation.pass(301);
+        prop_assert_eq!(&simulation.actual(), &simulation.expected());
+        prop_assert_eq!(simulation.shown_at_publisher.revision, Some(simulation.publisher.revision()));
+        prop_assert!(simulation.shown_at_publisher.rejected.is_empty());
+        prop_assert_eq!(simulation.shown_at_publisher.behind, Behind::Current);
+        let listed = simulation.publisher.view.list();
+        let listed = listed.iter().map(|resource| (resource.id(), resource.version)).collect::<Vec<_>>();
+        prop_assert_eq!(listed, simulation.expected().into_iter().collect::<Vec<_>>());
+
+        // Who comes again is sent nothing.
+        let sent = simulation.sent();
+        simulation.connect();
+        simulation.settle();
+        prop_assert_eq!(simulation.sent(), sent);
+        simulation.restart_publisher();
+        simulation.settle();
+        prop_assert_eq!(simulation.sent(), sent);
     }
 
     /// After a disconnection of any length, and after a restart of either end, exactly what differs is sent.
@@ -310,6 +373,33 @@ fn a_subscriber_behind_the_forgotten_deletions_starts_anew() {
     simulation.settle();
     assert_eq!(simulation.actual(), simulation.expected());
     assert_eq!(simulation.sent() - sent, 1);
+}
+
+#[test]
+fn what_moves_between_two_groups_is_sent_as_far_as_it_differs() {
+    let mut simulation = Simulation::sharing();
+    simulation.subscriber.tolerant = true;
+    let same = (0..20).map(|number| (number, Some(1))).collect::<Vec<_>>();
+    let there = same.iter().copied().skip(5).chain([(40, Some(1)), (6, Some(2))]).collect();
+    act(&mut simulation, &Act::Change(true, there, vec![]));
+    act(&mut simulation, &Act::Change(false, same, vec![(50, Some(1))]));
+    simulation.settle();
+    assert_eq!(simulation.sent(), 21);
+    act(&mut simulation, &Act::Switch);
+    simulation.settle();
+    assert_eq!(simulation.actual(), simulation.expected());
+    assert_eq!((simulation.sent(), simulation.subscriber.held.len()), (23, 17));
+    // What is its own goes before what is shared, and what is shared comes back when it is gone.
+    act(&mut simulation, &Act::Change(true, vec![], vec![(7, Some(9))]));
+    simulation.settle();
+    assert_eq!(simulation.actual(), simulation.expected());
+    act(&mut simulation, &Act::Change(true, vec![(7, Some(11))], vec![]));
+    simulation.settle();
+    assert_eq!(simulation.sent(), 24);
+    act(&mut simulation, &Act::Change(true, vec![], vec![(7, None)]));
+    simulation.settle();
+    assert_eq!(simulation.actual(), simulation.expected());
+    assert_eq!((simulation.sent(), simulation.subscriber.held.len()), (25, 17));
 }
 
 #[test]
