@@ -98,6 +98,47 @@ pub(super) async fn call_all(target: &str) -> Result<()> {
     Ok(())
 }
 
+/// Everything at once, as `meridian-app grpc-load` says.
+pub(super) async fn load(
+    target: &str,
+    connections: usize,
+    streams: usize,
+    each: u32,
+    streaming: bool,
+) -> Result<()> {
+    let mut clients = Vec::new();
+    for _ in 0..connections {
+        clients.push(connect(target).await?);
+    }
+    let all =
+        clients.iter().flat_map(|client| (0..streams).map(|_| client.clone())).map(|client| async move {
+            if streaming { messages(client, each).await } else { calls(client, each).await }
+        });
+    let answered: u32 = futures::future::try_join_all(all).await?.into_iter().sum();
+    println!("{answered} answered");
+    Ok(())
+}
+
+async fn calls(mut client: EchoClient<tonic::transport::Channel>, each: u32) -> Result<u32> {
+    for count in 0..each {
+        let answer = client.unary(Message { text: "one".to_owned(), count }).await?.into_inner();
+        ensure!(answer.count == count, "unary: {answer:?}");
+    }
+    Ok(each)
+}
+
+async fn messages(mut client: EchoClient<tonic::transport::Channel>, each: u32) -> Result<u32> {
+    let (send, receive) = tokio::sync::mpsc::channel(1);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(receive);
+    let mut answers = client.bidirectional(stream).await?.into_inner();
+    for count in 0..each {
+        send.send(Message { text: "one".to_owned(), count }).await?;
+        let answer = answers.next().await.context("the stream ended")??;
+        ensure!(answer.count == count, "bidirectional: {answer:?}");
+    }
+    Ok(each)
+}
+
 /// Holds a bidirectional stream open; gives the reason of its end.
 pub(super) async fn hold(target: &str, busy: bool) -> Result<String> {
     let mut client = connect(target).await?;

@@ -69,6 +69,22 @@ pub enum App {
         #[arg(long = "record")]
         records: Vec<String>,
     },
+    /// Many gRPC calls at a time, or messages of streams that stay open; says how many were answered.
+    GrpcLoad {
+        #[arg(long)]
+        target: String,
+        #[arg(long, default_value_t = 4)]
+        connections: usize,
+        /// At a time on each connection.
+        #[arg(long, default_value_t = 25)]
+        streams: usize,
+        /// Calls, or messages, of each of these, one after the other.
+        #[arg(long)]
+        each: u32,
+        /// Messages of one stream in place of calls.
+        #[arg(long)]
+        streaming: bool,
+    },
     /// Makes all four gRPC calls and says what came back.
     GrpcClient {
         /// host:port
@@ -186,6 +202,9 @@ pub async fn run(app: App) -> Result<()> {
         App::Udp { listen } => tcp::serve_udp(listen).await,
         App::Grpc { listen } => grpc::serve(listen).await,
         App::Dns { listen, records } => dns::serve(listen, &records).await,
+        App::GrpcLoad { target, connections, streams, each, streaming } => {
+            grpc::load(&target, connections, streams, each, streaming).await
+        }
         App::GrpcClient { target } => grpc::call_all(&target).await,
         App::WebsocketClient { target } => websocket::exchange(&target).await,
         App::TcpClient { target, send, greeting } => client::tcp(&target, &send, greeting).await,

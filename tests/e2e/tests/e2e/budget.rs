@@ -13,6 +13,10 @@ use tokio::process::{Child, Command};
 /// Connections, requests, and system calls of the pair for one request, in tenths. One connection needs twelve: two times read,
 /// write and wait at each sidecar. Many share what goes between the sidecars, and the waits.
 const BUDGETS: [(usize, u64, u64); 2] = [(1, 1_000, 125), (32, 6_000, 65)];
+/// Whether messages of open streams in place of calls, how many at each of 100 streams, and system calls of the pair for one of them, in
+/// tenths: what many streams have to say at a time is one write, and a record. Slower machines write less often.
+const GRPC_BUDGETS: [(bool, u64, u64); 2] = [(false, 60, 12), (true, 120, 10)];
+const GRPC_STREAMS: u64 = 100;
 /// Heartbeats and the like, while a load lasts.
 const BESIDE: u64 = 300;
 
@@ -38,6 +42,37 @@ async fn a_request_stays_within_its_budget_of_system_calls() -> Result<()> {
         let most = requests * tenths / 10 + BESIDE;
         ensure!(calls <= most, "{calls} system calls for {requests} requests over {connections} connections");
         ensure!(calls * 2 > most, "lower the budget: {calls} system calls, {most} may be");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn grpc_stays_within_its_budget_of_system_calls() -> Result<()> {
+    let mut mesh = Mesh::start("grpc-budget", Backing::Sqlite, &["east"]).await?;
+    mesh.apply(EVERYTHING).await?;
+    let web = mesh.workload("east", &Workload::http("web-1", "web")).await?;
+    let greeter =
+        mesh.workload("east", &Workload::http("greeter-1", "greeter").speaking("grpc", "grpc")).await?;
+    let app = mesh.programs.app.display().to_string();
+    for (streaming, each, tenths) in GRPC_BUDGETS {
+        let number = each.to_string();
+        let mut words = vec![app.as_str(), "grpc-load", "--target", "greeter.mesh:80", "--each", &number];
+        words.extend(streaming.then_some("--streaming"));
+        let load = async || {
+            let (_, said) = web.app(&words).await?;
+            ensure!(said.contains(&format!("{} answered", each * GRPC_STREAMS)), "{said}");
+            Ok(())
+        };
+        until("all are answered", DEADLINE, load).await?;
+        let counts = [count(&web).await?, count(&greeter).await?];
+        load().await?;
+        let mut calls = 0;
+        for count in counts {
+            calls += count.end().await?;
+        }
+        let messages = each * GRPC_STREAMS;
+        println!("streaming {streaming}, {messages} messages: {calls} system calls");
+        ensure!(calls <= messages * tenths / 10 + BESIDE, "{calls} system calls for {messages} messages");
     }
     Ok(())
 }
