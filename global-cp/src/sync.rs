@@ -11,7 +11,7 @@ use meridian_api::report;
 use meridian_core::kinds::token_key::TokenPurpose;
 use meridian_delta::server::Connection;
 use meridian_delta::stream::{Hello, Message, Opened, Outbound};
-use meridian_delta::{Publisher, Subscriber};
+use meridian_delta::{PART, Publisher, Subscriber};
 use meridian_pki::link::ZoneClient;
 use meridian_proto::delta as wire;
 use meridian_store::{Author, Change, Expect, WriteError};
@@ -46,7 +46,7 @@ impl wire::sync_server::Sync for SyncService {
             .filter(|info| info.flow.global_to_zone || info.flow.across_zones)
             .map(|info| info.kind.as_str().into())
             .collect();
-        let publisher = Publisher { view, types, node: self.0.node(), peer: link.down.clone() };
+        let publisher = Publisher { view, types, part: PART, node: self.0.node(), peer: link.down.clone() };
         let (response, task) = publisher.answer(opened, stream.closing.clone());
         tokio::spawn(async move {
             let end = task.await;

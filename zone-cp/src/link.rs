@@ -9,7 +9,7 @@ use crate::intermediates::Signer;
 use crate::outgoing::Outgoing;
 use anyhow::Context;
 use meridian_delta::client::{Address, Authenticated, ConnectError, Connector};
-use meridian_delta::{Control, Node, Peer, Publisher, Subscriber, Version};
+use meridian_delta::{Control, Node, PART, Peer, Publisher, Subscriber, Version};
 use meridian_pki::link::{H2, ServerTrust, client_config};
 use meridian_pki::{
     Identity, IdentityHandle, PrivateKey, Renewal, certificates_from_pem, certificates_to_pem, renewal_time,
@@ -252,8 +252,13 @@ impl Link {
                 }
                 continue;
             };
-            let publisher =
-                Publisher { view, types: Vec::new(), node: self.0.node.clone(), peer: self.0.push.clone() };
+            let publisher = Publisher {
+                view,
+                types: Vec::new(),
+                part: PART,
+                node: self.0.node.clone(),
+                peer: self.0.push.clone(),
+            };
             tokio::select! {
                 () = self.0.connector.push(&publisher, shutdown.clone()) => {}
                 // The stream is dropped without a goodbye, and comes again with the new view.

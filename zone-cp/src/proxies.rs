@@ -19,7 +19,7 @@ use meridian_core::kinds::zone_egress::ZoneEgress;
 use meridian_core::kinds::zone_ingress::ZoneIngress;
 use meridian_delta::server::Connection;
 use meridian_delta::stream::{End, Opened, Outbound};
-use meridian_delta::{Control, Node, Peer, Publisher, Subscriber};
+use meridian_delta::{Control, Node, Peer, Publisher, SMALL_PART, Subscriber};
 use meridian_proto::delta as wire;
 use meridian_proto::delta::sync_server::Sync;
 use meridian_proxy_config::types;
@@ -303,6 +303,7 @@ impl Sync for Proxies {
         let publisher = Publisher {
             view: self.0.views.open(&key),
             types: Vec::new(),
+            part: SMALL_PART,
             node: self.0.node.clone(),
             peer: peer.clone(),
         };

@@ -4,8 +4,8 @@ use super::held::{Holding, Whole};
 use anyhow::Result;
 use meridian_delta::client::{Connector, TlsSource, TokenSource};
 use meridian_delta::{
-    Behind, Control, Encoded, Node, Peer, PeerState, Publisher, Revision, StoreId, Subscriber, Version, View,
-    ViewChange,
+    Behind, Control, Encoded, Node, PART, Peer, PeerState, Publisher, Revision, StoreId, Subscriber, Version,
+    View, ViewChange,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,10 +22,18 @@ pub(super) struct Simulated {
 }
 
 /// What a peer subscribes to and publishes; empty: all.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Types {
     pub(super) pulled: Vec<Arc<str>>,
     pub(super) pushed: Vec<Arc<str>>,
+    /// What is pushed is cut at so many bytes.
+    pub(super) part: usize,
+}
+
+impl Default for Types {
+    fn default() -> Self {
+        Self { pulled: Vec::new(), pushed: Vec::new(), part: PART }
+    }
 }
 
 impl Simulated {
@@ -55,6 +63,7 @@ impl Simulated {
         let publisher = Publisher {
             view: Arc::clone(&self.view),
             types: types.pushed.clone(),
+            part: types.part,
             node: node.clone(),
             peer: self.pushed.clone(),
         };

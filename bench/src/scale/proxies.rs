@@ -5,7 +5,7 @@ use super::peer::{Simulated, Types};
 use super::plane::Plane;
 use anyhow::{Context, Result};
 use meridian_core::{Key, Kind, Resource};
-use meridian_delta::Encoded;
+use meridian_delta::{Encoded, SMALL_PART};
 use meridian_pki::link::{H2, client_config};
 use meridian_pki::{Identity, PrivateKey};
 use meridian_proto::identity::SignLeafRequest;
@@ -115,6 +115,7 @@ impl Fleet {
         let types = Types {
             pulled: text(&types::ALL),
             pushed: text(&["Dataplane", report_types::STATUS, report_types::DENIALS]),
+            part: SMALL_PART,
         };
         for proxy in &self.proxies {
             proxy.connect(&types, &self.common)?;

@@ -5,7 +5,7 @@ use meridian_api::wire;
 use meridian_core::{Key, Kind, Resource};
 use meridian_delta::client::Connector;
 use meridian_delta::{
-    Batch, Control, Encoded, Id, Node, Peer, Position, Publisher, Rejected, Resume, Revision, Sink,
+    Batch, Control, Encoded, Id, Node, PART, Peer, Position, Publisher, Rejected, Resume, Revision, Sink,
     SinkError, StoreId, Subscriber, View, ViewChange,
 };
 use meridian_pki::link::{H2, ServerTrust, client_config};
@@ -158,7 +158,8 @@ impl Disk {
             peer: down.clone(),
             control: control.clone(),
         };
-        let publisher = Publisher { view: Arc::clone(&self.view), types: Vec::new(), node, peer: up.clone() };
+        let publisher =
+            Publisher { view: Arc::clone(&self.view), types: Vec::new(), part: PART, node, peer: up.clone() };
         let (pull, pull_closing) = (connector.clone(), closing.clone());
         let push_closing = closing.clone();
         let tasks = vec![

@@ -25,6 +25,7 @@ pub use data::{
 };
 pub use index::Deletions;
 pub use peer::{Behind, Counters, Node, Peer, PeerState, Rejected};
+pub use protocol::{PART, SMALL_PART};
 pub use publish::Publisher;
 pub use subscribe::{Batch, Control, Resume, Sink, SinkError, Subscriber};
 pub use view::{Changing, Shared, View, ViewChange};

@@ -20,6 +20,8 @@ pub struct Publisher {
     pub view: Arc<View>,
     /// The types it speaks for: what the peer holds of others stays. Empty: all.
     pub types: Vec<Arc<str>>,
+    /// Updates are cut at so many bytes: [`crate::PART`], or [`crate::SMALL_PART`] to many peers that are near.
+    pub part: usize,
     /// This process.
     pub node: Node,
     /// Where the peer's state is shown.
@@ -74,7 +76,8 @@ pub(crate) async fn publish(
         Pace::Beat => (Some(stream::beat()), None),
         Pace::With(pulse) => (None, Some(pulse)),
     };
-    let session = PublisherSession::new(&publisher.types, publisher.node.clone(), beat, now());
+    let session =
+        PublisherSession::new(&publisher.types, publisher.node.clone(), publisher.part, beat, now());
     let changed = publisher.view.watch();
     let peer = publisher.peer.begin();
     let mut stream = Stream {

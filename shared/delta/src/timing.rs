@@ -43,7 +43,13 @@ fn pipe<M: Send + 'static>() -> Pipe<M> {
 }
 
 fn publisher(view: &Arc<View>) -> Publisher {
-    Publisher { view: view.clone(), types: Vec::new(), node: Node::default(), peer: Peer::new() }
+    Publisher {
+        view: view.clone(),
+        types: Vec::new(),
+        part: crate::PART,
+        node: Node::default(),
+        peer: Peer::new(),
+    }
 }
 
 fn subscriber(gate: Gate) -> Subscriber<Gate> {

@@ -11,8 +11,8 @@ use meridian_auth::{DataplaneClaims, SigningKey};
 use meridian_core::{Key, Resource};
 use meridian_delta::client::{Address, Connector};
 use meridian_delta::{
-    Batch, Control, Encoded, Peer, Publisher, Rejected, Resume, Revision, Sink, SinkError, Subscriber, View,
-    ViewChange,
+    Batch, Control, Encoded, Peer, Publisher, Rejected, Resume, Revision, SMALL_PART, Sink, SinkError,
+    Subscriber, View, ViewChange,
 };
 use meridian_pki::link::{ServerTrust, client_config};
 use meridian_pki::{PrivateKey, RootCa, TrustStore, Usage, certificates_to_pem};
@@ -270,8 +270,13 @@ impl Proxy {
         view.replace(Revision(1), [own]);
         let (sender, received) = watch::channel(Received::new());
         let (pushed, pulled, closing) = (Peer::new(), Peer::new(), CancellationToken::new());
-        let publisher =
-            Publisher { view: view.clone(), types: Vec::new(), node: node.clone(), peer: pushed.clone() };
+        let publisher = Publisher {
+            view: view.clone(),
+            types: Vec::new(),
+            part: SMALL_PART,
+            node: node.clone(),
+            peer: pushed.clone(),
+        };
         let mut subscriber = Subscriber {
             sink: Collect(sender),
             types: Vec::new(),

@@ -15,6 +15,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
+pub use parts::{PART, SMALL_PART};
 pub(crate) use publisher::{Next, PublisherSession, TooOld};
 pub(crate) use subscriber::SubscriberSession;
 

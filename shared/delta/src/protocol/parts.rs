@@ -8,26 +8,38 @@ use meridian_proto::delta as wire;
 use crate::data::{Encoded, Id, Version};
 use crate::peer::Rejected;
 
-/// Messages are cut at this many bytes, well below what is allowed: on a slow link a message must come through before
-/// the peer counts as silent (256 KiB in 15 s is 140 kbit/s), and a heartbeat waits behind it.
-const MAX_PART: usize = 256 * 1024;
+/// Updates are cut at this many bytes, well below what is allowed: on a slow link a message must come through before
+/// the peer counts as silent (256 KiB in 15 s is 140 kbit/s), and a heartbeat waits behind it. Each is acknowledged before the next
+/// is sent, which takes the link's round trip.
+pub const PART: usize = 256 * 1024;
+
+/// The same for a publisher with thousands of peers that are near: each stream keeps, at both ends, a buffer as long as its longest message
+/// was, for as long as it lasts. With room for what is around an update in 16 KiB.
+pub const SMALL_PART: usize = 15 * 1024;
+
+/// What is not acknowledged is cut at this many bytes.
+const UNACKNOWLEDGED_PART: usize = SMALL_PART;
 
 /// An update that is being filled.
-#[derive(Default)]
 pub(super) struct Filling {
+    limit: usize,
     size: usize,
     pub(super) upserts: Vec<Arc<Encoded>>,
     pub(super) removals: Vec<(Id, wire::Cause)>,
 }
 
 impl Filling {
+    pub(super) fn new(limit: usize) -> Filling {
+        Filling { limit, size: 0, upserts: Vec::new(), removals: Vec::new() }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.upserts.is_empty() && self.removals.is_empty()
     }
 
     /// Whether `cost` bytes more go into this update. An empty one takes anything: a resource alone fits a message.
     pub(super) fn fits(&self, cost: usize) -> bool {
-        self.is_empty() || self.size + cost <= MAX_PART
+        self.is_empty() || self.size + cost <= self.limit
     }
 
     pub(super) fn upsert(&mut self, resource: &Arc<Encoded>) {
@@ -63,7 +75,7 @@ impl Listing {
     pub(super) fn next_part(&mut self) -> wire::Have {
         let mut held = Vec::new();
         let mut size = 0;
-        while size < MAX_PART {
+        while size < UNACKNOWLEDGED_PART {
             let Some((id, version)) = self.0.pop_front() else { break };
             size += id.cost() + version.0.len();
             held.push(wire::Held {
@@ -86,7 +98,7 @@ impl Verdict {
     pub(super) fn next_part(&mut self) -> wire::Ack {
         let mut rejected = Vec::new();
         let mut size = 0;
-        while size < MAX_PART {
+        while size < UNACKNOWLEDGED_PART {
             let Some(next) = self.rejected.pop_front() else { break };
             size += next.id.cost() + next.reason.len() + next.version.0.len();
             rejected.push(wire::Rejection {

@@ -30,6 +30,7 @@ const SCAN: usize = 2048;
 pub(crate) struct PublisherSession {
     beat: Option<Instant>,
     nudged: bool,
+    part: usize,
     types: BTreeSet<Arc<str>>,
     node: Node,
     greeted: Greeted,
@@ -112,16 +113,19 @@ struct Seen {
 }
 
 impl PublisherSession {
-    /// `beat`: heartbeats are due a multiple of [`HEARTBEAT`] after that, so that many streams of a process wake it once.
+    /// `beat`: heartbeats are due a multiple of [`HEARTBEAT`] after that, so that many streams of a process wake it once. `part`:
+    /// updates are cut at so many bytes.
     pub(crate) fn new(
         types: &[Arc<str>],
         node: Node,
+        part: usize,
         beat: Option<Instant>,
         now: Instant,
     ) -> PublisherSession {
         PublisherSession {
             beat,
             nudged: false,
+            part,
             types: types.iter().cloned().collect(),
             node,
             greeted: Greeted::No,
@@ -385,7 +389,7 @@ impl PublisherSession {
         if !contents.reaches(self.cursor, self.since) {
             return Err(TooOld);
         }
-        let mut filling = Filling::default();
+        let mut filling = Filling::new(self.part);
         self.fill_retries(contents, now, &mut filling);
         let whole = self.fill_changes(contents, &mut filling) && self.fill_absent(contents, &mut filling);
         if filling.is_empty() && !(whole && self.mid_step) {
@@ -579,7 +583,7 @@ mod tests {
     fn a_nudge_brings_a_heartbeat_forward_that_is_due_soon() {
         let began = Instant::now();
         let view = crate::View::new(crate::StoreId([1; 16]), Revision(1));
-        let mut session = PublisherSession::new(&[], Node::default(), None, began);
+        let mut session = PublisherSession::new(&[], Node::default(), crate::PART, None, began);
         session.greeted = Greeted::Yes;
         session.announced = Some((Revision(1), true));
         let due = |session: &PublisherSession| view.read(|contents| session.heartbeat_at(contents)).unwrap();

@@ -9,7 +9,7 @@ use prost::Message as _;
 use wire::publisher_message::Message as FromPublisher;
 use wire::subscriber_message::Message as FromSubscriber;
 
-use super::{Next, PublisherSession, SubscriberSession, TooOld};
+use super::{Next, PART, PublisherSession, SubscriberSession, TooOld};
 use crate::data::{Encoded, Id, MAX_MESSAGE, Position, Revision, StoreId, Version};
 use crate::index::Deletions;
 use crate::peer::{Node, PeerState, Rejected};
@@ -33,6 +33,8 @@ pub(super) struct Simulation {
     pub(super) subscriber: Holder,
     /// The subscriber speaks on this beat, as a server's does.
     pub(super) beat: Option<Instant>,
+    /// Updates are cut at so many bytes.
+    pub(super) part: usize,
     pub(super) link: Option<Link>,
     pub(super) shown_at_publisher: PeerState,
     pub(super) shown_at_subscriber: PeerState,
@@ -87,6 +89,7 @@ impl Simulation {
             publisher: Process::new(mode),
             subscriber: Holder::default(),
             beat: None,
+            part: PART,
             link: None,
             shown_at_publisher: PeerState::default(),
             shown_at_subscriber: PeerState::default(),
@@ -107,7 +110,7 @@ impl Simulation {
         let resume = Resume { position: self.subscriber.position, have };
         let equal = self.shown_at_subscriber.behind.then(self.now);
         self.link = Some(Link {
-            publisher: PublisherSession::new(&[], Node::default(), None, self.now),
+            publisher: PublisherSession::new(&[], Node::default(), self.part, None, self.now),
             subscriber: SubscriberSession::new(&[], Node::default(), resume, equal, self.beat, self.now),
             down: VecDeque::new(),
             up: VecDeque::new(),

@@ -142,8 +142,9 @@ proptest! {
 
     /// The same where much of what is shown is shared, with either of two groups.
     #[test]
-    fn when_quiet_both_are_equal_with_what_is_shared(acts in sharing_acts(), whole_steps: bool) {
+    fn when_quiet_both_are_equal_with_what_is_shared(acts in sharing_acts(), whole_steps: bool, part in 1..2000usize) {
         let mut simulation = Simulation::sharing();
+        simulation.part = part;
         simulation.subscriber.whole_steps = whole_steps;
         acts.iter().for_each(|each| act(&mut simulation, each));
         simulation.subscriber.tolerant = false;

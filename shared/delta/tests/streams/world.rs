@@ -10,8 +10,8 @@ use meridian_delta::client::{Address, Connector};
 use meridian_delta::server::{Connection, Limits, serve};
 use meridian_delta::stream::{End, Opened, Outbound};
 use meridian_delta::{
-    Batch, Control, Encoded, Id, Node, Peer, Position, Publisher, Rejected, Resume, Revision, Sink,
-    SinkError, StoreId, Subscriber, Version, View, ViewChange,
+    Batch, Control, Encoded, Id, Node, PART, Peer, Position, Publisher, Rejected, Resume, Revision,
+    SMALL_PART, Sink, SinkError, StoreId, Subscriber, Version, View, ViewChange,
 };
 use meridian_proto::delta::sync_server::{Sync, SyncServer};
 use meridian_proto::delta::{PublisherMessage, SubscriberMessage};
@@ -146,6 +146,7 @@ impl Sync for Called {
         let publisher = Publisher {
             view: self.view.clone(),
             types: Vec::new(),
+            part: PART,
             node: Node::default(),
             peer: self.pulled.clone(),
         };
@@ -305,6 +306,7 @@ impl World {
         let publisher = Publisher {
             view: self.view.clone(),
             types: Vec::new(),
+            part: SMALL_PART,
             node: self.node.clone(),
             peer: self.pushed.clone(),
         };

@@ -3,8 +3,8 @@
 use super::{Control, Registration};
 use futures::FutureExt;
 use meridian_delta::{
-    Batch, Behind, Control as Operator, Encoded, Peer, Position, Publisher, Rejected, Resume, Revision, Sink,
-    SinkError, StoreId, Subscriber, Version, View, ViewChange,
+    Batch, Behind, Control as Operator, Encoded, Peer, Position, Publisher, Rejected, Resume, Revision,
+    SMALL_PART, Sink, SinkError, StoreId, Subscriber, Version, View, ViewChange,
 };
 use meridian_proxy_config::{report_types, types};
 use std::{
@@ -172,6 +172,7 @@ pub(super) async fn push(control: Arc<Control>, closing: CancellationToken) {
     let publisher = Publisher {
         view: control.stream.view.clone(),
         types: [own, report_types::STATUS, report_types::DENIALS].map(Into::into).to_vec(),
+        part: SMALL_PART,
         node: control.node.clone(),
         peer: control.stream.pushed.clone(),
     };

@@ -8,8 +8,8 @@ use futures::{SinkExt, StreamExt, channel::mpsc, lock::Mutex as AsyncMutex};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use meridian_delta::{
-    Batch, Control as Operator, Encoded, Id, Node, Peer, Publisher, Rejected, Resume, Revision, Sink,
-    SinkError, StoreId, Subscriber, View,
+    Batch, Control as Operator, Encoded, Id, Node, Peer, Publisher, Rejected, Resume, Revision, SMALL_PART,
+    Sink, SinkError, StoreId, Subscriber, View,
     client::Connector,
     server::{Connection, Limits, serve},
     stream::{Opened, Outbound},
@@ -149,7 +149,9 @@ impl sync_server::Sync for Plane {
         let opened = Opened::read(request.into_inner()).await?;
         assert_eq!(opened.hello.node.name, "default/backend-1");
         let (view, peer) = (self.view.clone(), self.pulled.clone());
-        Ok(Publisher { view, types: Vec::new(), node: Node::default(), peer }.answer(opened, closing).0)
+        Ok(Publisher { view, types: Vec::new(), part: SMALL_PART, node: Node::default(), peer }
+            .answer(opened, closing)
+            .0)
     }
 
     async fn push(
