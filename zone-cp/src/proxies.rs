@@ -183,7 +183,8 @@ impl Proxies {
     /// again.
     async fn removed(&self, keys: Vec<Key>) {
         let _writing = self.0.writing.lock().await;
-        // It may have registered again since: its resource is in the store then, and what is compiled follows.
+        // It may have registered again since: its resource is in the store then. Who followed what was compiled of the old one is
+        // told to come again.
         let mut gone = BTreeSet::new();
         for key in keys {
             match self.0.store.get(&key).await {

@@ -24,7 +24,7 @@ pub(crate) struct Contents<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Switched {
     pub(crate) at: Order,
-    /// The last change before.
+    /// Streams that have not come so far begin anew.
     pub(crate) end: Order,
 }
 
@@ -75,8 +75,18 @@ impl<'a> Contents<'a> {
     /// be told the rest.
     pub(crate) fn reaches(&self, cursor: Order, since: Order) -> bool {
         let known = cursor.max(since);
-        let remembered = self.own.reaches(known) && self.shared.is_none_or(|shared| shared.reaches(known));
+        let shared = self.of_shared(known, since);
+        let remembered = self.own.reaches(known) && self.shared.is_none_or(|index| index.reaches(shared));
         remembered && self.switched.is_none_or(|switched| since >= switched.at || cursor >= switched.end)
+    }
+
+    /// The place in the order from which on a stream reads what is shared now. Who read what was shared before is told by the
+    /// view's own index how that differs.
+    fn of_shared(&self, cursor: Order, since: Order) -> Order {
+        match self.switched {
+            Some(Switched { at, .. }) if since < at => cursor.max(at),
+            _ => cursor,
+        }
     }
 
     pub(crate) fn get(&self, type_: &str, name: &str) -> Option<&'a Arc<Encoded>> {
@@ -96,7 +106,8 @@ impl<'a> Contents<'a> {
         let (own, shared) = (self.own, self.shared);
         let mine =
             own.after(cursor).map(move |(order, entered)| (order, at_own(shared, order, entered, since)));
-        let theirs = shared.into_iter().flat_map(move |shared| shared.after(cursor));
+        let from = self.of_shared(cursor, since);
+        let theirs = shared.into_iter().flat_map(move |shared| shared.after(from));
         let theirs = theirs.map(move |(order, entered)| (order, at_shared(own, entered)));
         Merged { first: mine.peekable(), second: theirs.peekable() }
     }

@@ -228,7 +228,7 @@ impl Index {
     }
 
     /// Entering in order leaves the trees' nodes half empty, and a view that was filled at once changes little.
-    fn pack(&mut self) {
+    pub(crate) fn pack(&mut self) {
         self.order = std::mem::take(&mut self.order).into_iter().collect();
         for names in self.slots.values_mut() {
             *names = std::mem::take(names).into_iter().collect();

@@ -13,6 +13,7 @@ mod monitor;
 pub mod peer;
 pub mod protocol;
 pub mod publish;
+mod released;
 pub mod server;
 pub mod stream;
 pub mod subscribe;

@@ -112,6 +112,7 @@ struct Stream<'a> {
 
 impl Stream<'_> {
     async fn run(&mut self) -> End {
+        self.leave_if_retired();
         loop {
             self.show();
             let end = match self.turn().await {
@@ -151,7 +152,7 @@ impl Stream<'_> {
                     Err(TooOld) => return Err(Lost::TooOld),
                 }
             }
-            _ = self.changed.changed() => {}
+            _ = self.changed.changed() => self.leave_if_retired(),
             () = pulsed(&mut self.pulse) => self.session.nudge(now()),
             () = tokio::time::sleep_until(wake.into()) => {
                 if self.session.is_dead(now()) {
@@ -160,6 +161,12 @@ impl Stream<'_> {
             }
         }
         Ok(())
+    }
+
+    fn leave_if_retired(&mut self) {
+        if self.view.is_retired() && !self.session.is_closing() {
+            self.session.close("what it shows is made anew");
+        }
     }
 
     fn show(&mut self) {

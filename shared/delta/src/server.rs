@@ -3,6 +3,7 @@
 //! hyper is driven at connection level: tonic's own server reads its certificates once, and its connections have no
 //! age that a stream hears of.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tower::ServiceExt;
+
+use crate::released::Released;
 
 /// Asked at each connection, so that renewed certificates and trust are used without a restart. ALPN is set here.
 pub type TlsSource = Arc<dyn Fn() -> Arc<ServerConfig> + Send + Sync>;
@@ -190,7 +193,8 @@ impl Server {
             tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
                 used.store(true, Ordering::Relaxed);
                 request.extensions_mut().insert(connection.clone());
-                routes.clone().oneshot(request)
+                let response = routes.clone().oneshot(request);
+                async move { Ok::<_, Infallible>(response.await?.map(Released::new)) }
             })
         };
         let serving =

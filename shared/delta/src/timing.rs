@@ -193,6 +193,23 @@ async fn who_leaves_says_goodbye() {
     assert!(!pair.published.state().connected);
 }
 
+/// A view that nobody changes any more must not be taken for one that does not change.
+#[tokio::test(start_paused = true)]
+async fn streams_of_a_retired_view_end() {
+    let pair = Pair::new();
+    pair.subscribed.watch().wait_for(|state| state.behind == Behind::Current).await.unwrap();
+    pair.view.retire();
+    assert!(matches!(pair.publishing.await.unwrap(), End::Closed));
+    assert!(matches!(pair.subscribing.await.unwrap(), End::Goodbye(_)));
+    // Nor may one begin.
+    let late = publisher(&pair.view);
+    let (down, from_publisher) = pipe::<wire::PublisherMessage>();
+    let _reading = tokio::spawn(from_publisher.for_each(|_| async {}));
+    let (_up, from_subscriber) = pipe::<wire::SubscriberMessage>();
+    let end = publish(&late, from_subscriber, down, CancellationToken::new(), Pace::Beat).await;
+    assert!(matches!(end, End::Closed), "{end:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_dies_late_does_not_hide_its_successor() {
     let peer = Peer::new();

@@ -12,7 +12,7 @@ use crate::index::{Deletions, Index, Order};
 /// The publisher's side for one audience: a proxy, or all who get the same.
 ///
 /// A new view is *pending*: its streams stay silent until it is first given its contents by [`View::replace`],
-/// [`View::apply`] or [`View::advance`]. So a publisher that still loads, or a proxy that is not registered yet, can't
+/// [`View::share`], [`View::apply`] or [`View::advance`]. So a publisher that still loads, or a proxy that is not registered yet, can't
 /// be taken for one that has nothing. Cloning the `Arc` is how it is shared; the lock inside is held only to change the
 /// index or to read one message's worth of it.
 pub struct View {
@@ -24,12 +24,17 @@ struct Layers {
     own: Index,
     shared: Option<Arc<Shared>>,
     switched: Option<Switched>,
+    retired: bool,
 }
+
+/// Where more than so many names are something else because something else is shared, streams begin anew: what is remembered of
+/// them would be more than a view has of its own.
+const MANY: usize = 256;
 
 /// What many views have in common, kept once: each shows it beside what is its own, and what is its own goes before.
 ///
 /// Whoever changes it also changes the views that show it, and is alone in that. Streams wait while a
-/// [`Changing`] lasts: what is changed here and in a view together is one step to them.
+/// [`Changing`] lasts, of which there is one at a time: what is changed here and in a view together is one step to them.
 pub struct Shared(RwLock<Common>);
 
 struct Common {
@@ -72,7 +77,12 @@ impl Shared {
 
 impl Changing {
     pub fn apply(&self, revision: Revision, changes: impl IntoIterator<Item = ViewChange>) {
-        self.0.write().index.apply(revision, changes);
+        let index = &mut self.0.write().index;
+        let fills = index.len() == 0;
+        index.apply(revision, changes);
+        if fills {
+            index.pack();
+        }
     }
 }
 
@@ -115,7 +125,7 @@ impl View {
     }
 
     fn with(index: Index) -> Arc<View> {
-        let layers = Layers { own: index, shared: None, switched: None };
+        let layers = Layers { own: index, shared: None, switched: None, retired: false };
         Arc::new(View { layers: Mutex::new(layers), changed: watch::Sender::new(0) })
     }
 
@@ -126,13 +136,13 @@ impl View {
         self.change(|index| index.apply(revision, changes));
     }
 
-    /// Makes `resources` the whole contents: what is equal stays untouched, what is not named goes, as a known deletion.
+    /// Makes `resources` all that is its own: what is equal stays untouched, what is not named goes, as a known deletion.
     pub fn replace(&self, revision: Revision, resources: impl IntoIterator<Item = Arc<Encoded>>) {
         self.change(|index| index.replace(revision, resources));
     }
 
-    /// Makes `shared` and `resources` the whole contents, in one step. What is shared now and was there before, wherever, is
-    /// not sent again.
+    /// Makes `shared` and `resources` the whole contents, in one step: what `shared` is now, and what was shared before it is
+    /// changed. What was there before and is shared now is not sent again, but for streams that were behind: they begin anew.
     pub fn share(
         &self,
         revision: Revision,
@@ -141,19 +151,34 @@ impl View {
     ) {
         {
             let mut layers = self.lock();
-            let (before, end): (HashMap<Id, Version>, _) = layers.read(|contents| {
+            let (before, last): (HashMap<Id, Version>, _) = layers.read(|contents| {
                 (contents.iter().map(|it| (it.id(), it.version)).collect(), contents.last())
             });
             let was_read = layers.own.ready;
             layers.own.replace(revision, resources);
             layers.shared = Some(shared);
             if was_read {
-                layers.switched = Some(Switched { at: Order::next(), end });
+                let at = Order::next();
                 let changed = layers.read(|contents| changed(contents, before));
-                changed.iter().for_each(|id| layers.own.touch(revision, id));
+                let few = changed.len() <= MANY;
+                // What was to be told of an earlier one is still to be told.
+                let behind = layers.switched.map_or(last, |earlier| earlier.end.max(last));
+                layers.switched = Some(Switched { at, end: if few { behind } else { at } });
+                let told = changed.iter().filter(|_| few);
+                told.for_each(|id| layers.own.touch(revision, id));
             }
         }
         self.wake();
+    }
+
+    /// Nobody changes it any more: its streams end, and their subscribers come again.
+    pub fn retire(&self) {
+        self.lock().retired = true;
+        self.wake();
+    }
+
+    pub(crate) fn is_retired(&self) -> bool {
+        self.lock().retired
     }
 
     /// What it shares has changed: its streams look again.
@@ -209,7 +234,7 @@ impl View {
         self.lock().own.len()
     }
 
-    /// Deletions that are remembered, each until the history is forgotten up to it or there are too many.
+    /// Deletions of its own that are remembered, each until the history is forgotten up to it or there are too many.
     pub fn tombstones(&self) -> usize {
         self.lock().own.tombstones()
     }

@@ -572,6 +572,19 @@ fn timeout(name: &str, spec: serde_json::Value) -> Resource {
     global("MeshTimeout", "default", name, spec)
 }
 
+#[test]
+fn a_view_that_is_waited_for_is_not_forgotten() {
+    let views = Views::new(StoreId([1; 16]));
+    let key = sidecar("east", "web-1");
+    let (first, second) = (views.open(&key), views.open(&key));
+    drop(first);
+    views.forget_pending(&key);
+    assert!(Arc::ptr_eq(&views.open(&key), &second));
+    drop(second);
+    views.forget_pending(&key);
+    assert!(views.all.lock().unwrap().is_empty());
+}
+
 /// Else a zone of a thousand services would need a thousand times their names for each of its sidecars.
 #[test]
 fn what_sidecars_of_a_mesh_all_hold_is_kept_once() {

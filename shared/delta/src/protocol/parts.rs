@@ -13,12 +13,12 @@ use crate::peer::Rejected;
 /// is sent, which takes the link's round trip.
 pub const PART: usize = 256 * 1024;
 
-/// The same for a publisher with thousands of peers that are near: each stream keeps, at both ends, a buffer as long as its longest message
-/// was, for as long as it lasts. With room for what is around an update in 16 KiB.
-pub const SMALL_PART: usize = 15 * 1024;
+/// The same for a publisher with thousands of peers that are near. Each update on its way is a buffer of its own, and the receiving end
+/// of a stream keeps one as long as the longest was. What fits is seen whole, though, which not all of a step in several parts is.
+pub const SMALL_PART: usize = 64 * 1024;
 
-/// What is not acknowledged is cut at this many bytes.
-const UNACKNOWLEDGED_PART: usize = SMALL_PART;
+/// What is not acknowledged is cut at this many bytes: nothing waits for it, and the receiving end keeps a buffer as long.
+const UNACKNOWLEDGED_PART: usize = 12 * 1024;
 
 /// An update that is being filled.
 pub(super) struct Filling {

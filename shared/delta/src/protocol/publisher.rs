@@ -400,14 +400,16 @@ impl PublisherSession {
 
     fn fill_retries(&mut self, contents: &Contents<'_>, now: Instant, filling: &mut Filling) {
         for (id, version) in self.refusals.due(now) {
-            // If it has changed, or gone, the order says so.
             let same = contents.get(&id.type_, &id.name).filter(|resource| resource.version == version);
-            if let Some(resource) = same {
-                if !filling.fits(resource.cost()) {
-                    return;
-                }
-                filling.upsert(resource);
+            let Some(resource) = same else {
+                // The order says what it is now. Should it become what it was, that is news.
+                self.refusals.clear(&id);
+                continue;
+            };
+            if !filling.fits(resource.cost()) {
+                return;
             }
+            filling.upsert(resource);
             self.refusals.retried(&id);
         }
     }
@@ -428,6 +430,8 @@ impl PublisherSession {
                             return false;
                         }
                         filling.upsert(resource);
+                        // Of another version, which may come back before this step is acknowledged.
+                        self.refusals.clear(&id);
                     }
                     self.have.remove(&id);
                 }
@@ -445,6 +449,7 @@ impl PublisherSession {
             }
             self.cursor = order;
         }
+        self.cursor = self.cursor.max(contents.now());
         true
     }
 

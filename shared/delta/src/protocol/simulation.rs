@@ -27,6 +27,9 @@ pub(super) fn resource(type_: &str, name: &str, value: u8) -> Arc<Encoded> {
     Encoded::new(type_, name, vec![value; size]).expect("below the limit")
 }
 
+/// Groups that a view may show.
+pub(super) const GROUPS: usize = 3;
+
 pub(super) struct Simulation {
     pub(super) now: Instant,
     pub(super) publisher: Process,
@@ -53,11 +56,11 @@ pub(super) struct Process {
     floor: Revision,
 }
 
-/// What is shared, what is the view's own, and which of the two it shows now.
+/// What each group shares, what is the view's own, and what of the first it shows now.
 #[derive(Default)]
 struct Groups {
-    shared: [BTreeMap<Id, Arc<Encoded>>; 2],
-    layers: Option<[Arc<Shared>; 2]>,
+    shared: [BTreeMap<Id, Arc<Encoded>>; GROUPS],
+    layers: Option<[Arc<Shared>; GROUPS]>,
     own: BTreeMap<Id, Arc<Encoded>>,
     current: usize,
 }
@@ -278,10 +281,10 @@ impl Process {
     }
 
     /// The view shows what another group shares.
-    pub(super) fn switch(&mut self) {
+    pub(super) fn switch(&mut self, group: usize) {
         self.revision.0 += 1;
         if let Some(groups) = &mut self.groups {
-            groups.current = 1 - groups.current;
+            groups.current = group;
         }
         self.show();
     }
