@@ -7,7 +7,7 @@
 use std::iter::Peekable;
 use std::sync::Arc;
 
-use crate::data::{Encoded, Id, Revision, StoreId};
+use crate::data::{Encoded, Id, Revision, StoreId, Version};
 use crate::index::{Deletions, Entered, Index, Order};
 
 /// A consistent reading of a view.
@@ -91,6 +91,12 @@ impl<'a> Contents<'a> {
 
     pub(crate) fn get(&self, type_: &str, name: &str) -> Option<&'a Arc<Encoded>> {
         self.own.get(type_, name).or_else(|| self.shared?.get(type_, name))
+    }
+
+    /// The version of a name, and its place in the order.
+    pub(crate) fn placed(&self, type_: &str, name: &str) -> Option<(Order, Version)> {
+        let at = |index: &Index| Some((index.order_of(type_, name)?, index.get(type_, name)?.version));
+        at(self.own).or_else(|| at(self.shared?))
     }
 
     /// By type and name where nothing is shared; else its own first.

@@ -23,7 +23,7 @@ pub enum Deletions {
 }
 
 /// A place in the order of changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(crate) struct Order(u64);
 
 /// Places that were given away.

@@ -141,7 +141,7 @@ impl Stream<'_> {
             () = self.closing.cancelled(), if !self.session.is_closing() => self.session.close("closing"),
             message = self.inbound.next() => {
                 let message = message.ok_or(Lost::Ended)?.map_err(|status| Lost::Status(Box::new(status)))?;
-                self.session.on_message(message, now())?;
+                self.view.read(|contents| self.session.on_message(message, contents, now()))?;
             }
             ready = self.outbound.ready(), if busy => {
                 ready?;

@@ -1,10 +1,10 @@
 //! The publisher's end of a stream: a cursor into the index of a view, and at most one update in flight.
 //!
 //! A new stream starts at the beginning of the order with what the subscriber says it holds, and skips what is equal;
-//! what the subscriber holds beyond that is absent here. From then on the order alone says what to send. So nothing is
+//! what the subscriber holds beyond that is absent here. Of what is equal, which is nearly all, only its place is kept. From then on the order alone says what to send. So nothing is
 //! kept a stream but the cursor, the resources of the step that is not acknowledged yet, and what was rejected.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,11 +37,14 @@ pub(crate) struct PublisherSession {
     stage: Stage,
     /// The subscriber's hello.
     peer: Hello,
-    /// What it holds and was not compared yet.
+    /// What it holds that is not equal here, or was not when it said so, and was not compared yet.
     have: BTreeMap<Id, Version>,
+    /// The places of what was equal, and was not passed yet.
+    equal: HashSet<Order>,
     held: usize,
     cursor: Order,
-    /// The order's end when the comparison began: only names that changed after may have been sent on this stream.
+    /// The order's end when it began to say what it holds: names that changed after may have been sent on this stream, or have been
+    /// equal before.
     since: Order,
     in_flight: Option<InFlight>,
     /// The last update said that more follows.
@@ -132,6 +135,7 @@ impl PublisherSession {
             stage: Stage::Hello,
             peer: Hello::default(),
             have: BTreeMap::new(),
+            equal: HashSet::new(),
             held: 0,
             cursor: Order::default(),
             since: Order::default(),
@@ -158,6 +162,7 @@ impl PublisherSession {
     pub(crate) fn on_message(
         &mut self,
         message: wire::SubscriberMessage,
+        contents: &Contents<'_>,
         now: Instant,
     ) -> Result<(), Violation> {
         self.heard = now;
@@ -168,7 +173,7 @@ impl PublisherSession {
             return Ok(());
         }
         match message.message {
-            Some(In::Have(have)) => self.on_have(have),
+            Some(In::Have(have)) => self.on_have(have, contents),
             Some(In::Ack(ack)) => self.on_ack(ack, now),
             Some(In::Status(status)) => {
                 self.on_status(status, now);
@@ -280,21 +285,32 @@ impl PublisherSession {
         state.rejected = self.refusals.shown();
     }
 
-    fn on_have(&mut self, have: wire::Have) -> Result<(), Violation> {
+    fn on_have(&mut self, have: wire::Have, contents: &Contents<'_>) -> Result<(), Violation> {
         if self.stage != Stage::Listing {
             return Err(Violation::Unexpected("more of what it holds after the last of it"));
         }
         if self.greeted != Greeted::Yes {
             return Err(Violation::Unexpected("what it holds before it could know the publisher's position"));
         }
+        if self.held == 0 {
+            self.since = contents.now();
+        }
         self.held = self.held.saturating_add(have.held.len());
         if self.held > MAX_HELD {
             return Err(Violation::TooMany(MAX_HELD));
         }
         for held in have.held {
-            let id = Id::from_wire(held.r#type, held.name)?;
-            if self.wants(&id.type_) {
-                self.have.insert(id, Version::from_wire(&held.version)?);
+            let version = Version::from_wire(&held.version)?;
+            match contents.placed(&held.r#type, &held.name) {
+                Some((order, here)) if here == version && self.wants(&held.r#type) => {
+                    self.equal.insert(order);
+                }
+                _ => {
+                    let id = Id::from_wire(held.r#type, held.name)?;
+                    if self.wants(&id.type_) {
+                        self.have.insert(id, version);
+                    }
+                }
             }
         }
         if have.last {
@@ -382,10 +398,6 @@ impl PublisherSession {
 
     /// The next update, if the subscriber lacks something.
     fn step(&mut self, contents: &Contents<'_>, now: Instant) -> Result<Next, TooOld> {
-        if self.stage == Stage::Comparing && self.cursor == Order::default() && self.since == Order::default()
-        {
-            self.since = contents.now();
-        }
         if !contents.reaches(self.cursor, self.since) {
             return Err(TooOld);
         }
@@ -423,7 +435,7 @@ impl PublisherSession {
             match at {
                 At::Present(resource) if self.wants(&resource.type_) => {
                     let id = resource.id();
-                    let held = self.have.get(&id) == Some(&resource.version);
+                    let held = self.equal.remove(&order) || self.have.get(&id) == Some(&resource.version);
                     let refused = self.refusals.holds(&id, resource);
                     if !held && !refused {
                         if !filling.fits(resource.cost()) {
@@ -458,6 +470,8 @@ impl PublisherSession {
         if self.stage == Stage::Live {
             return true;
         }
+        // What else was equal has another place by now, and was met there.
+        self.equal = HashSet::new();
         let cause = self.cause_of_absence(contents);
         while let Some(entry) = self.have.first_entry() {
             if !filling.fits(entry.key().cost()) {

@@ -163,7 +163,7 @@ impl Simulation {
             },
             1 => link.publisher_message_arrives(self.now),
             2 => link.subscriber_sends(self.now),
-            3 => link.subscriber_message_arrives(self.now),
+            3 => link.subscriber_message_arrives(&self.publisher.view, self.now),
             4 => link.sink_begins(),
             _ => link.sink_ends(&mut self.subscriber, self.now),
         };
@@ -447,12 +447,13 @@ impl Link {
         true
     }
 
-    fn subscriber_message_arrives(&mut self, now: Instant) -> bool {
+    fn subscriber_message_arrives(&mut self, view: &View, now: Instant) -> bool {
         let Some(message) = self.up.pop_front() else { return false };
         if matches!(&message.message, Some(FromSubscriber::Ack(ack)) if !ack.more) {
             self.unacknowledged -= 1;
         }
-        self.publisher.on_message(message, now).expect("the subscriber keeps to the protocol");
+        view.read(|contents| self.publisher.on_message(message, contents, now))
+            .expect("the subscriber keeps to the protocol");
         true
     }
 
