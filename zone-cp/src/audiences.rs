@@ -480,8 +480,8 @@ impl News<'_> {
         // What moves from one unit to another of the same holder is not taken away: if it is the same there, nothing is sent.
         let given: HashSet<Id> = upserts.iter().map(|resource| resource.id()).collect();
         let removals = removals.into_iter().filter(|id| !given.contains(id)).map(ViewChange::Remove);
-        // What is new comes first: of a step in several parts nobody shall see only what went.
-        upserts.into_iter().map(ViewChange::Upsert).chain(removals).collect()
+        // What goes comes first: of a step in several parts, a host that is no longer allowed must not wait for the rest.
+        removals.chain(upserts.into_iter().map(ViewChange::Upsert)).collect()
     }
 
     /// Of units that were held before and are after. What is looked at is what there is less of.

@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,6 +20,10 @@ use tokio_rustls::rustls::ClientConfig;
 
 /// Latencies beyond this are counted as this.
 const LONGEST_MICROS: u64 = 60_000_000;
+/// A day, in seconds.
+const LONGEST_LOAD: f64 = 86_400.0;
+/// Requests a second: one in a quarter of an hour, and more than any machine sends.
+const RATES: RangeInclusive<f64> = 0.001..=1e8;
 /// Idle connections are opened so many at a time: all at once would measure a storm, and each pool at its largest.
 const OPENERS: usize = 16;
 
@@ -193,9 +198,17 @@ impl Tally {
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.connections > 0 && options.streams > 0, "there must be a connection and a stream");
     ensure!((options.protocol == Protocol::Https) == options.ca.is_some(), "--ca goes with https");
-    ensure!(options.seconds > 0.0, "--seconds must be more than 0");
-    ensure!(options.warm_up >= 0.0, "--warm-up can't be less than 0");
-    ensure!(options.rate.is_none_or(|rate| rate > 0.0), "--rate must be more than 0");
+    ensure!(
+        options.seconds > 0.0 && options.seconds <= LONGEST_LOAD,
+        "--seconds must be more than 0 and at most {LONGEST_LOAD}"
+    );
+    ensure!((0.0..=LONGEST_LOAD).contains(&options.warm_up), "--warm-up must be 0 to {LONGEST_LOAD}");
+    ensure!(
+        options.rate.is_none_or(|rate| RATES.contains(&rate)),
+        "--rate must be {} to {} requests a second",
+        RATES.start(),
+        RATES.end()
+    );
     let outcome = super::on_one_thread(async {
         match options.protocol {
             Protocol::Http1 | Protocol::Http1Close | Protocol::Https => {

@@ -13,8 +13,8 @@ use crate::index::{Deletions, Index, Order};
 ///
 /// A new view is *pending*: its streams stay silent until it is first given its contents by [`View::replace`],
 /// [`View::share`], [`View::apply`] or [`View::advance`]. So a publisher that still loads, or a proxy that is not registered yet, can't
-/// be taken for one that has nothing. Cloning the `Arc` is how it is shared; the lock inside is held only to change the
-/// index or to read one message's worth of it.
+/// be taken for one that has nothing. Cloning the `Arc` is how its streams have it; the lock inside is held only to
+/// change it or to read one message's worth of it.
 pub struct View {
     layers: Mutex<Layers>,
     changed: watch::Sender<u64>,
@@ -56,14 +56,6 @@ impl Shared {
     pub fn change(self: &Arc<Shared>) -> Changing {
         self.write().is_changing = true;
         Changing(Arc::clone(self))
-    }
-
-    pub fn len(&self) -> usize {
-        self.read().index.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Common> {

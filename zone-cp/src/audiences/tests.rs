@@ -572,6 +572,25 @@ fn timeout(name: &str, spec: serde_json::Value) -> Resource {
     global("MeshTimeout", "default", name, spec)
 }
 
+/// A long step is sent in parts: what is not allowed any more must not wait for its last one.
+#[test]
+fn what_goes_is_told_before_what_comes() {
+    let unit = |name: &str| Unit::Dataplane(sidecar("east", name));
+    let compiled = |name: &str| Compiled {
+        resources: vec![Encoded::new("Destination", name, "{}").unwrap()],
+        problems: Vec::new(),
+    };
+    let units = HashMap::from(["gone", "came"].map(|name| (unit(name), compiled(name))));
+    let news = News { units: &units, differences: HashMap::new(), old: &HashMap::new() };
+    let (before, after) = (BTreeSet::from([unit("gone")]), BTreeSet::from([unit("came")]));
+    let changes = news.of(&Holding::between(&before, &after));
+    let told = changes.iter().map(|change| match change {
+        ViewChange::Upsert(resource) => format!("+{}", resource.name),
+        ViewChange::Remove(id) => format!("-{}", id.name),
+    });
+    assert_eq!(told.collect::<Vec<_>>(), ["-gone", "+came"]);
+}
+
 #[test]
 fn a_view_that_is_waited_for_is_not_forgotten() {
     let views = Views::new(StoreId([1; 16]));

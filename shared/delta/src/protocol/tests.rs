@@ -29,6 +29,19 @@ enum Act {
     Switch(usize),
 }
 
+/// What happens to both ends and between them, whatever the publisher has.
+fn running() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        40 => (0..6u8).prop_map(Act::Step),
+        4 => Just(Act::Settle),
+        2 => Just(Act::Connect),
+        1 => Just(Act::Disconnect),
+        1 => Just(Act::RestartPublisher),
+        2 => (0..40u8).prop_map(Act::Wait),
+        1 => any::<bool>().prop_map(Act::Tolerate),
+    ]
+}
+
 /// Those of a view that shares what it shows.
 fn sharing_acts() -> impl Strategy<Value = Vec<Act>> {
     // Few values: what comes back to what it was, or is the same elsewhere, is what may go wrong.
@@ -37,13 +50,7 @@ fn sharing_acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         12 => (0..GROUPS, changes(), changes()).prop_map(|(group, shared, own)| Act::Change(group, shared, own)),
         4 => (0..GROUPS).prop_map(Act::Switch),
-        40 => (0..6u8).prop_map(Act::Step),
-        4 => Just(Act::Settle),
-        2 => Just(Act::Connect),
-        1 => Just(Act::Disconnect),
-        1 => Just(Act::RestartPublisher),
-        2 => (0..40u8).prop_map(Act::Wait),
-        1 => any::<bool>().prop_map(Act::Tolerate),
+        51 => running(),
     ];
     prop::collection::vec(act, 0..200)
 }
@@ -64,14 +71,8 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         8 => (0..32u8, 0..=255u8).prop_map(|(name, value)| Act::Put(name, value)),
         4 => (0..32u8).prop_map(Act::Delete),
         1 => Just(Act::PassRevision),
-        40 => (0..6u8).prop_map(Act::Step),
-        4 => Just(Act::Settle),
-        2 => Just(Act::Connect),
-        1 => Just(Act::Disconnect),
-        1 => Just(Act::RestartPublisher),
         1 => Just(Act::ForgetHistory),
-        2 => (0..40u8).prop_map(Act::Wait),
-        1 => any::<bool>().prop_map(Act::Tolerate),
+        51 => running(),
     ];
     prop::collection::vec(act, 0..200)
 }
